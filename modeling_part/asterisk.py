@@ -1,0 +1,458 @@
+"""Asterisk core sounds: the same recorded telephone prompts in English, Spanish, French, Italian and Russian.
+
+About 2,600 prompts by one professional speaker per language, two hours in all, 8 kHz. The same prompt identifiers in
+every language give each recording reference translations in the four others. Two commands prepare it:
+
+    python -m modeling_part.asterisk prepare data/asterisk     # whole prompts  -> data/asterisk/prompts/*.jsonl
+    python -m modeling_part.asterisk digits data/asterisk      # digit strings  -> data/asterisk/digits/*.jsonl
+
+Recordings: copyright Allison Smith (en, es) and June Wallack (fr), CC BY-SA 3.0; Carlo Flora (it) and Maxim Topal,
+ivrvoice.ru (ru), CC BY 3.0. `prepare` writes these credits to `CREDITS.md` beside what it makes.
+"""
+
+import argparse
+import gzip
+import hashlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .canonical import CorpusError, DataReport, audio_durations, speech_row, text_row, write_manifest
+
+LANGUAGES = ("en", "es", "fr", "it", "ru")
+SPLITS = ("train", "dev", "test")
+CORPUS = "asterisk"
+DIGITS_CORPUS = "asterisk-digits"
+TARBALL = "https://downloads.asterisk.org/pub/telephony/sounds/releases/asterisk-core-sounds-{}-wav-current.tar.gz"
+CREDITS = """# Credits
+
+The recordings and texts under this folder are the Asterisk core sounds, version 1.6.1, made for the Asterisk project
+(https://www.asterisk.org) with contributions by Digium, Inc.
+
+| language | recorded by | licence |
+| --- | --- | --- |
+| en, es | Allison Smith (http://www.theivrvoice.com) | CC BY-SA 3.0 |
+| fr (Canada) | June Wallack (http://www.junewallack.com); translated by Clod Patry, Kristopher Lalletti, June Wallack \
+| CC BY-SA 3.0 |
+| it | Carlo Flora (http://www.carloflora.com); translated by Silvia Petrin | CC BY 3.0 |
+| ru | provided by Maxim Topal (http://www.ivrvoice.ru) | CC BY 3.0 |
+
+Licences: https://creativecommons.org/licenses/by-sa/3.0/ and https://creativecommons.org/licenses/by/3.0/.
+Changes made here: `prompts` cleans the texts and leaves the recordings as they are; `digits` trims the recordings of
+single digits and joins them into strings. What is derived from the en, es and fr recordings stays under CC BY-SA 3.0.
+"""
+
+# ---------------------------------------------------------------------------------------------------------- texts
+
+
+def clean_text(prompt_id: str, text: str) -> str:
+    """The words that are spoken in one line of a core-sounds text file.
+
+    Quotation marks, ellipses, glosses of symbols ("equals [=]") and a repeated identifier go; casing, accents and
+    punctuation stay as written.
+
+    Raises:
+        `CorpusError`: nothing is spoken ("[ascending tones]"), or notes and symbols leave open what is.
+    """
+    text = re.split(r"\s+[a-z]+(?:[-/][\w-]+)+:\s", text.removeprefix(f"{prompt_id}:"))[0]
+    if re.fullmatch(r"\s*(\[.*\]|\(.*\)|<.*>)\s*", text):
+        raise CorpusError("a sound, not speech")
+    text = re.sub(r"\[[^\w\]]*\]", " ", text)
+    if re.search(r"[\[\]()<>]", text):
+        raise CorpusError("a note in brackets leaves open what is spoken")
+    if re.search(r"[*#/@$=+]", text):
+        raise CorpusError("a symbol leaves open what is spoken")
+    text = re.sub(r"[\"“”„«»]|\.{2,}|…", " ", text)
+    text = re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split())).lstrip(".,;: ")
+    if not re.search(r"\w", text):
+        raise CorpusError("no text")
+    return text
+
+
+def read_texts(path: Path, language: str, report: DataReport) -> dict[str, str | None]:
+    """The cleaned text of every prompt identifier in a `core-sounds-LANG.txt[.gz]` file.
+
+    None stands for a text that cannot be used; why goes to `report`.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
+        entries = [line.split(":", 1) for line in lines if ":" in line and not line.startswith(";")]
+    texts: dict[str, str | None] = {}
+    for prompt_id, text in entries:
+        prompt_id = prompt_id.strip()
+        if prompt_id in texts:
+            report.drop(CORPUS, f"{language}/{prompt_id}", "identifier listed before with another text")
+            continue
+        try:
+            texts[prompt_id] = clean_text(prompt_id, text)
+        except CorpusError as error:
+            texts[prompt_id] = None
+            report.drop(CORPUS, f"{language}/{prompt_id}", str(error))
+    return texts
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def fetch(out_dir: Path, languages: Sequence[str], packages: Path | None) -> Path:
+    """Make sure that the sounds and texts lie unpacked under `out_dir/downloads/unpacked`, and return that folder.
+
+    They come from the `.deb` files in `packages` if given, else through `apt-get download`, else from the release
+    tarballs of the Asterisk project. Nothing needs root. A language that is already unpacked is left alone.
+    """
+    downloads = out_dir / "downloads"
+    unpacked = downloads / "unpacked"
+    unpacked.mkdir(parents=True, exist_ok=True)
+    for language in languages:
+        done = downloads / f"{language}.unpacked"
+        if done.exists():
+            continue
+        print(f"{language}: getting the Asterisk core sounds", flush=True)
+        names = [f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-wav"]
+        if packages is not None or shutil.which("apt-get"):
+            for name in names:
+                archive = find_package(packages, name) if packages is not None else download_package(downloads, name)
+                unpack_package(archive, unpacked)
+        else:
+            unpack_tarball(download_tarball(downloads, language), unpacked / names[1])
+        done.touch()
+    return unpacked
+
+
+def find_package(folder: Path, name: str) -> Path:
+    """The file `name_VERSION_all.deb` in `folder`."""
+    found = sorted(folder.glob(f"{name}_*.deb"))
+    if not found:
+        raise CorpusError(f"no {name}_*.deb in {folder}; get it with: apt-get download {name}")
+    return found[-1]
+
+
+def download_package(folder: Path, name: str) -> Path:
+    """`apt-get download` one package into `folder`, with package lists of its own where the system has none."""
+    if found := sorted(folder.glob(f"{name}_*.deb")):
+        return found[-1]
+    command = ["apt-get", "-qq"]
+    if subprocess.run(["apt-cache", "show", name], capture_output=True, check=False).returncode != 0:
+        lists, cache = folder / "apt" / "lists", folder / "apt" / "cache"
+        for part in (lists, cache / "archives"):
+            (part / "partial").mkdir(parents=True, exist_ok=True)
+        command += ["-o", f"Dir::State::lists={lists.resolve()}", "-o", f"Dir::Cache={cache.resolve()}"]
+        run([*command, "update"], folder)
+    run([*command, "download", name], folder)
+    return find_package(folder, name)
+
+
+def unpack_package(archive: Path, folder: Path) -> None:
+    """Unpack a `.deb` file with `dpkg-deb -x` (no root, nothing is installed)."""
+    if not shutil.which("dpkg-deb"):
+        raise CorpusError(
+            f"{archive.name} needs dpkg-deb (package dpkg) to be unpacked; without it, leave --packages out to use "
+            "the release tarballs instead."
+        )
+    run(["dpkg-deb", "-x", str(archive.resolve()), str(folder.resolve())], folder)
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a program in `folder`; its own words become the error if it fails."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise CorpusError(f"{' '.join(command)} failed:\n{(result.stderr or result.stdout).strip()}")
+
+
+def download_tarball(folder: Path, language: str) -> Path:
+    """Fetch the release tarball of one language into `folder` with a progress bar."""
+    from tqdm import tqdm
+
+    url = TARBALL.format(language)
+    target = folder / url.rsplit("/", 1)[1]
+    if target.exists():
+        return target
+    partial = target.with_suffix(".part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as source, partial.open("wb") as sink:
+            total = int(source.headers.get("Content-Length", 0)) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as progress:
+                while block := source.read(1 << 20):
+                    sink.write(block)
+                    progress.update(len(block))
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise CorpusError(
+            f"{url} could not be fetched ({error}). On another machine, `apt-get download asterisk-core-sounds-"
+            f"{language} asterisk-core-sounds-{language}-wav` gets the same files; give their folder with --packages."
+        ) from error
+    return partial.rename(target)
+
+
+def unpack_tarball(archive: Path, folder: Path) -> None:
+    """Unpack a release tarball; members that point outside `folder` are refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def language_files(root: Path, language: str) -> tuple[Path, Path]:
+    """The folder of the recordings and the text file of one language, in unpacked Debian packages or tarballs.
+
+    Debian: `usr/share/asterisk/sounds/LANG_COUNTRY_SEX_NAME/` and `usr/share/doc/…/core-sounds-LANG.txt.gz`.
+    Tarball: `core-sounds-LANG.txt` beside the recordings.
+    """
+    texts = sorted(root.rglob(f"core-sounds-{language}.txt*"))
+    if not texts:
+        raise CorpusError(
+            f"no core-sounds-{language}.txt[.gz] under {root}: is asterisk-core-sounds-{language} unpacked?"
+        )
+    voices = [path for path in sorted(root.rglob(f"sounds/{language}_*")) if path.is_dir()]
+    sounds = voices[0] if voices else texts[0].parent
+    if not any(sounds.rglob("*.wav")):
+        raise CorpusError(f"no .wav files under {sounds}: is asterisk-core-sounds-{language}-wav unpacked?")
+    return sounds, texts[0]
+
+
+# -------------------------------------------------------------------------------------------------------- prompts
+
+
+def split_of(key: str) -> str:
+    """train (90 %), dev (5 %) or test (5 %), from a hash of `key`: the same on every machine and in every language."""
+    number = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") % 100
+    return "test" if number < 5 else "dev" if number < 10 else "train"
+
+
+def prompt_splits(texts: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The split of every prompt identifier, given `texts[language][prompt_id]`.
+
+    Prompts that read the same in some language ("invalid" and "pbx-invalid") follow the first of them by name, so
+    that no transcript of dev or test is in train.
+    """
+    leader: dict[str, str] = {}
+
+    def lead(prompt_id: str) -> str:
+        while leader.setdefault(prompt_id, prompt_id) != prompt_id:
+            prompt_id = leader[prompt_id]
+        return prompt_id
+
+    for by_id in texts.values():
+        first_with_words: dict[str, str] = {}
+        for prompt_id, text in sorted(by_id.items()):
+            words = " ".join(re.findall(r"\w+", text.casefold()))
+            pair = sorted((lead(prompt_id), lead(first_with_words.setdefault(words, prompt_id))))
+            leader[pair[1]] = pair[0]
+    return {prompt_id: split_of(lead(prompt_id)) for prompt_id in list(leader)}
+
+
+def read_asterisk(
+    root: str | Path, report: DataReport, languages: Sequence[str] = LANGUAGES
+) -> Iterator[tuple[str, dict]]:
+    """(split, canonical row) of every asr, s2tt and mt row in unpacked packages or tarballs.
+
+    Every ordered pair of `languages` is a direction of translation. A row needs a cleaned text and, for asr and s2tt,
+    a recording; what has not is counted in `report`.
+    """
+    files = {language: language_files(Path(root), language) for language in languages}
+    listed = {language: read_texts(files[language][1], language, report) for language in languages}
+    texts = {language: {key: text for key, text in listed[language].items() if text} for language in languages}
+    splits = prompt_splits(texts)
+    for source in languages:
+        sounds = files[source][0]
+        for path in sorted(sounds.rglob("*.wav")):
+            prompt_id = path.relative_to(sounds).with_suffix("").as_posix()
+            if prompt_id not in listed[source]:
+                report.drop(CORPUS, f"{source}/{prompt_id}", "recording without a text")
+        paths = [sounds / f"{prompt_id}.wav" for prompt_id in texts[source]]
+        for prompt_id, path, duration in zip(texts[source], paths, audio_durations(paths, f"{CORPUS}/{source}")):
+            if isinstance(duration, CorpusError):
+                report.drop(CORPUS, f"{source}/{prompt_id}", f"text without a recording: {duration}")
+                path = None
+            for row in parallel_rows(CORPUS, prompt_id, source, texts, prompt_id, path, duration):
+                yield splits[prompt_id], row
+
+
+def parallel_rows(
+    corpus: str,
+    name: str,
+    source: str,
+    texts: dict[str, dict[str, str]],
+    key: str,
+    audio: Path | None,
+    duration: float,
+) -> Iterator[dict]:
+    """The asr row, and the s2tt and mt row into every other language, of the sentence `texts[language][key]`."""
+    source_text = texts[source][key]
+    for target, by_key in texts.items():
+        if key not in by_key:
+            continue
+        row_id = f"{name}/{source}" if source == target else f"{name}/{source}-{target}"
+        if audio is not None:
+            yield speech_row(row_id, corpus, source, target, by_key[key], source_text, duration, path=audio)
+        if source != target:
+            yield text_row(row_id, corpus, source, target, by_key[key], source_text)
+
+
+def prepare(
+    out_dir: str | Path, languages: Sequence[str] = LANGUAGES, packages: str | Path | None = None
+) -> DataReport:
+    """Get the packages and write `prompts/{train,dev,test}.jsonl`, `data_report.json` and `CREDITS.md`."""
+    out_dir = Path(out_dir)
+    unpacked = fetch(out_dir, languages, None if packages is None else Path(packages))
+    report = DataReport()
+    rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    for split, row in read_asterisk(unpacked, report, languages):
+        report.keep(row)
+        rows[split].append(row)
+    write_splits(out_dir / "prompts", rows)
+    report.write(out_dir / "data_report.json")
+    (out_dir / "CREDITS.md").write_text(CREDITS, encoding="utf-8")
+    return report
+
+
+def write_splits(folder: Path, rows: dict[str, list[dict]]) -> None:
+    """Write `folder/SPLIT.jsonl` for every split and say so."""
+    for split, split_rows in rows.items():
+        path = folder / f"{split}.jsonl"
+        print(f"{write_manifest(split_rows, path):>8,} rows -> {path}", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------- digits
+
+
+def trim_silence(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Cut (samples,) to where 10 ms frames exceed 3 % of the peak, with 30 ms around it and 5 ms fades at the cuts."""
+    frame, margin, fade = sampling_rate // 100, 3 * sampling_rate // 100, sampling_rate // 200
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    loud = np.flatnonzero(np.abs(frames).max(axis=1) > 0.03 * np.abs(samples).max())
+    cut = samples[max(0, loud[0] * frame - margin) : (loud[-1] + 1) * frame + margin].copy()
+    ramp = np.linspace(0, 1, fade, dtype=cut.dtype)
+    cut[:fade] *= ramp
+    cut[-fade:] *= ramp[::-1]
+    return cut
+
+
+def read_digits(root: Path, language: str) -> tuple[list[np.ndarray], list[str], int]:
+    """The trimmed recordings and the words of the digits 0 to 9 in one language, and the sampling rate (Hz)."""
+    import soundfile
+
+    sounds, text_file = language_files(root, language)
+    texts = read_texts(text_file, language, DataReport())
+    clips, words = [], []
+    for digit in range(10):
+        samples, sampling_rate = soundfile.read(sounds / "digits" / f"{digit}.wav", dtype="float32")
+        clips.append(trim_silence(samples, sampling_rate))
+        words.append(texts[f"digits/{digit}"].rstrip(".").casefold())
+    return clips, words, sampling_rate
+
+
+def draw_strings(sizes: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """Different strings of 3 to 5 digits for every split, `sizes[split]` of them, the same for the same seed."""
+    generator = random.Random(seed)
+    available = 10**3 + 10**4 + 10**5
+    if sum(sizes.values()) > available // 2:
+        raise CorpusError(f"{sum(sizes.values())} digit strings asked for; ask for at most {available // 2}.")
+    drawn: dict[str, None] = {}
+    while len(drawn) < sum(sizes.values()):
+        drawn["".join(generator.choices("0123456789", k=generator.randint(3, 5)))] = None
+    strings = iter(drawn)
+    return {split: [next(strings) for _ in range(sizes[split])] for split in ("test", "dev", "train")}
+
+
+def join_digits(clips: Sequence[np.ndarray], sampling_rate: int, generator: random.Random) -> np.ndarray:
+    """The clips in a row with pauses of 50 to 200 ms between them and 50 to 150 ms at both ends."""
+    pieces = [silence(generator, 0.05, 0.15, sampling_rate)]
+    for clip in clips:
+        pieces += [clip, silence(generator, 0.05, 0.2, sampling_rate)]
+    pieces[-1] = silence(generator, 0.05, 0.15, sampling_rate)
+    return np.concatenate(pieces)
+
+
+def silence(generator: random.Random, shortest: float, longest: float, sampling_rate: int) -> np.ndarray:
+    """Zeros for a random time between `shortest` and `longest` seconds."""
+    return np.zeros(round(generator.uniform(shortest, longest) * sampling_rate), dtype=np.float32)
+
+
+def prepare_digits(
+    out_dir: str | Path,
+    languages: Sequence[str] = LANGUAGES,
+    train: int = 400,
+    dev: int = 20,
+    test: int = 30,
+    seed: int = 0,
+) -> DataReport:
+    """Write `digits/audio/LANG/DIGITS.wav` and `digits/{train,dev,test}.jsonl` from the recordings `prepare` got.
+
+    Args:
+        train, dev, test: number of digit strings per split; each is spoken in every language, and none is in two
+            splits. A string gives one asr row per language and one s2tt and one mt row per ordered pair of languages.
+        seed: draws the strings and the pauses between the digits; the same seed writes the same files.
+    """
+    import soundfile
+    from tqdm import tqdm
+
+    folder = Path(out_dir) / "digits"
+    recorded = {language: read_digits(Path(out_dir) / "downloads" / "unpacked", language) for language in languages}
+    strings = draw_strings({"train": train, "dev": dev, "test": test}, seed)
+    everything = [digits for split in strings.values() for digits in split]
+    texts = {
+        language: {digits: " ".join(words[int(digit)] for digit in digits) for digits in everything}
+        for language, (_, words, _) in recorded.items()
+    }
+    report = DataReport()
+    rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    progress = tqdm(total=len(everything) * len(languages), desc=DIGITS_CORPUS, unit="file")
+    for split in SPLITS:
+        for digits in strings[split]:
+            for language, (clips, _, sampling_rate) in recorded.items():
+                generator = random.Random(f"{seed}/{language}/{digits}")
+                samples = join_digits([clips[int(digit)] for digit in digits], sampling_rate, generator)
+                path = folder / "audio" / language / f"{digits}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, samples, sampling_rate, subtype="PCM_16")
+                duration = len(samples) / sampling_rate
+                rows[split] += parallel_rows(DIGITS_CORPUS, digits, language, texts, digits, path, duration)
+                progress.update()
+    progress.close()
+    for row in (row for split_rows in rows.values() for row in split_rows):
+        report.keep(row)
+    write_splits(folder, rows)
+    report.write(folder / "data_report.json")
+    return report
+
+
+# --------------------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`prepare OUT_DIR` or `digits OUT_DIR`; the exit status is 1 with a message if something is missing."""
+    parser = argparse.ArgumentParser(prog="python -m modeling_part.asterisk", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    whole = commands.add_parser("prepare", help="get the packages and write manifests of whole prompts")
+    whole.add_argument(
+        "--packages", type=Path, metavar="DIR", help="folder with the .deb files, instead of downloading"
+    )
+    slices = commands.add_parser("digits", help="write a slice of connected digits, after prepare")
+    slices.add_argument("--train", type=int, default=400, help="digit strings to train on (default: 400)")
+    slices.add_argument("--dev", type=int, default=20, help="digit strings for development (default: 20)")
+    slices.add_argument("--test", type=int, default=30, help="digit strings to test on (default: 30)")
+    slices.add_argument("--seed", type=int, default=0, help="draws strings and pauses (default: 0)")
+    for command in (whole, slices):
+        command.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+        command.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES))
+    options = vars(parser.parse_args(arguments))
+    make = {"prepare": prepare, "digits": prepare_digits}[options.pop("command")]
+    try:
+        report = make(**options)
+    except CorpusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
