@@ -32,6 +32,7 @@ LANGUAGES = ("en", "es", "fr", "it", "ru")
 SPLITS = ("train", "dev", "test")
 CORPUS = "asterisk"
 DIGITS_CORPUS = "asterisk-digits"
+MOST_CHARACTERS_PER_SECOND = 30  # nobody speaks faster: the text is not what was recorded
 TARBALL = "https://downloads.asterisk.org/pub/telephony/sounds/releases/asterisk-core-sounds-{}-wav-current.tar.gz"
 CREDITS = """# Credits
 
@@ -41,8 +42,7 @@ The recordings and texts under this folder are the Asterisk core sounds, version
 | language | recorded by | licence |
 | --- | --- | --- |
 | en, es | Allison Smith (http://www.theivrvoice.com) | CC BY-SA 3.0 |
-| fr (Canada) | June Wallack (http://www.junewallack.com); translated by Clod Patry, Kristopher Lalletti, June Wallack \
-| CC BY-SA 3.0 |
+| fr (Canada) | June Wallack (http://www.junewallack.com); translated by her, C. Patry, K. Lalletti | CC BY-SA 3.0 |
 | it | Carlo Flora (http://www.carloflora.com); translated by Silvia Petrin | CC BY 3.0 |
 | ru | provided by Maxim Topal (http://www.ivrvoice.ru) | CC BY 3.0 |
 
@@ -72,7 +72,7 @@ def clean_text(prompt_id: str, text: str) -> str:
     if re.search(r"[*#/@$=+]", text):
         raise CorpusError("a symbol leaves open what is spoken")
     text = re.sub(r"[\"“”„«»]|\.{2,}|…", " ", text)
-    text = re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split())).lstrip(".,;: ")
+    text = re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split())).lstrip(".,;: ").rstrip(",;: ")
     if not re.search(r"\w", text):
         raise CorpusError("no text")
     return text
@@ -267,9 +267,13 @@ def read_asterisk(
             if prompt_id not in listed[source]:
                 report.drop(CORPUS, f"{source}/{prompt_id}", "recording without a text")
         paths = [sounds / f"{prompt_id}.wav" for prompt_id in texts[source]]
-        for prompt_id, path, duration in zip(texts[source], paths, audio_durations(paths, f"{CORPUS}/{source}")):
+        durations = audio_durations(paths, f"{CORPUS}/{source}")
+        for (prompt_id, text), path, duration in zip(texts[source].items(), paths, durations, strict=True):
             if isinstance(duration, CorpusError):
                 report.drop(CORPUS, f"{source}/{prompt_id}", f"text without a recording: {duration}")
+                path = None
+            elif len(text) > MOST_CHARACTERS_PER_SECOND * duration:
+                report.drop(CORPUS, f"{source}/{prompt_id}", "text too long for its recording")
                 path = None
             for row in parallel_rows(CORPUS, prompt_id, source, texts, prompt_id, path, duration):
                 yield splits[prompt_id], row

@@ -4,7 +4,7 @@ A row is one training or test example. Its columns:
 
     id           str     unique within its corpus, split and task
     corpus       str     where it comes from, for example "fleurs"
-    task         str     "asr" (speech to its transcript), "s2tt" (speech to a translation), "mt" (text to a translation)
+    task         str     "asr" (speech to transcript), "s2tt" (speech to translation) or "mt" (text to translation)
     source_lang  str     BCP 47 code of what is spoken or, for mt, of the source sentence
     target_lang  str     BCP 47 code of `text`; equal to `source_lang` for asr
     text         str     the answer, with the corpus's own casing and punctuation
@@ -59,7 +59,7 @@ def canonical_features():
 
 
 def check_language(code: str, where: str) -> str:
-    """Return `code` if it is shaped like a BCP 47 language code ("pt", "pt-BR", "zh-Hans"); else raise `CorpusError`."""
+    """Return `code` if it is shaped like a BCP 47 code ("pt", "pt-BR", "zh-Hans"); else raise `CorpusError`."""
     if not isinstance(code, str) or not _LANGUAGE_CODE.fullmatch(code):
         raise CorpusError(
             f"{where}: {code!r} is not a BCP 47 language code; write one such as 'en', 'pt-BR' or 'zh-Hans'."
