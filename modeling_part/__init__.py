@@ -1,0 +1,23 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""PART: progressive alignment of speech encoders and language models, for transcription and translation.
+
+`import modeling_part` makes the Auto classes know PART and needs torch and transformers only; training lives in
+the other modules (`modeling_part.trainer`, `modeling_part.corpora`, ...).
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
+
+from .configuration_part import PARTConfig
+from .modeling_part import PARTForSpeechSeq2Seq, PARTModel, PARTPreTrainedModel
+from .processing_part import PARTProcessor, load_audio
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("part", PARTConfig)
+AutoModel.register(PARTConfig, PARTModel)
+AutoModelForSpeechSeq2Seq.register(PARTConfig, PARTForSpeechSeq2Seq)
+AutoModelForMultimodalLM.register(PARTConfig, PARTForSpeechSeq2Seq)
+AutoProcessor.register(PARTConfig, PARTProcessor)
+
+__all__ = ["PARTConfig", "PARTForSpeechSeq2Seq", "PARTModel", "PARTPreTrainedModel", "PARTProcessor", "load_audio"]

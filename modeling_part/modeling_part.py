@@ -1,0 +1,679 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""PART: speech encoder -> adapter -> causal language model (arXiv 2509.19745, section 2.1).
+
+Shapes are written with B clips, T input steps (mel frames or samples), F encoder frames, A audio tokens,
+L positions of the language model's sequence, H its width, V its vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_part import ENCODER_CONVOLUTIONS, FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
+from .processing_part import PARTProcessor
+
+
+class VariableLengthEncoderMixin:
+    """
+    The forward of Whisper's encoder on the clips' own lengths: positions sliced, padding masked.
+
+    transformers' version demands the full 30 s window and attends to its padding: a clip of 3 s costs ten times
+    its share. Frames past a clip's end are zeroed before each convolution and masked in attention, so that a clip
+    gives the same frames whatever it is batched with. Called with 3,000 frames and no mask it is the original.
+    """
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """
+        Args:
+            input_features: `(B, mel bins, T)` log-mel features.
+            attention_mask: `(B, T)`, 1 for valid input steps; None when every step is valid.
+
+        Returns:
+            `last_hidden_state` of shape `(B, F, hidden)`.
+        """
+        hidden_states = input_features.to(self.conv1.weight.dtype)
+        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        hidden_states = _zero_padding(hidden_states, lengths)
+        hidden_states = _zero_padding(nn.functional.gelu(self.conv1(hidden_states)), lengths)
+        hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
+        frames = hidden_states.shape[1]
+        if frames > self.max_source_positions:
+            raise ValueError(
+                f"A clip of {input_features.shape[-1]} feature frames gives {frames} encoder frames, but "
+                f"{type(self).__name__} has {self.max_source_positions} positions. Cut the audio into shorter pieces "
+                "(PARTPipeline does, see `chunk_length_s`) or filter it by `max_duration` in training."
+            )
+        hidden_states = hidden_states + self.embed_positions.weight[:frames]
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+
+        mask = None
+        if lengths is not None:
+            lengths = convolved_length(lengths, ENCODER_CONVOLUTIONS["whisper"])
+            mask = create_bidirectional_mask(self.config, hidden_states, _lengths_to_mask(lengths, frames))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self._finish(hidden_states))
+
+    def _finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(hidden_states)
+
+
+class PARTWhisperEncoder(VariableLengthEncoderMixin, WhisperEncoder):
+    """Whisper's encoder on clips of any length up to 30 s. Source: transformers `models/whisper`."""
+
+    # WhisperEncoder also lists the decoder's layers, which are not here: wrapping by these names would raise.
+    _no_split_modules = ["WhisperEncoderLayer"]
+
+
+class PARTQwen2AudioEncoder(VariableLengthEncoderMixin, Qwen2AudioEncoder):
+    """Qwen2-Audio's encoder on clips of any length up to 30 s. Source: transformers `models/qwen2_audio`."""
+
+    _no_split_modules = ["Qwen2AudioEncoderLayer"]
+
+    def _finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # Pairs of frames are averaged; an odd last frame is dropped, so no pair mixes a clip with its padding.
+        pooled = self.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return self.layer_norm(pooled)
+
+
+def _lengths_to_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """`(B,)` lengths -> `(B, size)` boolean mask, True for valid positions."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def _zero_padding(hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Zero the positions of `(B, channels, size)` past each clip's length, as a convolution's own padding is."""
+    if lengths is None:
+        return hidden_states
+    mask = _lengths_to_mask(lengths, hidden_states.shape[-1])
+    return hidden_states * mask[:, None].to(hidden_states.dtype)
+
+
+class PARTAdapterAttention(nn.Module):
+    """Bidirectional multi-head attention over audio tokens. Source: transformers `models/fun_asr_nano`."""
+
+    def __init__(self, config: PARTConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.adapter_hidden_size // config.adapter_num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.num_key_value_groups = 1
+        self.is_causal = False
+        self.dropout = config.adapter_dropout
+        self.q_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
+        self.k_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
+        self.v_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
+        self.out_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, _ = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(hidden_states.shape).contiguous())
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention, `(B, heads, A, head size)` -> `(B, A, heads, head size)`. Source: `models/fun_asr_nano`."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class PARTAdapterLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer, `(B, A, hidden)` -> `(B, A, hidden)`."""
+
+    def __init__(self, config: PARTConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.adapter_hidden_size)
+        self.self_attn = PARTAdapterAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.adapter_hidden_size)
+        self.fc1 = nn.Linear(config.adapter_hidden_size, config.adapter_intermediate_size)
+        self.fc2 = nn.Linear(config.adapter_intermediate_size, config.adapter_hidden_size)
+        self.activation = ACT2FN[config.adapter_hidden_act]
+        self.dropout = nn.Dropout(config.adapter_dropout)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        attended = self.self_attn(self.attention_norm(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        transformed = self.fc2(self.activation(self.fc1(self.feed_forward_norm(hidden_states))))
+        return hidden_states + self.dropout(transformed)
+
+
+class PARTOutputNorm(nn.RMSNorm):
+    """The adapter's last norm, `(..., H)` -> `(..., H)`; its gain starts at `adapter_output_scale`."""
+
+
+class PARTAdapter(nn.Module):
+    """
+    One CNN layer that shortens, two transformer layers, a projection to the language model's width.
+
+    The CNN comes first, so that the transformer layers see `adapter_conv_stride` times fewer positions. The last
+    norm starts at the scale of the token embeddings: audio enters the language model at the size that it knows.
+    """
+
+    def __init__(self, config: PARTConfig):
+        super().__init__()
+        self.config = config
+        kernel = config.adapter_conv_kernel_size
+        self.input_norm = nn.LayerNorm(config.encoder_hidden_size)
+        self.conv = nn.Conv1d(
+            config.encoder_hidden_size,
+            config.adapter_hidden_size,
+            kernel,
+            stride=config.adapter_conv_stride,
+            padding=(kernel - 1) // 2,
+        )
+        self.activation = ACT2FN[config.adapter_hidden_act]
+        self.layers = nn.ModuleList([PARTAdapterLayer(config) for _ in range(config.adapter_num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.adapter_hidden_size)
+        self.projection = nn.Linear(config.adapter_hidden_size, config.text_config.hidden_size)
+        self.output_norm = PARTOutputNorm(config.text_config.hidden_size, eps=1e-6)
+
+    def forward(self, frames: torch.Tensor, frame_lengths: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        """`(B, F, encoder hidden)` frames and `(B,)` lengths (None: all valid) -> `(B, A, H)` audio embeddings."""
+        hidden_states = self.input_norm(frames.to(self.conv.weight.dtype)).transpose(1, 2)
+        hidden_states = _zero_padding(hidden_states, frame_lengths)
+        hidden_states = self.activation(self.conv(hidden_states)).transpose(1, 2)
+        mask = None
+        if frame_lengths is not None:
+            token_lengths = convolved_length(frame_lengths, [self.config.adapter_convolution])
+            valid = _lengths_to_mask(token_lengths, hidden_states.shape[1])
+            mask = create_bidirectional_mask(self.config, hidden_states, valid)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        return self.output_norm(self.projection(self.norm(hidden_states)))
+
+
+@dataclass
+class PARTAudioOutput(ModelOutput):
+    """
+    Output of `get_audio_features`.
+
+    Attributes:
+        last_hidden_state: `(B, F, encoder hidden)` encoder frames.
+        pooler_output: `(sum of A, H)` audio embeddings of the valid positions, clip after clip.
+        hidden_states: encoder states per layer when `output_hidden_states=True`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class PARTModelOutputWithPast(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` with `audio_hidden_states`, the `(sum of A, H)` audio embeddings that were placed."""
+
+    audio_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class PARTCausalLMOutputWithPast(ModelOutput):
+    """
+    Output of [`PARTForSpeechSeq2Seq`].
+
+    Attributes:
+        loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
+        logits: `(B, L, V)`; `(B, kept, V)` with `logits_to_keep`; `(targets, V)` when `labels` are given, since
+            only positions that predict a label reach the vocabulary matrix.
+        past_key_values, hidden_states, attentions: those of the language model.
+        audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    audio_hidden_states: torch.Tensor | None = None
+
+
+class PARTPreTrainedModel(PreTrainedModel):
+    """Initialisation and the capabilities that transformers asks for."""
+
+    config: PARTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PARTAdapterLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, PARTOutputNorm):
+            init.constant_(module.weight, self.config.adapter_output_scale)
+
+
+def _build_audio_tower(config: PARTConfig) -> PreTrainedModel:
+    """The encoder of `config.audio_config`, on the meta device or not, without weights."""
+    classes = {"whisper": PARTWhisperEncoder, "qwen2_audio_encoder": PARTQwen2AudioEncoder}
+    encoder_class = classes.get(config.audio_config.model_type)
+    if encoder_class is not None:
+        return encoder_class._from_config(config.audio_config)
+    return AutoModel.from_config(config.audio_config)
+
+
+class PARTModel(PARTPreTrainedModel):
+    """Encoder, adapter and the language model without its head."""
+
+    def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.audio_tower = _build_audio_tower(config)
+        self.adapter = PARTAdapter(config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config).base_model
+        self.language_model = language_model
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def encode(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """`(B, mel, T)` (or the encoder's own layout) features and `(B, T)` mask -> `(B, F, encoder hidden)` frames."""
+        audio_config = self.config.audio_config
+        if audio_config.model_type in FIXED_WINDOW_ENCODERS and not self.config.variable_length:
+            input_features_mask = None  # the original attends to the padding of its 30 s window
+        if getattr(audio_config, "feat_extract_norm", None) == "group" and len(input_features) > 1:
+            return self._encode_one_by_one(input_features, input_features_mask, **kwargs)
+        arguments = {self.audio_tower.main_input_name: input_features, "attention_mask": input_features_mask}
+        if audio_config.model_type == "fun_asr_nano_encoder":
+            if input_features_mask is None:
+                input_features_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.long)
+            arguments = {"input_features": input_features, "input_features_mask": input_features_mask}
+        return self.audio_tower(**arguments, **kwargs)
+
+    def _encode_one_by_one(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None, **kwargs
+    ) -> BaseModelOutput:
+        """Encoders with a group norm over time (wav2vec2-base) would mix a clip with its padding: no batching."""
+        lengths = [input_features.shape[1]] * len(input_features)
+        if input_features_mask is not None:
+            lengths = input_features_mask.sum(-1).tolist()
+        outputs = [
+            self.audio_tower(clip[None, :length], **kwargs).last_hidden_state[0]
+            for clip, length in zip(input_features, lengths)
+        ]
+        return BaseModelOutput(last_hidden_state=nn.utils.rnn.pad_sequence(outputs, batch_first=True))
+
+    @can_return_tuple
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> PARTAudioOutput:
+        """
+        Encoder and adapter.
+
+        Args:
+            input_features: what the feature extractor gives: `(B, mel, T)` for Whisper and Qwen2-Audio, `(B, T, mel)`
+                for SAN-M and w2v-BERT, `(B, T)` samples for wav2vec2.
+            input_features_mask: `(B, T)`, 1 for valid steps. None: every step is valid.
+
+        Returns:
+            [`PARTAudioOutput`]; `pooler_output` holds the audio embeddings `(sum of A, H)`.
+        """
+        output = self.encode(input_features, input_features_mask, **kwargs)
+        frames = output.last_hidden_state
+        frame_lengths = token_lengths = None
+        if input_features_mask is not None:
+            feature_lengths = input_features_mask.sum(-1)
+            frame_lengths = convolved_length(feature_lengths, self.config.encoder_convolutions)
+            token_lengths = convolved_length(feature_lengths, self.config.audio_token_convolutions)
+        embeds = self.adapter(frames, frame_lengths)
+        if token_lengths is not None:
+            embeds = embeds[_lengths_to_mask(token_lengths, embeds.shape[1])]
+        else:
+            embeds = embeds.flatten(0, 1)
+        return PARTAudioOutput(
+            last_hidden_state=frames, pooler_output=embeds, hidden_states=getattr(output, "hidden_states", None)
+        )
+
+    def place_audio(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, audio_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the audio embeddings at the placeholders of `input_ids`; a wrong count is an error."""
+        mask = input_ids == self.config.audio_token_id
+        placeholders = int(mask.sum())
+        if placeholders != len(audio_embeds):
+            raise ValueError(
+                f"The prompts hold {placeholders} audio placeholders (token {self.config.audio_token_id}) but the "
+                f"features give {len(audio_embeds)} audio embeddings. Build both with the model's own PARTProcessor; "
+                "its `audio_token_convolutions` must be those of the model's config."
+            )
+        audio_embeds = audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(mask[..., None].to(inputs_embeds.device), audio_embeds)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> PARTModelOutputWithPast:
+        """See [`PARTForSpeechSeq2Seq.forward`]; returns the language model's last hidden state `(B, L, H)`."""
+        audio_embeds = None
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if input_features is not None:
+            if input_ids is None:
+                raise ValueError("`input_features` need `input_ids`, which say where the audio goes.")
+            audio_embeds = self.get_audio_features(input_features, input_features_mask).pooler_output
+            inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio_embeds)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return PARTModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=audio_embeds,
+        )
+
+
+class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
+    """
+    PART with the language model's head: transcribes and translates speech, and translates text.
+
+    ```python
+    >>> from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+    >>> import modeling_part
+
+    >>> model = AutoModelForSpeechSeq2Seq.from_pretrained("runs/quickstart/joint")
+    >>> processor = AutoProcessor.from_pretrained("runs/quickstart/joint")
+    >>> inputs = processor("clip.wav", task="s2tt", source_lang="fr", target_lang="en")
+    >>> ids = model.generate(**inputs, max_new_tokens=64)
+    >>> processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ```
+    """
+
+    def __init__(self, config: PARTConfig):
+        super().__init__(config)
+        # The whole causal LM is built once, so that its own head (a bias, a tied matrix) is kept as it is.
+        causal_lm = AutoModelForCausalLM.from_config(config.text_config)
+        self.model = PARTModel(config, causal_lm.base_model)
+        self.lm_head = causal_lm.get_output_embeddings()
+        self._tied_weights_keys = _tied_weights_keys(causal_lm)
+        # transformers finds the loss by class name, and ours is not in its table.
+        self.loss_type = "ForCausalLM"
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.lm_head = new_embeddings
+
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> PARTAudioOutput:
+        """See [`PARTModel.get_audio_features`]."""
+        return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> PARTCausalLMOutputWithPast:
+        """
+        Args:
+            input_ids: `(B, L)` prompt (and answer) tokens with audio placeholders.
+            attention_mask: `(B, L)`, 1 for valid positions; padding may be left or right.
+            input_features: see [`PARTModel.get_audio_features`]; None for text-only batches, which skip the encoder.
+            input_features_mask: `(B, T)`, 1 for valid steps.
+            labels: `(B, L)`, the answer and its end token, -100 elsewhere.
+            logits_to_keep: as in transformers: the last so many positions, or a mask. With `labels` the positions
+                that predict a label are kept, so that no others reach the vocabulary matrix.
+            kwargs: `num_items_in_batch` reaches the loss; the rest reaches the language model.
+
+        Returns:
+            [`PARTCausalLMOutputWithPast`].
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        targets = None
+        if labels is not None:
+            # Position i predicts label i + 1.
+            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            logits_to_keep = targets != -100
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self._scale_logits(self.lm_head(hidden_states))
+        loss = None
+        if targets is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                shift_labels=targets[logits_to_keep],
+                vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )
+        return PARTCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            audio_hidden_states=outputs.audio_hidden_states,
+        )
+
+    def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some language models do to their logits after the head (Granite, Cohere, Gemma 2 and 3)."""
+        config = self.config.text_config
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits = logits * factor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    @classmethod
+    def from_pretrained_parts(
+        cls,
+        audio_model: str,
+        language_model: str,
+        *,
+        audio_token: str = "<|audio|>",
+        dtype: torch.dtype | str = torch.float32,
+        attn_implementation: str | None = None,
+        revision_audio: str | None = None,
+        revision_language: str | None = None,
+        system_prompt: str | None = None,
+        **adapter_settings,
+    ) -> tuple["PARTForSpeechSeq2Seq", PARTProcessor]:
+        """
+        Build the model and its processor from two checkpoints, with a freshly initialised adapter.
+
+        Args:
+            audio_model: Hub id or folder of the speech encoder, or of a model that contains one (Whisper, Qwen2-Audio).
+            language_model: Hub id or folder of a causal language model with its tokenizer.
+            audio_token: placeholder. Added to the vocabulary when it is not there; the embeddings grow only when the
+                language model has no spare rows.
+            dtype: of all weights, float32 by default (`"auto"` keeps the language model's own).
+            attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ... for all parts.
+            revision_audio, revision_language: revisions on the Hub.
+            system_prompt: see [`PARTProcessor`].
+            **adapter_settings: fields of [`PARTConfig`], such as `adapter_hidden_size` or `variable_length`.
+
+        Returns:
+            The model, in evaluation mode, and its [`PARTProcessor`].
+        """
+        tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
+        feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
+        loading = {"attn_implementation": attn_implementation, "use_safetensors": True}
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            language_model, revision=revision_language, dtype=dtype, **loading
+        )
+        encoder = _find_encoder(
+            AutoModel.from_pretrained(audio_model, revision=revision_audio, dtype=causal_lm.dtype, **loading)
+        )
+        if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
+            tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
+        if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
+            causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+
+        embeddings = causal_lm.get_input_embeddings().weight.detach().float()
+        config = PARTConfig(
+            audio_config=encoder.config,
+            text_config=causal_lm.config,
+            audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
+            adapter_output_scale=embeddings.pow(2).mean().sqrt().item(),
+            **adapter_settings,
+        )
+        model = cls._from_config(config, dtype=causal_lm.dtype, attn_implementation=attn_implementation)
+        _copy_weights(encoder, model.model.audio_tower, audio_model)
+        _copy_weights(causal_lm.base_model, model.model.language_model, language_model)
+        model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
+        model.tie_weights()
+        model.generation_config = _generation_config(causal_lm, tokenizer, config)
+        processor = PARTProcessor(
+            feature_extractor,
+            tokenizer,
+            audio_token=audio_token,
+            audio_token_convolutions=config.audio_token_convolutions,
+            variable_length=config.variable_length,
+            system_prompt=system_prompt,
+        )
+        return model.eval(), processor
+
+
+def _tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
+    """The causal LM's tied weights under the names that they have in [`PARTForSpeechSeq2Seq`]."""
+    prefix = f"{causal_lm.base_model_prefix}."
+
+    def rename(name: str) -> str:
+        return f"model.language_model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
+
+    return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
+
+
+def _find_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a loaded checkpoint that turns features into frames."""
+    if hasattr(model, "audio_tower"):
+        return model.audio_tower
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()
+    return model
+
+
+def _copy_weights(source: nn.Module, target: nn.Module, name: str):
+    """Copy a part's weights; a missing or surplus tensor is an error that names it."""
+    missing, surplus = target.load_state_dict(source.state_dict(), strict=False)
+    if missing or surplus:
+        raise ValueError(
+            f"The weights of {name!r} do not fit {type(target).__name__}: missing {missing[:5]}, surplus {surplus[:5]}."
+        )
+
+
+def _generation_config(causal_lm: PreTrainedModel, tokenizer, config: PARTConfig) -> GenerationConfig:
+    """Greedy decoding (the paper, section 3) with the tokenizer's ends; the placeholder is never generated."""
+    ends = causal_lm.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
+        suppress_tokens=[config.audio_token_id],
+        max_new_tokens=256,
+    )
+
+
+__all__ = ["PARTForSpeechSeq2Seq", "PARTModel", "PARTPreTrainedModel"]

@@ -1,0 +1,450 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Processor of PART: audio, task and languages -> features, prompt with audio placeholders, labels."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
+
+from .configuration_part import convolved_length
+
+
+# Only decoding files and resampling need these two; arrays at the model's rate work without them.
+try:
+    import soundfile
+except ImportError:
+    soundfile = None
+try:
+    import soxr
+except ImportError:
+    soxr = None
+
+
+TASKS = ("asr", "s2tt", "mt")
+
+# What the model is told, per task; `_unnamed` is used when the source language is not given. The wording is saved in
+# processor_config.json with the checkpoint: a model must be asked the way it was trained.
+INSTRUCTIONS = {
+    "asr": "Transcribe the {source} speech.",
+    "asr_unnamed": "Transcribe the speech.",
+    "s2tt": "Translate the {source} speech into {target}.",
+    "s2tt_unnamed": "Translate the speech into {target}.",
+    "mt": "Translate the {source} text into {target}.",
+    "mt_unnamed": "Translate the text into {target}.",
+}
+
+# English names from the Unicode CLDR (Babel's copy; a test compares them) of the languages of Whisper, FLEURS, Common
+# Voice and CoVoST 2. Others are given as `language_names`.
+LANGUAGE_NAMES = {
+    "ab": "Abkhazian", "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "ast": "Asturian",
+    "az": "Azerbaijani", "ba": "Bashkir", "bas": "Basaa", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bangla",
+    "bo": "Tibetan", "br": "Breton", "bs": "Bosnian", "ca": "Catalan", "ceb": "Cebuano", "ckb": "Central Kurdish",
+    "cs": "Czech", "cv": "Chuvash", "cy": "Welsh", "da": "Danish", "de": "German", "dv": "Divehi", "dyu": "Dyula",
+    "el": "Greek", "en": "English", "eo": "Esperanto", "es": "Spanish", "et": "Estonian", "eu": "Basque",
+    "fa": "Persian", "ff": "Fula", "fi": "Finnish", "fil": "Filipino", "fo": "Faroese", "fr": "French",
+    "fy": "Western Frisian", "ga": "Irish", "gl": "Galician", "gn": "Guarani", "gu": "Gujarati", "ha": "Hausa",
+    "haw": "Hawaiian", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hsb": "Upper Sorbian",
+    "ht": "Haitian Creole", "hu": "Hungarian", "hy": "Armenian", "ia": "Interlingua", "id": "Indonesian",
+    "ig": "Igbo", "is": "Icelandic", "it": "Italian", "ja": "Japanese", "jv": "Javanese", "ka": "Georgian",
+    "kab": "Kabyle", "kam": "Kamba", "kea": "Kabuverdianu", "kk": "Kazakh", "km": "Khmer", "kn": "Kannada",
+    "ko": "Korean", "ky": "Kyrgyz", "la": "Latin", "lb": "Luxembourgish", "lg": "Ganda", "lij": "Ligurian",
+    "ln": "Lingala", "lo": "Lao", "lt": "Lithuanian", "ltg": "Latgalian", "luo": "Luo", "lv": "Latvian",
+    "mdf": "Moksha", "mg": "Malagasy", "mi": "Māori", "mk": "Macedonian", "ml": "Malayalam", "mn": "Mongolian",
+    "mr": "Marathi", "mrj": "Western Mari", "ms": "Malay", "mt": "Maltese", "my": "Burmese", "myv": "Erzya",
+    "nan": "Min Nan Chinese", "nb": "Norwegian Bokmål", "ne": "Nepali", "nl": "Dutch", "nn": "Norwegian Nynorsk",
+    "no": "Norwegian", "nr": "South Ndebele", "nso": "Northern Sotho", "ny": "Nyanja", "oc": "Occitan",
+    "om": "Oromo", "or": "Odia", "os": "Ossetic", "pa": "Punjabi", "pl": "Polish", "ps": "Pashto",
+    "pt": "Portuguese", "rm": "Romansh", "ro": "Romanian", "ru": "Russian", "rw": "Kinyarwanda", "sa": "Sanskrit",
+    "sah": "Yakut", "sat": "Santali", "sc": "Sardinian", "sd": "Sindhi", "si": "Sinhala", "sk": "Slovak",
+    "sl": "Slovenian", "sn": "Shona", "so": "Somali", "sq": "Albanian", "sr": "Serbian", "ss": "Swati",
+    "st": "Southern Sotho", "su": "Sundanese", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu",
+    "tg": "Tajik", "th": "Thai", "ti": "Tigrinya", "tig": "Tigre", "tk": "Turkmen", "tl": "Tagalog", "tn": "Tswana",
+    "tok": "Toki Pona", "tr": "Turkish", "ts": "Tsonga", "tt": "Tatar", "tw": "Twi", "ug": "Uyghur",
+    "uk": "Ukrainian", "umb": "Umbundu", "ur": "Urdu", "uz": "Uzbek", "ve": "Venda", "vi": "Vietnamese",
+    "vot": "Votic", "wo": "Wolof", "xh": "Xhosa", "yi": "Yiddish", "yo": "Yoruba", "yue": "Cantonese",
+    "zgh": "Standard Moroccan Tamazight", "zh": "Chinese", "zu": "Zulu", "zza": "Zaza",
+}
+
+PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered
+
+
+def load_audio(
+    audio, sampling_rate: int = 16_000, start: float | None = None, end: float | None = None
+) -> np.ndarray:
+    """
+    Decode audio to mono float32 at `sampling_rate`; only the asked seconds of a long file are read.
+
+    Args:
+        audio: path, encoded bytes, or `{"path": ..., "bytes": ...}` of anything that soundfile reads (wav, flac, mp3,
+            ogg/opus). When both are given the bytes are used.
+        sampling_rate: of the result, Hz.
+        start, end: seconds into the file; None means its beginning and its end.
+
+    Returns:
+        `(samples,)` float32 in [-1, 1].
+
+    Raises:
+        ImportError: soundfile (or soxr, for another rate) is not installed.
+        ValueError: the audio cannot be decoded, or the asked piece is empty; the message names the file.
+    """
+    if soundfile is None:
+        raise ImportError("Decoding audio files needs soundfile: `pip install soundfile`, or pass arrays.")
+    name, source = _audio_source(audio)
+    try:
+        with soundfile.SoundFile(source) as file:
+            rate = file.samplerate
+            first = int(round((start or 0.0) * rate))
+            if first:
+                file.seek(min(first, file.frames))
+            frames = -1 if end is None else max(int(round(end * rate)) - first, 0)
+            waveform = file.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"Cannot decode {name}: {error}. Check that the file is complete audio.") from error
+    if len(waveform) == 0:
+        piece = "" if start is None and end is None else f" from {start} s to {end} s"
+        raise ValueError(f"{name} holds no samples{piece}. Remove the row or mend its `start` and `end`.")
+    return resample(waveform.mean(axis=1), rate, sampling_rate)
+
+
+def _audio_source(audio):
+    """A name for messages and what soundfile opens."""
+    if isinstance(audio, dict):
+        path, encoded = audio.get("path"), audio.get("bytes")
+        if encoded is not None:
+            return f"audio bytes of {path!r}", BytesIO(encoded)
+        audio = path
+    if isinstance(audio, (bytes, bytearray)):
+        return "audio bytes", BytesIO(audio)
+    if not isinstance(audio, (str, Path)):
+        raise ValueError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
+    if not Path(audio).is_file():
+        raise ValueError(f"There is no audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}.")
+    return repr(str(audio)), str(audio)
+
+
+def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Resample `(samples,)` from one rate in Hz to another with soxr (high quality), float32."""
+    if source_rate == target_rate:
+        return np.ascontiguousarray(waveform, dtype=np.float32)
+    if soxr is None:
+        raise ImportError(f"Audio at {source_rate} Hz needs soxr to become {target_rate} Hz: `pip install soxr`.")
+    return soxr.resample(waveform.astype(np.float32), source_rate, target_rate).astype(np.float32)
+
+
+class PARTProcessor(ProcessorMixin):
+    r"""
+    Turns audio, a task and languages into model inputs. It wraps the encoder's feature extractor and the language
+    model's tokenizer, and asks in the language model's own chat template.
+
+    Args:
+        feature_extractor: that of the speech encoder.
+        tokenizer: that of the language model, with `audio_token` in its vocabulary.
+        audio_token (`str`, defaults to `"<|audio|>"`): placeholder, repeated once per audio token.
+        audio_token_convolutions (list of `[kernel, stride, padding]`): `PARTConfig.audio_token_convolutions`. Defaults
+            to those of Whisper with PART's default adapter.
+        variable_length (`bool`, defaults to `True`): False pads to the feature extractor's window (Whisper: 30 s).
+        instructions (`dict[str, str]`, *optional*): wording per task, see `INSTRUCTIONS`.
+        language_names (`dict[str, str]`, *optional*): names of further BCP-47 codes, or other names for known ones.
+        system_prompt (`str`, *optional*): system message. None leaves it to the chat template, which may add its own;
+            `""` gives an empty one (shorter prompts).
+
+    Example:
+
+    ```python
+    >>> processor = PARTProcessor.from_pretrained("runs/quickstart/joint")
+    >>> processor("clip.mp3")                                       # a transcript, the language not named
+    >>> processor(["a.wav", "b.flac"], task="s2tt", source_lang=["fr", "ru"], target_lang="en")
+    >>> processor(task="mt", source_text="Bonjour", source_lang="fr", target_lang="en")
+    >>> processor("clip.mp3", source_lang="fr", text="bonjour")     # with labels, for training
+    ```
+    """
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        audio_token: str = "<|audio|>",
+        audio_token_convolutions: list[list[int]] | None = None,
+        variable_length: bool = True,
+        instructions: dict[str, str] | None = None,
+        language_names: dict[str, str] | None = None,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        **kwargs,
+    ):
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        if self.audio_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(
+                f"The tokenizer has no token {audio_token!r}. Add it with `tokenizer.add_special_tokens` and resize "
+                "the model's embeddings, or name an existing token as `audio_token`."
+            )
+        self.audio_token_convolutions = audio_token_convolutions or [[3, 1, 1], [3, 2, 1], [5, 4, 2]]
+        self.variable_length = variable_length
+        self.instructions = {**INSTRUCTIONS, **(instructions or {})}
+        unknown = set(self.instructions) - set(INSTRUCTIONS)
+        if unknown:
+            raise ValueError(f"Unknown instructions {sorted(unknown)}; the tasks are {sorted(INSTRUCTIONS)}.")
+        self.language_names = dict(language_names or {})
+        self.system_prompt = system_prompt
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
+
+    @property
+    def sampling_rate(self) -> int:
+        """Rate that the encoder hears, Hz."""
+        return self.feature_extractor.sampling_rate
+
+    @property
+    def feature_time_axis(self) -> int:
+        """Axis of one clip's features that runs over time: Whisper's are `(mel, T)`, others `(T, mel)` or `(T,)`."""
+        return -1 if isinstance(self.feature_extractor, WhisperFeatureExtractor) else 0
+
+    def __call__(
+        self,
+        audio=None,
+        task: str | list[str] = "asr",
+        source_lang: str | list[str | None] | None = None,
+        target_lang: str | list[str | None] | None = None,
+        text: str | list[str] | None = None,
+        source_text: str | list[str] | None = None,
+        prompt: str | list[str | None] | None = None,
+        sampling_rate: int | None = None,
+        padding_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        pad_features_to_multiple_of: int | None = None,
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `(samples,)` or `(channels, samples)` array or
+                tensor. None for `task="mt"`.
+            task: `"asr"`, `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
+            source_lang: BCP-47 code of the speech or the source text; None: not named in the prompt.
+            target_lang: BCP-47 code of the answer; not needed for `"asr"`.
+            text: the answer. Gives `labels` that cover the answer and its end token only.
+            source_text: the sentence to translate, for `"mt"`.
+            prompt: replaces the instruction of the task.
+            sampling_rate: of arrays, Hz; the encoder's when None. Files carry their own.
+            padding_side: `"right"` with `text`, else `"left"`, as generation needs.
+            pad_to_multiple_of, pad_features_to_multiple_of: for few distinct shapes; positions and feature steps.
+            return_tensors: only `"pt"`.
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` `(B, L)`; with audio, `input_features` (the encoder's
+            layout, zero-padded) and `input_features_mask` `(B, T)`; with `text`, `labels` `(B, L)`.
+
+        Raises:
+            ValueError: unknown task or language, an empty answer, audio that is empty, not finite, too short for one
+                audio token or too long for a fixed window. Silence is valid audio.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"`return_tensors` is {return_tensors!r}; PARTProcessor gives PyTorch tensors (`'pt'`).")
+        if kwargs:
+            raise TypeError(f"PARTProcessor got unknown arguments {sorted(kwargs)}; see its docstring.")
+        clips = _as_list(audio)
+        rows = _broadcast(
+            audio=clips,
+            task=_as_list(task),
+            source_lang=_as_list(source_lang),
+            target_lang=_as_list(target_lang),
+            text=_as_list(text),
+            source_text=_as_list(source_text),
+            prompt=_as_list(prompt),
+        )
+        features = [self.extract_features(row["audio"], sampling_rate) for row in rows if row["audio"] is not None]
+        token_counts = iter([self.num_audio_tokens(clip.shape[self.feature_time_axis]) for clip in features])
+        encoded = []
+        for row in rows:
+            count = next(token_counts) if row["audio"] is not None else 0
+            encoded.append(self._encode_row(row, count))
+        with_labels = any(row["text"] is not None for row in rows)
+        batch = self._pad_tokens(
+            encoded, with_labels, padding_side or ("right" if with_labels else "left"), pad_to_multiple_of
+        )
+        if features:
+            batch.update(self.pad_features(features, pad_features_to_multiple_of))
+        return BatchFeature(batch)
+
+    def language_name(self, code: str) -> str:
+        """English name of a BCP-47 code; `pt-BR` falls back to `pt`. An unknown code is an error."""
+        names = {**LANGUAGE_NAMES, **self.language_names}
+        for candidate in (code, str(code).replace("_", "-").split("-")[0].lower()):
+            if candidate in names:
+                return names[candidate]
+        raise ValueError(
+            f"Unknown language {code!r}. Known BCP-47 codes: {' '.join(sorted(names))}. "
+            "Name others with `language_names={code: name}`."
+        )
+
+    def num_audio_tokens(self, feature_length: int) -> int:
+        """Audio tokens (placeholders) of a clip with so many feature steps."""
+        return convolved_length(feature_length, self.audio_token_convolutions)
+
+    def extract_features(self, audio, sampling_rate: int | None = None) -> np.ndarray:
+        """
+        Features of one clip, `(mel, T)` for Whisper, `(T, mel)` or `(T,)` for others, unpadded.
+
+        Each clip is extracted alone: its features do not depend on what it is batched with.
+        """
+        waveform = self._waveform(audio, sampling_rate)
+        window = getattr(self.feature_extractor, "n_samples", None)
+        if window is not None and len(waveform) > window:
+            raise ValueError(
+                f"Audio of {len(waveform) / self.sampling_rate:.1f} s is longer than the encoder's window of "
+                f"{window / self.sampling_rate:.0f} s. Cut it into pieces (PARTPipeline does) or filter it by "
+                "`max_duration` in training."
+            )
+        options = {"padding": "longest", "return_attention_mask": True}
+        if isinstance(self.feature_extractor, WhisperFeatureExtractor):
+            minimum = self.feature_extractor.n_fft  # its STFT reflects half a window on both sides
+            waveform = np.pad(waveform, (0, max(0, minimum - len(waveform))))
+            if not self.variable_length:
+                options["padding"] = "max_length"
+        outputs = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="np", **options)
+        features = outputs["input_features" if "input_features" in outputs else "input_values"][0]
+        mask = outputs.get("input_features_mask", outputs.get("attention_mask"))
+        if mask is not None and self.variable_length:  # some extractors pad to a multiple of their stride
+            features = np.take(features, np.arange(int(mask[0].sum())), axis=self.feature_time_axis)
+        if self.num_audio_tokens(features.shape[self.feature_time_axis]) < 1:
+            raise ValueError(
+                f"Audio of {len(waveform)} samples at {self.sampling_rate} Hz is too short for one audio token. "
+                "Remove it or raise `min_duration`."
+            )
+        return features.astype(np.float32)
+
+    def _waveform(self, audio, sampling_rate: int | None) -> np.ndarray:
+        """`(samples,)` float32 at the encoder's rate from a file, bytes, an array or a tensor; checked."""
+        if isinstance(audio, torch.Tensor):
+            audio = audio.detach().cpu().float().numpy()
+        if isinstance(audio, np.ndarray):
+            if audio.dtype.kind in "iu":
+                audio = audio / float(np.iinfo(audio.dtype).max)
+            if audio.ndim == 2:
+                audio = audio.mean(axis=int(np.argmin(audio.shape)))  # channels are the shorter axis
+            if audio.ndim != 1:
+                raise ValueError(f"Audio array of shape {audio.shape}; give (samples,) or (channels, samples).")
+            if audio.size == 0:
+                raise ValueError("The audio is empty (0 samples). Remove the clip.")
+            waveform = resample(audio, sampling_rate or self.sampling_rate, self.sampling_rate)
+        else:
+            waveform = load_audio(audio, self.sampling_rate)
+        if not np.isfinite(waveform).all():
+            raise ValueError("The audio holds NaN or infinite samples. Remove or mend the clip.")
+        return waveform
+
+    def pad_features(self, features: list[np.ndarray], multiple: int | None = None) -> dict[str, torch.Tensor]:
+        """Clips' features -> zero-padded `input_features` and `input_features_mask` `(B, T)`."""
+        axis = self.feature_time_axis
+        lengths = torch.tensor([clip.shape[axis] for clip in features])
+        longest = int(lengths.max())
+        if multiple:
+            window = getattr(self.feature_extractor, "nb_max_frames", longest + multiple)
+            longest = max(longest, min(-(-longest // multiple) * multiple, window))
+        padded = []
+        for clip in features:
+            widths = [(0, 0)] * clip.ndim
+            widths[axis] = (0, longest - clip.shape[axis])
+            padded.append(np.pad(clip, widths))
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        return {"input_features": torch.from_numpy(np.stack(padded)), "input_features_mask": mask}
+
+    def instruction(self, task: str, source_lang: str | None = None, target_lang: str | None = None) -> str:
+        """The instruction of a task with the languages named."""
+        if task not in TASKS:
+            raise ValueError(f"Unknown task {task!r}; the tasks are {', '.join(TASKS)}.")
+        if task != "asr" and target_lang is None:
+            raise ValueError(f"Task {task!r} needs a `target_lang` (a BCP-47 code such as 'en').")
+        wording = self.instructions[task if source_lang is not None else f"{task}_unnamed"]
+        return wording.format(
+            source=None if source_lang is None else self.language_name(source_lang),
+            target=None if target_lang is None else self.language_name(target_lang),
+        )
+
+    def _encode_row(self, row: dict, num_audio_tokens: int) -> tuple[list[int], list[int]]:
+        """Prompt ids and answer ids (with the end token; empty without `text`) of one row."""
+        instruction = row["prompt"] or self.instruction(row["task"], row["source_lang"], row["target_lang"])
+        before, after = self._turn()
+        if num_audio_tokens:
+            content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
+        elif row["task"] == "mt":
+            if not row["source_text"] or not row["source_text"].strip():
+                raise ValueError("Task 'mt' needs a non-empty `source_text`, the sentence to translate.")
+            content = self._tokens(f"{instruction}\n{row['source_text']}")
+        else:
+            raise ValueError(f"Task {row['task']!r} needs `audio`.")
+        answer = []
+        if row["text"] is not None:
+            if not row["text"].strip():
+                raise ValueError("`text`, the answer to learn, is empty. Remove the row.")
+            answer = [*self._tokens(row["text"]), self.tokenizer.eos_token_id]
+        return [*before, *content, *after], answer
+
+    def _turn(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the user's content in the language model's chat template."""
+        if self.tokenizer.chat_template is None:  # a base model: the start token, the content, a line break
+            start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+            return start, self._tokens("\n")
+        messages = [{"role": "user", "content": PROMPT_MARK}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before, mark, after = rendered.partition(PROMPT_MARK)
+        if not mark:
+            raise ValueError("The tokenizer's chat template drops the user's message; mend the template.")
+        return (
+            self.tokenizer(before, add_special_tokens=False)["input_ids"],
+            self.tokenizer(after, add_special_tokens=False)["input_ids"],
+        )
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of plain text: what looks like a special token in it stays text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _pad_tokens(
+        self, encoded: list[tuple[list[int], list[int]]], with_labels: bool, padding_side: str, multiple: int | None
+    ) -> dict[str, torch.Tensor]:
+        """Rows of (prompt, answer) ids -> padded `input_ids`, `attention_mask` and, with answers, `labels`."""
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"`padding_side` is {padding_side!r}; it is 'left' or 'right'.")
+        longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
+        if multiple:
+            longest = -(-longest // multiple) * multiple
+        input_ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        labels = torch.full_like(input_ids, -100)
+        for index, (prompt, answer) in enumerate(encoded):
+            length = len(prompt) + len(answer)
+            first = longest - length if padding_side == "left" else 0
+            input_ids[index, first : first + length] = torch.tensor(prompt + answer)
+            attention_mask[index, first : first + length] = 1
+            labels[index, first + len(prompt) : first + length] = torch.tensor(answer, dtype=torch.long)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {**batch, "labels": labels} if with_labels else batch
+
+
+def _as_list(value) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _broadcast(**columns: list) -> list[dict]:
+    """Columns of one or B values -> B rows."""
+    size = max(len(values) for values in columns.values())
+    wrong = {name: len(values) for name, values in columns.items() if len(values) not in (1, size)}
+    if wrong or min(len(values) for values in columns.values()) == 0:
+        raise ValueError(
+            f"The batch has {size} rows, but {wrong or 'an argument is an empty list'}; give one value or one per row."
+        )
+    columns = {name: values * size if len(values) == 1 else values for name, values in columns.items()}
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+__all__ = ["PARTProcessor", "load_audio"]
