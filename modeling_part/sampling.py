@@ -1,0 +1,468 @@
+"""Which rows make which batch: mixing of tasks and languages, length buckets, one task per global step.
+
+A *global step* is what one optimizer step sees: `world_size * gradient_accumulation_steps` batches. All of them
+hold rows of one task (the language model is frozen on transcription steps and trained on the others, so ranks must
+agree) and of similar length (so that no rank waits for another). `TaskBatchSampler` plans a dataset that can be
+indexed; `StreamingTaskBatches` forms batches from streams without knowing them in advance.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+
+if TYPE_CHECKING:
+    import datasets
+
+TASKS = ("asr", "s2tt", "mt")
+
+Group = tuple[str, str, str]  # (task, source language, target language)
+
+
+def direction(group: Group) -> str:
+    """The languages of a group as written in recipes and reports: `"sv"` for transcription, else `"en-sv"`."""
+    _, source_lang, target_lang = group
+    return source_lang if source_lang == target_lang else f"{source_lang}-{target_lang}"
+
+
+def round_up(values: np.ndarray, multiple: float) -> np.ndarray:
+    """Lengths in whole multiples of `multiple`, rounded up: the unit in which budgets and shapes are counted.
+
+    A ten-thousandth of a multiple is forgiven, because 0.6 s in float32 is a hair more than three times 0.2 s.
+    """
+    return np.ceil(np.asarray(values, dtype=np.float64) / multiple - 1e-4).astype(np.int32)
+
+
+def largest_remainder(shares: np.ndarray) -> np.ndarray:
+    """Whole numbers nearest to `shares` (each less than one away) whose sum is the rounded sum of `shares`."""
+    counts = np.floor(shares + 1e-9).astype(np.int64)
+    missing = int(np.rint(shares.sum())) - int(counts.sum())
+    largest = np.argsort(counts - shares, kind="stable")[: max(missing, 0)]
+    counts[largest] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """What batching must know of a dataset: one entry per dataset row in each array, 17 bytes a row.
+
+    Attributes:
+        task: `int8`, index into `TASKS`.
+        group: `int32`, index into `groups`.
+        audio_seconds: `float32`, 0 for text tasks.
+        target_tokens: `int32`, tokens of the target; of source and target for text tasks.
+        weight: `float32`, how often the recipe wants the row per epoch (1 = once).
+        groups: every (task, source language, target language) of the dataset.
+    """
+
+    task: np.ndarray
+    group: np.ndarray
+    audio_seconds: np.ndarray
+    target_tokens: np.ndarray
+    weight: np.ndarray
+    groups: tuple[Group, ...]
+
+    def __post_init__(self):
+        lengths = {name: len(getattr(self, name)) for name in ("task", "group", "audio_seconds", "target_tokens")}
+        if len({*lengths.values(), len(self.weight)}) != 1:
+            raise ValueError(
+                f"the columns of a RowTable must be equally long, got {lengths | {'weight': len(self.weight)}}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: "datasets.Dataset",
+        target_tokens: Sequence[int] | np.ndarray,
+        corpus_weights: Mapping[str, float] | None = None,
+    ) -> "RowTable":
+        """Reads `task`, `source_lang`, `target_lang`, `duration` and `corpus` column by column, never row by row.
+
+        Args:
+            dataset: canonical rows.
+            target_tokens: tokens per row, in the order of the dataset.
+            corpus_weights: draws per epoch of the rows of a corpus; corpora that are not named count 1.
+
+        Raises:
+            ValueError: for an unknown task, or a speech row without a duration.
+        """
+        import pyarrow.compute
+
+        columns = ["task", "source_lang", "target_lang", "duration", "corpus"]
+        groups: dict[Group, int] = {}
+        parts: dict[str, list[np.ndarray]] = {"group": [], "audio_seconds": [], "weight": []}
+        weights = dict(corpus_weights or {})
+        for chunk in dataset.select_columns(columns).with_format("arrow").iter(batch_size=100_000):
+            keys = pyarrow.compute.binary_join_element_wise(
+                chunk["task"], chunk["source_lang"], chunk["target_lang"], "\t"
+            )
+            keys = keys.combine_chunks().dictionary_encode()
+            names = [tuple(key.split("\t")) if key else None for key in keys.dictionary.to_pylist()]
+            if keys.null_count or any(name is None or name[0] not in TASKS for name in names):
+                raise ValueError(
+                    f"every row needs a task of {TASKS}, a source_lang and a target_lang; found {names}"
+                    f" and {keys.null_count} rows without one of them"
+                )
+            codes = np.array([groups.setdefault(name, len(groups)) for name in names], dtype=np.int32)
+            parts["group"].append(codes[keys.indices.to_numpy(zero_copy_only=False)])
+            seconds = chunk["duration"].to_numpy(zero_copy_only=False)
+            parts["audio_seconds"].append(np.nan_to_num(seconds.astype(np.float32), nan=0.0))
+            corpora = chunk["corpus"].combine_chunks().dictionary_encode()
+            corpus_weight = np.array([weights.get(name, 1.0) for name in corpora.dictionary.to_pylist()] or [1.0])
+            indices = corpora.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            parts["weight"].append(corpus_weight[indices].astype(np.float32))
+        arrays = {name: np.concatenate(chunks) if chunks else np.zeros(0) for name, chunks in parts.items()}
+        task_of_group = np.array([TASKS.index(group[0]) for group in groups], dtype=np.int8)
+        task = task_of_group[arrays["group"]] if groups else np.zeros(0, dtype=np.int8)
+        silent = np.flatnonzero((task != TASKS.index("mt")) & (arrays["audio_seconds"] <= 0))
+        if len(silent):
+            raise ValueError(
+                f"{len(silent)} speech rows have no duration (the first is row {silent[0]}); the reader must fill it in"
+            )
+        return cls(task=task, target_tokens=np.asarray(target_tokens, dtype=np.int32), groups=tuple(groups), **arrays)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often rows are drawn in one epoch.
+
+    With the defaults every row of the named tasks is drawn once. Otherwise a group of n rows (n weighted by
+    `RowTable.weight`) is drawn `task weight * direction weight * N * n^(1/T) / sum of n^(1/T)` times, where N is the
+    sum of n over the groups of the task: the temperature T moves draws from the large languages of a task to its
+    small ones, and the weights multiply afterwards.
+
+    Attributes:
+        task_weights: draws per row and epoch of each task, 1.0 = every row once. Tasks not named are not drawn.
+        temperature: T >= 1 of p ∝ n^(1/T). 1.0 keeps the proportions of the data.
+        direction_weights: hand-raised directions, such as `{"en-sv": 3.0}`; a transcription is named by its language.
+    """
+
+    task_weights: Mapping[str, float] = field(default_factory=lambda: {"asr": 1.0, "s2tt": 1.0, "mt": 1.0})
+    temperature: float = 1.0
+    direction_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        unknown = sorted(set(self.task_weights) - set(TASKS))
+        if unknown:
+            raise ValueError(f"task_weights names {unknown}; the tasks are {TASKS}")
+        if self.temperature < 1.0:
+            raise ValueError(f"temperature is {self.temperature}; it must be at least 1.0 (1.0 keeps the proportions)")
+        for name, weights in (("task_weights", self.task_weights), ("direction_weights", self.direction_weights)):
+            wrong = {key: weight for key, weight in weights.items() if not 0 <= weight < np.inf}
+            if wrong:
+                raise ValueError(f"{name} must be finite and not negative, got {wrong}")
+
+    def draws(self, groups: Sequence[Group], sizes: np.ndarray) -> np.ndarray:
+        """Draws per epoch of every group, `float64`, not yet rounded. `sizes` are the (weighted) rows per group."""
+        names = {direction(group) for group in groups}
+        unknown = sorted(set(self.direction_weights) - names)
+        if unknown:
+            raise ValueError(f"direction_weights names {unknown}, but the data only has {sorted(names)}")
+        absent = [task for task, weight in self.task_weights.items() if weight and task not in {g[0] for g in groups}]
+        if absent:
+            raise ValueError(
+                f"task_weights asks for {absent}, but the data has no such rows: add a corpus or drop them"
+            )
+        draws = np.zeros(len(groups))
+        for task, weight in self.task_weights.items():
+            members = np.array([i for i, group in enumerate(groups) if group[0] == task and sizes[i] > 0], dtype=int)
+            tempered = sizes[members] ** (1.0 / self.temperature)
+            raised = [self.direction_weights.get(direction(groups[i]), 1.0) for i in members]
+            if len(members):
+                draws[members] = weight * np.array(raised) * sizes[members].sum() * tempered / tempered.sum()
+        return draws
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch: batch `i` is `rows[bounds[i]:bounds[i + 1]]`, step `s` is the batches from `s * batches_per_step`."""
+
+    rows: np.ndarray
+    bounds: np.ndarray
+    step_order: np.ndarray
+    carried: np.ndarray  # rows that could not fill a step and are drawn in the next epoch
+    repeated: int  # rows drawn once more at the end of the last epoch to fill a step
+
+
+class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Lists of row indices; every `world_size * gradient_accumulation_steps` in a row are one task and one length.
+
+    One iteration is a whole stage, all its epochs one after the other: to the trainer it is a single pass over the
+    data loader, so that skipping the first batches resumes exactly. `accelerate` deals batch `i` to rank
+    `i % world_size`; every rank gets equally many. The plan depends on `world_size` and
+    `gradient_accumulation_steps` only by their product: half the ranks with twice the accumulation see the same steps.
+
+    An epoch draws what its `Mixture` says, each row of a group once before any of them a second time, also across
+    epochs. Rows are never wrapped around: the last step of a task is filled by splitting its batches. Only where a
+    task has fewer rows left than the step has batches they are *carried* into the next epoch, so that no row counts
+    twice in the loss; in the last of `epochs` they are repeated instead (both counted in `epoch_report`).
+
+    Args:
+        table: the rows.
+        mixture: draws per task and language.
+        max_audio_seconds: limit of rows * longest padded audio of a batch, seconds.
+        max_tokens: limit of rows * longest padded `target_tokens` of a batch.
+        max_rows: limit of rows in a batch, none by default.
+        world_size: number of ranks.
+        gradient_accumulation_steps: batches per rank and optimizer step.
+        epochs: length of the stage in epochs; give this or `num_steps`.
+        num_steps: length of the stage in optimizer steps; epochs repeat until it is reached.
+        seed: every rank must be given the same.
+        pad_seconds_multiple: audio is counted as padded to a multiple of this many seconds.
+        pad_tokens_multiple: targets are counted as padded to a multiple of this many tokens.
+
+    Raises:
+        ValueError: if one row alone is over a budget, or the settings contradict each other or the data.
+    """
+
+    # Without an integer batch size accelerate's BatchSamplerShard takes batches of any length; with one it would
+    # silently drop those of another length.
+    batch_size = None
+    drop_last = False
+
+    def __init__(
+        self,
+        table: RowTable,
+        mixture: Mixture,
+        *,
+        max_audio_seconds: float,
+        max_tokens: int,
+        max_rows: int | None = None,
+        world_size: int = 1,
+        gradient_accumulation_steps: int = 1,
+        epochs: int | None = None,
+        num_steps: int | None = None,
+        seed: int = 0,
+        pad_seconds_multiple: float = 0.2,
+        pad_tokens_multiple: int = 8,
+    ):
+        if (epochs is None) == (num_steps is None):
+            raise ValueError(f"give either epochs or num_steps, got epochs={epochs} and num_steps={num_steps}")
+        self.table = table
+        self.mixture = mixture
+        self.batches_per_step = world_size * gradient_accumulation_steps
+        self.epochs = epochs
+        self.seed = seed
+        self.pad_seconds_multiple = pad_seconds_multiple
+        self.pad_tokens_multiple = pad_tokens_multiple
+        self._budgets = (
+            int(max_audio_seconds / pad_seconds_multiple + 1e-4),
+            max_tokens // pad_tokens_multiple,
+            len(table) if max_rows is None else max_rows,
+        )
+        for name in ("max_audio_seconds", "max_tokens", "max_rows", "world_size", "gradient_accumulation_steps",
+                     "epochs", "num_steps", "pad_seconds_multiple", "pad_tokens_multiple"):  # fmt: skip
+            value = locals()[name]
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be positive")
+        self._seconds = round_up(table.audio_seconds, pad_seconds_multiple)
+        self._tokens = np.maximum(round_up(table.target_tokens, pad_tokens_multiple), 1)
+        self._strata = self._split_into_strata()
+        self._refuse_rows_over_budget(max_audio_seconds, max_tokens)
+        self._plans: dict[int, EpochPlan] = {}  # the latest only
+        self._carried: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]  # into epoch e
+        self._num_steps = num_steps or sum(len(self.plan(epoch).step_order) for epoch in range(epochs))
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self._num_steps
+
+    def __len__(self) -> int:
+        """Batches of the whole stage over all ranks."""
+        return self._num_steps * self.batches_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        steps_left = self._num_steps
+        for epoch in count():
+            plan = self.plan(epoch)
+            for step in plan.step_order[:steps_left]:
+                first = step * self.batches_per_step
+                bounds = plan.bounds[first : first + self.batches_per_step + 1].tolist()
+                rows = plan.rows[bounds[0] : bounds[-1]].tolist()
+                for start, end in pairwise(bounds):
+                    yield rows[start - bounds[0] : end - bounds[0]]
+            steps_left -= len(plan.step_order)
+            if steps_left <= 0:
+                return
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """All batches of one epoch; the same for the same arguments, on every rank and every machine."""
+        if epoch not in self._plans:
+            while len(self._carried) <= epoch:  # what is carried into an epoch follows from the epochs before
+                self.plan(len(self._carried) - 1)
+            self._plans = {epoch: self._build_plan(epoch, self._carried[epoch])}
+            if len(self._carried) == epoch + 1:
+                self._carried.append(self._plans[epoch].carried)
+        return self._plans[epoch]
+
+    def epoch_report(self, epoch: int) -> dict[str, Any]:
+        """What an epoch draws, for the log and the stage's record.
+
+        Returns:
+            `steps`, `rows` and `hours` (each `{"asr/sv": ...}`), `carried_rows`, `repeated_rows`, and
+            `padding_share`, the part of the padded audio that is padding.
+        """
+        plan = self.plan(epoch)
+        table = self.table
+        rows = np.bincount(table.group[plan.rows], minlength=len(table.groups))
+        seconds = table.audio_seconds[plan.rows].astype(np.float64)
+        hours = np.bincount(table.group[plan.rows], weights=seconds, minlength=len(table.groups)) / 3600
+        labels = [f"{group[0]}/{direction(group)}" for group in table.groups]
+        longest = np.maximum.reduceat(self._seconds[plan.rows], plan.bounds[:-1]) if len(plan.rows) else np.zeros(0)
+        padded = float((longest * np.diff(plan.bounds)).sum()) * self.pad_seconds_multiple
+        return {
+            "epoch": epoch,
+            "steps": len(plan.step_order),
+            "rows": {label: int(n) for label, n in zip(labels, rows, strict=True) if n},
+            "hours": {label: float(h) for label, h, n in zip(labels, hours, rows, strict=True) if n},
+            "carried_rows": len(plan.carried),
+            "repeated_rows": plan.repeated,
+            "padding_share": 1.0 - float(seconds.sum()) / padded if padded else 0.0,
+        }
+
+    def _split_into_strata(self) -> list[tuple[int, np.ndarray, int]]:
+        """(task code, rows, draws per epoch) of every group and, within it, every corpus weight."""
+        table = self.table
+        values, codes = np.unique(table.weight, return_inverse=True) if len(table) else (np.ones(1), table.group)
+        if not (values >= 0).all() or not np.isfinite(values).all():
+            raise ValueError(f"row weights must be finite and not negative, got {values}")
+        codes = (table.group.astype(np.int64) * len(values) + codes).astype(np.int32)
+        sizes = np.bincount(codes, minlength=len(table.groups) * len(values))
+        weighted = (sizes.reshape(-1, len(values)) * values).astype(np.float64)
+        group_draws = self.mixture.draws(table.groups, weighted.sum(axis=1))
+        shares = weighted * (group_draws / np.maximum(weighted.sum(axis=1), 1e-30))[:, None]
+        draws = np.zeros(shares.shape, dtype=np.int64)
+        for task in TASKS:
+            members = [i for i, group in enumerate(table.groups) if group[0] == task]
+            draws[members] = largest_remainder(shares[members].ravel()).reshape(-1, len(values))
+        draws = draws.ravel()
+        if not draws.sum():
+            raise ValueError("the mixture draws no row at all: check the corpora, task_weights and corpus weights")
+        order = np.argsort(codes, kind="stable").astype(np.int32)
+        strata = np.split(order, np.cumsum(sizes)[:-1])
+        task_of = [TASKS.index(group[0]) for group in table.groups for _ in values]
+        return [(task, rows, int(n)) for task, rows, n in zip(task_of, strata, draws, strict=True) if n]
+
+    def _refuse_rows_over_budget(self, max_audio_seconds: float, max_tokens: int) -> None:
+        drawn = np.zeros(len(self.table), dtype=bool)
+        for _, rows, _ in self._strata:
+            drawn[rows] = True
+        for lengths, budget, name, value in (
+            (self._seconds, self._budgets[0], "max_audio_seconds", max_audio_seconds),
+            (self._tokens, self._budgets[1], "max_tokens", max_tokens),
+        ):
+            too_long = np.flatnonzero(drawn & (lengths > budget))
+            if len(too_long):
+                row = too_long[np.argmax(lengths[too_long])]
+                group = self.table.groups[self.table.group[row]]
+                raise ValueError(
+                    f"{len(too_long)} rows are over the budget alone; the longest is row {row} ({group[0]}/"
+                    f"{direction(group)}, {self.table.audio_seconds[row]:.2f} s, {self.table.target_tokens[row]}"
+                    f" tokens) with {name}={value}: raise {name} or filter such rows out"
+                )
+
+    def _draw(self, stratum: int, epoch: int) -> np.ndarray:
+        """The rows of one stratum in one epoch: a window of an endless row of permutations of the stratum."""
+        _, rows, draws = self._strata[stratum]
+        first, size = epoch * draws, len(rows)
+        windows = []
+        for repeat in range(first // size, -(-(first + draws) // size)):
+            start, end = max(first - repeat * size, 0), min(first + draws - repeat * size, size)
+            if end - start < size:
+                shuffled = np.random.default_rng([self.seed, 1, stratum, repeat]).permutation(rows)
+                windows.append(shuffled[start:end])
+            else:
+                windows.append(rows)
+        return np.concatenate(windows)
+
+    def _build_plan(self, epoch: int, carried: np.ndarray) -> EpochPlan:
+        rng = np.random.default_rng([self.seed, 0, epoch])
+        final = self.epochs is not None and epoch == self.epochs - 1
+        rows, sizes, leftover, repeated = [], [], [np.zeros(0, dtype=np.int32)], 0
+        for task in range(len(TASKS)):
+            drawn = [self._draw(i, epoch) for i, stratum in enumerate(self._strata) if stratum[0] == task]
+            drawn = np.concatenate([carried[self.table.task[carried] == task], *drawn])
+            order = self._sort_by_length(rng.permutation(drawn))
+            order, batch_sizes, left = self._fill_last_step(order, self._cut(order), rng)
+            if final and len(left):
+                # one row per batch, so the step is as short as it can be
+                filled = np.resize(left, self.batches_per_step)
+                repeated += len(filled) - len(left)
+                order, batch_sizes = np.append(order, filled), np.append(batch_sizes, np.ones(len(filled), dtype=int))
+            elif len(left):
+                leftover.append(left)
+            rows.append(order)
+            sizes.append(batch_sizes)
+        bounds = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+        steps = rng.permutation((len(bounds) - 1) // self.batches_per_step)
+        return EpochPlan(np.concatenate(rows), bounds, steps, np.concatenate(leftover), repeated)
+
+    def _sort_by_length(self, rows: np.ndarray) -> np.ndarray:
+        """Longest audio first; within a padded audio length by tokens, up and down in turn so that neighbours fit.
+
+        Rows of one padded length keep the random order they came in: the sort is stable, which also makes it the
+        same on machines whose numpy sorts with other instructions.
+        """
+        seconds, tokens = self._seconds[rows], self._tokens[rows]
+        return rows[np.lexsort((np.where(seconds % 2, tokens, -tokens), -seconds))]
+
+    def _cut(self, rows: np.ndarray) -> np.ndarray:
+        """Sizes of consecutive batches of the sorted rows, each as large as the budgets allow."""
+        seconds, tokens = self._seconds[rows], self._tokens[rows]
+        max_seconds, max_tokens, max_rows = self._budgets
+        sizes, start = [], 0
+        ordinals = np.arange(1, max(max_seconds, max_tokens, 1) + 1)
+        while start < len(rows):
+            # the first row has the longest audio, but others may have more tokens
+            longest = int(seconds[start])
+            size = min(max_rows, max_tokens // int(tokens[start]), max_seconds // longest if longest else len(rows))
+            window = tokens[start : start + size]
+            if int(window.max()) * len(window) > max_tokens:
+                too_many = np.maximum.accumulate(window) * ordinals[: len(window)] > max_tokens
+                sizes.append(int(too_many.argmax()))
+            else:
+                sizes.append(len(window))
+            start += sizes[-1]
+        return np.array(sizes, dtype=np.int64)
+
+    def _fill_last_step(
+        self, rows: np.ndarray, sizes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Makes the batches of a task a whole number of steps.
+
+        Returns:
+            rows, batch sizes, and the rows left over because no splitting could fill a step with them.
+        """
+        width = self.batches_per_step
+        surplus = len(sizes) % width
+        if not surplus:
+            return rows, sizes, rows[:0]
+        tail = surplus  # the last batches have the shortest rows and the most of them: they split best
+        while sizes[-tail:].sum() < tail + width - surplus and tail < len(sizes):
+            tail += width
+        if sizes[-tail:].sum() >= tail + width - surplus:
+            pieces = split_batches(sizes[-tail:], tail + width - surplus)
+            return rows, np.append(sizes[:-tail], pieces), rows[:0]
+        # Nearly every batch is a single row now, else splitting would have worked. Which ones must wait is random,
+        # or the shortest would have to wait in every epoch.
+        if len(sizes) < width:
+            return rows[:0], sizes[:0], rows
+        waiting = np.sort(rng.choice(np.flatnonzero(sizes == 1), surplus, replace=False))
+        positions = (np.cumsum(sizes) - sizes)[waiting]
+        return np.delete(rows, positions), np.delete(sizes, waiting), rows[positions]
+
+
+def split_batches(sizes: np.ndarray, total: int) -> np.ndarray:
+    """Splits batches of the given sizes into `total` batches in the same order, the largest first and evenly."""
+    pieces = np.ones(len(sizes), dtype=np.int64)
+    for _ in range(total - len(sizes)):
+        pieces[np.argmax(sizes / pieces)] += 1
+    return np.concatenate([np.diff(np.arange(n + 1) * size // n) for size, n in zip(sizes, pieces, strict=True)])
