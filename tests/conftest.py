@@ -1,0 +1,49 @@
+"""Fixtures that several test modules use; the builders themselves are in tiny.py."""
+
+import os
+from pathlib import Path
+
+
+# One thread per test process, set before torch is imported: tiny matrices gain nothing from more, and the processes of
+# pytest-xdist would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import tiny
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of small real corpora: `PART_SHARED_DATA`, or `../shared/data` beside the repository."""
+    folder = Path(os.environ.get("PART_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real speech not found in {folder}; set PART_SHARED_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture
+def tokenizer():
+    """Byte-level tokenizer with Qwen2.5's special tokens."""
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture
+def feature_extractor():
+    """Whisper's feature extractor with 20 mel bins and a window of 4 s."""
+    return tiny.tiny_feature_extractor()
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory) -> tiny.TinyParts:
+    """Checkpoint folders of a tiny Whisper and a tiny Qwen2; not to be written to."""
+    return tiny.tiny_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> dict[str, Path]:
+    """Manifests "train", "dev" and "test" of generated speech in two languages; not to be written to."""
+    return tiny.tiny_corpus(tmp_path_factory.mktemp("corpus"))
