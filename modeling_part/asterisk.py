@@ -12,7 +12,6 @@ ivrvoice.ru (ru), CC BY 3.0. `prepare` writes these credits to `CREDITS.md` besi
 
 import argparse
 import gzip
-import hashlib
 import random
 import re
 import shutil
@@ -26,10 +25,23 @@ from pathlib import Path
 
 import numpy as np
 
-from .canonical import CorpusError, DataReport, audio_durations, speech_row, text_row, write_manifest
+from .canonical import (
+    SPLITS,
+    CorpusError,
+    CorpusSpec,
+    DataReport,
+    audio_durations,
+    speech_bounds,
+    speech_row,
+    split_of,
+    summary,
+    text_row,
+    write_manifest,
+    write_report,
+)
+
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
-SPLITS = ("train", "dev", "test")
 CORPUS = "asterisk"
 DIGITS_CORPUS = "asterisk-digits"
 MOST_CHARACTERS_PER_SECOND = 30  # nobody speaks faster: the text is not what was recorded
@@ -85,10 +97,9 @@ def read_texts(path: Path, language: str, report: DataReport) -> dict[str, str |
     """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig") as lines:
-        entries = [line.split(":", 1) for line in lines if ":" in line and not line.startswith(";")]
+        entries = [line.partition(":")[::2] for line in lines if ":" in line and not line.startswith(";")]
     texts: dict[str, str | None] = {}
     for prompt_id, text in entries:
-        prompt_id = prompt_id.strip()
         if prompt_id in texts:
             report.drop(CORPUS, f"{language}/{prompt_id}", "identifier listed before with another text")
             continue
@@ -180,7 +191,7 @@ def download_tarball(folder: Path, language: str) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=60) as source, partial.open("wb") as sink:
             total = int(source.headers.get("Content-Length", 0)) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as progress:
+            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, disable=None) as progress:
                 while block := source.read(1 << 20):
                     sink.write(block)
                     progress.update(len(block))
@@ -220,17 +231,12 @@ def language_files(root: Path, language: str) -> tuple[Path, Path]:
 # -------------------------------------------------------------------------------------------------------- prompts
 
 
-def split_of(key: str) -> str:
-    """train (90 %), dev (5 %) or test (5 %), from a hash of `key`: the same on every machine and in every language."""
-    number = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") % 100
-    return "test" if number < 5 else "dev" if number < 10 else "train"
-
-
 def prompt_splits(texts: dict[str, dict[str, str]]) -> dict[str, str]:
     """The split of every prompt identifier, given `texts[language][prompt_id]`.
 
     Prompts that read the same in some language ("invalid" and "pbx-invalid") follow the first of them by name, so
-    that no transcript of dev or test is in train.
+    that no transcript of dev or test is in train. What reads the same depends on the languages that are read: prepare
+    all languages of an experiment together.
     """
     leader: dict[str, str] = {}
 
@@ -248,15 +254,23 @@ def prompt_splits(texts: dict[str, dict[str, str]]) -> dict[str, str]:
     return {prompt_id: split_of(lead(prompt_id)) for prompt_id in list(leader)}
 
 
-def read_asterisk(
-    root: str | Path, report: DataReport, languages: Sequence[str] = LANGUAGES
-) -> Iterator[tuple[str, dict]]:
+def read_asterisk(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """Canonical asr, s2tt and mt rows of one split: the reader behind `reader: asterisk`.
+
+    `path` is the folder given to `prepare`, or any folder with unpacked packages or tarballs of the languages.
+    """
+    for split, row in read_prompts(spec.folder(), report, spec.languages or LANGUAGES):
+        if split == spec.split and spec.wants(row["task"], row["source_lang"], row["target_lang"]):
+            yield {**row, "corpus": spec.corpus}
+
+
+def read_prompts(root: Path, report: DataReport, languages: Sequence[str]) -> Iterator[tuple[str, dict]]:
     """(split, canonical row) of every asr, s2tt and mt row in unpacked packages or tarballs.
 
     Every ordered pair of `languages` is a direction of translation. A row needs a cleaned text and, for asr and s2tt,
     a recording; what has not is counted in `report`.
     """
-    files = {language: language_files(Path(root), language) for language in languages}
+    files = {language: language_files(root, language) for language in languages}
     listed = {language: read_texts(files[language][1], language, report) for language in languages}
     texts = {language: {key: text for key, text in listed[language].items() if text} for language in languages}
     splits = prompt_splits(texts)
@@ -267,24 +281,25 @@ def read_asterisk(
             if prompt_id not in listed[source]:
                 report.drop(CORPUS, f"{source}/{prompt_id}", "recording without a text")
         paths = [sounds / f"{prompt_id}.wav" for prompt_id in texts[source]]
-        durations = audio_durations(paths, f"{CORPUS}/{source}")
+        durations = audio_durations(paths)
         for (prompt_id, text), path, duration in zip(texts[source].items(), paths, durations, strict=True):
+            fault = None
             if isinstance(duration, CorpusError):
-                report.drop(CORPUS, f"{source}/{prompt_id}", f"text without a recording: {duration}")
-                path = None
+                fault = f"text without a recording: {duration}"
             elif len(text) > MOST_CHARACTERS_PER_SECOND * duration:
-                report.drop(CORPUS, f"{source}/{prompt_id}", "text too long for its recording")
-                path = None
-            for row in parallel_rows(CORPUS, prompt_id, source, texts, prompt_id, path, duration):
+                fault = "text too long for its recording"
+            if fault:
+                report.drop(CORPUS, f"{source}/{prompt_id}", fault)
+            audio = None if fault else path
+            for row in parallel_rows(CORPUS, prompt_id, source, texts, audio, duration):
                 yield splits[prompt_id], row
 
 
 def parallel_rows(
     corpus: str,
-    name: str,
+    key: str,
     source: str,
     texts: dict[str, dict[str, str]],
-    key: str,
     audio: Path | None,
     duration: float,
 ) -> Iterator[dict]:
@@ -293,7 +308,7 @@ def parallel_rows(
     for target, by_key in texts.items():
         if key not in by_key:
             continue
-        row_id = f"{name}/{source}" if source == target else f"{name}/{source}-{target}"
+        row_id = f"{key}/{source}" if source == target else f"{key}/{source}-{target}"
         if audio is not None:
             yield speech_row(row_id, corpus, source, target, by_key[key], source_text, duration, path=audio)
         if source != target:
@@ -308,11 +323,11 @@ def prepare(
     unpacked = fetch(out_dir, languages, None if packages is None else Path(packages))
     report = DataReport()
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    for split, row in read_asterisk(unpacked, report, languages):
+    for split, row in read_prompts(unpacked, report, languages):
         report.keep(row)
         rows[split].append(row)
     write_splits(out_dir / "prompts", rows)
-    report.write(out_dir / "data_report.json")
+    write_report(report.as_dict(), out_dir / "data_report.json")
     (out_dir / "CREDITS.md").write_text(CREDITS, encoding="utf-8")
     return report
 
@@ -328,11 +343,9 @@ def write_splits(folder: Path, rows: dict[str, list[dict]]) -> None:
 
 
 def trim_silence(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Cut (samples,) to where 10 ms frames exceed 3 % of the peak, with 30 ms around it and 5 ms fades at the cuts."""
-    frame, margin, fade = sampling_rate // 100, 3 * sampling_rate // 100, sampling_rate // 200
-    frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
-    loud = np.flatnonzero(np.abs(frames).max(axis=1) > 0.03 * np.abs(samples).max())
-    cut = samples[max(0, loud[0] * frame - margin) : (loud[-1] + 1) * frame + margin].copy()
+    """Cut (samples,) to its speech, with 5 ms fades at the cuts so that they do not click."""
+    fade = sampling_rate // 200
+    cut = samples[slice(*speech_bounds(samples, sampling_rate))].copy()
     ramp = np.linspace(0, 1, fade, dtype=cut.dtype)
     cut[:fade] *= ramp
     cut[-fade:] *= ramp[::-1]
@@ -408,7 +421,7 @@ def prepare_digits(
     }
     report = DataReport()
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    progress = tqdm(total=len(everything) * len(languages), desc=DIGITS_CORPUS, unit="file")
+    progress = tqdm(total=len(everything) * len(languages), desc=DIGITS_CORPUS, unit="file", disable=None)
     for split in SPLITS:
         for digits in strings[split]:
             for language, (clips, _, sampling_rate) in recorded.items():
@@ -418,13 +431,13 @@ def prepare_digits(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, samples, sampling_rate, subtype="PCM_16")
                 duration = len(samples) / sampling_rate
-                rows[split] += parallel_rows(DIGITS_CORPUS, digits, language, texts, digits, path, duration)
+                rows[split] += parallel_rows(DIGITS_CORPUS, digits, language, texts, path, duration)
                 progress.update()
     progress.close()
     for row in (row for split_rows in rows.values() for row in split_rows):
         report.keep(row)
     write_splits(folder, rows)
-    report.write(folder / "data_report.json")
+    write_report(report.as_dict(), folder / "data_report.json")
     return report
 
 
@@ -454,7 +467,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report.summary())
+    print(summary(report.as_dict()))
     return 0
 
 

@@ -16,13 +16,19 @@ A row is one training or test example. Its columns:
 Nothing here decodes audio: `processing_part.load_audio` does, row by row, when a batch is made.
 """
 
+import difflib
+import hashlib
+import io
 import json
 import os
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
+
 
 TASKS = ("asr", "s2tt", "mt")
 COLUMNS = (
@@ -67,6 +73,125 @@ def check_language(code: str, where: str) -> str:
     return code
 
 
+def language_code(name: str, keep_region: bool = False) -> str:
+    """The BCP 47 code for a corpus's own name of a language: "cmn_hans_cn" -> "zh", "sv-SE" -> "sv", "es_419" -> "es".
+
+    The region goes unless `keep_region` ("pt_br" -> "pt-BR"), so that the same language has one code in all corpora;
+    "zh-TW" and "zh-HK" keep theirs, which stands for another script or language.
+    """
+    first, *rest = re.split(r"[-_@]", name)
+    code = {"cmn": "zh"}.get(first.lower(), first.lower())
+    for part in rest:
+        if len(part) >= 5:
+            code += f"-{part.lower()}"
+        elif len(part) <= 3 and (keep_region or (code == "zh" and part.upper() in ("TW", "HK"))):
+            code += f"-{part.upper()}"
+    return code
+
+
+def split_of(key: str) -> str:
+    """train (90 %), dev (5 %) or test (5 %), from a hash of `key`: the same on every machine and in every language."""
+    number = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") % 100
+    return "test" if number < 5 else "dev" if number < 10 else "train"
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """One entry of a recipe's list of corpora: what to read, and which part of it.
+
+    Args:
+        reader: manifest, asterisk, common_voice, fleurs, covost2, wenetspeech, tuxpaint, dataset or text_pairs.
+        path: folder or file; for dataset, common_voice and fleurs also a Hub id ("google/fleurs").
+        split: train, dev or test (manifest and text_pairs: a file holds one split, so it is not looked at).
+        name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
+        tasks: tasks to keep. Default: all that the corpus offers.
+        languages: BCP 47 codes of the source languages to keep. Default: all that are found.
+        target_languages: of s2tt and mt. Default: `languages` (all that are found if that is not given either).
+        weight: how often the rows are drawn in an epoch, for the sampler; 1.0 is once.
+        columns: canonical column -> column of the file, for dataset and text_pairs.
+        streaming: read while training instead of before; dataset only.
+        config, revision: of a Hub dataset.
+        common_voice: folder of the Common Voice release whose clips CoVoST 2 translates. Default: `path`.
+        subset: of WenetSpeech. Default: "L" for train, "DEV", "TEST_NET".
+        min_confidence: of WenetSpeech segments. Default: all.
+    """
+
+    reader: str
+    path: str
+    split: str = "train"
+    name: str | None = None
+    tasks: tuple[str, ...] | None = None
+    languages: tuple[str, ...] | None = None
+    target_languages: tuple[str, ...] | None = None
+    weight: float = 1.0
+    columns: Mapping[str, str] | None = None
+    streaming: bool = False
+    config: str | None = None
+    revision: str | None = None
+    common_voice: str | None = None
+    subset: str | None = None
+    min_confidence: float | None = None
+
+    @classmethod
+    def from_dict(cls, entry: Mapping) -> "CorpusSpec":
+        """Check one mapping of a recipe. Raises `CorpusError` for anything unknown, missing or not of that reader."""
+        known = [field.name for field in fields(cls)]
+        for key in entry:
+            if key not in known:
+                guess = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {guess[0]!r}?" if guess else f"it has {', '.join(known)}"
+                raise CorpusError(f"a corpus of the recipe has no setting {key!r}; {hint}")
+        for key in ("reader", "path"):
+            if not entry.get(key):
+                raise CorpusError(f"the corpus {dict(entry)} of the recipe lacks {key!r}")
+        reader = entry["reader"]
+        for key, readers in READER_SETTINGS.items():
+            if entry.get(key) and reader not in readers:
+                raise CorpusError(f"{key!r} is a setting of {' and '.join(readers)}, not of the reader {reader!r}")
+        lists = {key: tuple(entry[key]) for key in ("tasks", "languages", "target_languages") if entry.get(key)}
+        for task in lists.get("tasks", ()):
+            if task not in TASKS:
+                raise CorpusError(f"{reader} at {entry['path']}: task {task!r} is none of {', '.join(TASKS)}")
+        for code in (*lists.get("languages", ()), *lists.get("target_languages", ())):
+            check_language(code, f"{reader} at {entry['path']}")
+        if entry.get("split", "train") not in SPLITS:
+            raise CorpusError(f"{reader} at {entry['path']}: split {entry['split']!r} is none of {', '.join(SPLITS)}")
+        return cls(**{**entry, **lists, "path": str(entry["path"])})
+
+    @property
+    def corpus(self) -> str:
+        """The `corpus` column of the rows."""
+        return self.name or self.reader
+
+    def folder(self) -> Path:
+        """`path` as a folder or file that exists; else `CorpusError`."""
+        folder = Path(self.path).expanduser()
+        if not folder.exists():
+            raise CorpusError(f"{self.reader}: {self.path} does not exist; give the folder of the corpus as `path`")
+        return folder
+
+    def wants(self, task: str, source_lang: str | None = None, target_lang: str | None = None) -> bool:
+        """Whether rows of this task and direction are asked for; a language of None stands for any."""
+        if self.tasks and task not in self.tasks:
+            return False
+        if self.languages and source_lang and source_lang not in self.languages:
+            return False
+        targets = self.target_languages or self.languages
+        return not (targets and target_lang and source_lang != target_lang and target_lang not in targets)
+
+
+SPLITS = ("train", "dev", "test")
+READER_SETTINGS = {
+    "columns": ("dataset", "text_pairs"),
+    "streaming": ("dataset",),
+    "config": ("dataset",),
+    "revision": ("dataset", "fleurs"),
+    "common_voice": ("covost2",),
+    "subset": ("wenetspeech",),
+    "min_confidence": ("wenetspeech",),
+}
+
+
 def speech_row(
     row_id: str,
     corpus: str,
@@ -105,30 +230,16 @@ def text_row(row_id: str, corpus: str, source_lang: str, target_lang: str, text:
 class DataReport:
     """Counts what was kept and what was dropped and why, with a few examples of each, for `data_report.json`.
 
-    Attributes:
-        dropped (`Counter`): rows left out, per reason, keyed by (corpus, reason).
-        broken (`Counter`): the part of `dropped` that are faults of the data (held against `max_bad_fraction`),
-            per corpus; a row left out by a filter that was asked for is not a fault.
-        offered (`Counter`): rows a reader came across, per corpus.
+    A row that is dropped as `broken` is a fault of the data and counts against `max_bad_fraction`; one that a filter
+    leaves out, or that the corpus never meant to be used, is not.
     """
 
     def __init__(self):
-        self.dropped: Counter = Counter()
-        self.broken: Counter = Counter()
-        self.offered: Counter = Counter()
-        self.examples: dict[tuple[str, str], list[str]] = {}
         self.rows: Counter = Counter()
         self.seconds: Counter = Counter()
-        self.notes: list[str] = []
-
-    def drop(self, corpus: str, row_id: str, reason: str, broken: bool = False) -> None:
-        """Count one row that is left out; `broken` marks a fault of the data rather than a filter's choice."""
-        self.dropped[corpus, reason] += 1
-        if broken:
-            self.broken[corpus] += 1
-        examples = self.examples.setdefault((corpus, reason), [])
-        if len(examples) < EXAMPLES_PER_REASON:
-            examples.append(row_id)
+        self.dropped: Counter = Counter()
+        self.broken: Counter = Counter()
+        self.examples: dict[tuple[str, str], list[str]] = {}
 
     def keep(self, row: dict) -> None:
         """Count one row that is used."""
@@ -136,37 +247,49 @@ class DataReport:
         self.rows[direction] += 1
         self.seconds[direction] += row["duration"] or 0.0
 
+    def drop(self, corpus: str, row_id: str, reason: str, broken: bool = False) -> None:
+        """Count one row that is left out."""
+        self.dropped[corpus, reason] += 1
+        self.broken[corpus, reason] += broken
+        examples = self.examples.setdefault((corpus, reason), [])
+        if len(examples) < EXAMPLES_PER_REASON:
+            examples.append(row_id)
+
     def as_dict(self) -> dict:
-        """Rows and hours per direction ("asr/fr", "s2tt/fr-en"), dropped rows per corpus and reason with examples."""
+        """Rows and hours per direction ("asr/fr", "s2tt/fr-en"); dropped rows per corpus and reason, with examples."""
         dropped: dict = {}
         for (corpus, reason), count in sorted(self.dropped.items()):
-            examples = self.examples[corpus, reason]
-            dropped.setdefault(corpus, {})[reason] = {"rows": count, "examples": examples}
+            entry = {"rows": count, "broken": self.broken[corpus, reason], "examples": self.examples[corpus, reason]}
+            dropped.setdefault(corpus, {})[reason] = entry
         return {
             "rows": dict(sorted(self.rows.items())),
             "hours": {key: round(seconds / 3600, 4) for key, seconds in sorted(self.seconds.items())},
-            "total_rows": sum(self.rows.values()),
-            "total_hours": round(sum(self.seconds.values()) / 3600, 4),
             "dropped": dropped,
-            "notes": self.notes,
         }
 
-    def write(self, path: str | Path) -> None:
-        """Write `as_dict()` as JSON, making the folder if needed."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
-    def summary(self) -> str:
-        """A few lines for the screen: rows and hours per direction, then what was dropped and why."""
-        lines = [
-            f"{sum(self.rows.values()):,} rows, {sum(self.seconds.values()) / 3600:.2f} hours of audio, counted row by row"
-        ]
-        for direction, count in sorted(self.rows.items()):
-            lines.append(f"  {direction:<12} {count:>9,} rows {self.seconds[direction] / 3600:>9.2f} h")
-        for (corpus, reason), count in sorted(self.dropped.items()):
-            example = self.examples[corpus, reason][0]
-            lines.append(f"  dropped {count:,} from {corpus}: {reason} (such as {example})")
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+def write_report(report: dict, path: str | Path) -> None:
+    """Write a report as JSON, making the folder if needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(report: dict) -> str:
+    """A report in a few lines for the screen: rows and hours per task, its directions, and what was dropped and why."""
+    lines = []
+    for task in TASKS:
+        directions = [key for key in report["rows"] if key.startswith(f"{task}/")]
+        if directions:
+            rows = sum(report["rows"][key] for key in directions)
+            hours = sum(report["hours"][key] for key in directions)
+            shown = [f"{key.split('/')[1]} {report['rows'][key]:,}" for key in directions[:10]]
+            more = f", and {len(directions) - 10} more" if len(directions) > 10 else ""
+            time = f"{hours:9.2f} h" if task != "mt" else " " * 11
+            lines.append(f"{task:<4} {rows:>10,} rows {time}   {', '.join(shown)}{more}")
+    for corpus, reasons in report["dropped"].items():
+        for reason, entry in reasons.items():
+            lines.append(f"dropped {entry['rows']:,} of {corpus}: {reason} (such as {entry['examples'][0]})")
+    return "\n".join(lines)
 
 
 def direction_of(task: str, source_lang: str, target_lang: str) -> str:
@@ -174,38 +297,78 @@ def direction_of(task: str, source_lang: str, target_lang: str) -> str:
     return f"{task}/{source_lang}" if task == "asr" else f"{task}/{source_lang}-{target_lang}"
 
 
-def audio_duration(path: str | Path) -> float:
-    """Seconds of an audio file, read from its header (mp3: from its frames) without decoding.
+def audio_duration(audio: str | Path | bytes) -> float:
+    """Seconds of an audio file (or its bytes), from its header or, for mp3, its frames, without decoding.
 
     Raises:
         `CorpusError`: the file does not exist, is no audio that libsndfile reads, or holds no samples.
     """
     import soundfile
 
-    if not os.path.exists(path):
+    if not isinstance(audio, bytes) and not os.path.exists(audio):
         raise CorpusError("audio file not found")
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio))
     except soundfile.LibsndfileError as error:
-        raise CorpusError(f"unreadable audio ({error.error_string.rstrip('.')})") from error
+        raise CorpusError("audio cannot be read") from error
     if info.frames <= 0:
         raise CorpusError("audio without samples")
     return info.frames / info.samplerate
 
 
-def audio_durations(paths: Sequence[str | Path], description: str = "durations") -> list[float | CorpusError]:
-    """`audio_duration` of many files on all cores with a progress bar; a file that fails gives its error instead."""
-    from tqdm import tqdm
+def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | CorpusError]:
+    """`audio_duration` of many files on all cores; a file that fails gives its error instead."""
 
-    def measure(path):
+    def measure(audio):
         try:
-            return audio_duration(path)
+            return audio_duration(audio)
         except CorpusError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        measured = pool.map(measure, paths)
-        return list(tqdm(measured, total=len(paths), desc=description, unit="file", disable=len(paths) < 1000))
+        return list(pool.map(measure, audios))
+
+
+def speech_bounds(samples, sampling_rate: int, margin: float = 0.03) -> tuple[int, int]:
+    """First and last sample of (samples,) where 10 ms frames exceed 3 % of the peak, with `margin` seconds around."""
+    import numpy as np
+
+    frame, around = sampling_rate // 100, round(margin * sampling_rate)
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    loud = np.flatnonzero(np.abs(frames).max(axis=1) > 0.03 * np.abs(samples).max())
+    if not len(loud):
+        raise CorpusError("audio is silent")
+    return max(0, int(loud[0]) * frame - around), min(len(samples), (int(loud[-1]) + 1) * frame + around)
+
+
+def unpack_tar(archive: Path, folder: Path) -> None:
+    """Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                if member.isfile():
+                    member.name = Path(member.name).name
+                    tar.extract(member, partial, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise CorpusError(f"{archive} could not be unpacked into {folder}: {error}") from error
+    partial.rename(folder)
+
+
+def read_table(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a tab-separated file with a header and no quoting, as in Common Voice and CoVoST 2.
+
+    Raises:
+        `CorpusError`: a row has more or fewer fields than the header.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        header = next(lines, "").rstrip("\r\n").split("\t")
+        for number, line in enumerate(lines, start=2):
+            values = line.rstrip("\r\n").split("\t")
+            if len(values) != len(header):
+                raise CorpusError(f"{path}, line {number}: {len(values)} fields, but the header has {len(header)}")
+            yield dict(zip(header, values, strict=True))
 
 
 def write_manifest(rows: Iterable[dict], path: str | Path) -> int:
