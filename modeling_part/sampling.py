@@ -3,7 +3,7 @@
 A *global step* is what one optimizer step sees: `world_size * gradient_accumulation_steps` batches. All of them
 hold rows of one task (the language model is frozen on transcription steps and trained on the others, so ranks must
 agree) and of similar length (so that no rank waits for another). `TaskBatchSampler` plans a dataset that can be
-indexed; `StreamingTaskBatches` forms batches from streams without knowing them in advance.
+indexed; `streaming.StreamingTaskBatches` does it for streams.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .processing_part import TASKS
+
 
 if TYPE_CHECKING:
     import datasets
-
-TASKS = ("asr", "s2tt", "mt")
 
 Group = tuple[str, str, str]  # (task, source language, target language)
 
