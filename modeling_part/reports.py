@@ -1,0 +1,337 @@
+"""Reports a person reads: of one set of predictions, and of all stages of a run with its loss curve and warnings."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .scoring import group_name, read_predictions
+
+
+# Warnings of failure_signs; error rates as fractions, BLEU on its scale of 0 to 100.
+ASR_REGRESSION = 0.01
+FAR_FROM_AVERAGE_FACTOR = 2.0
+FAR_FROM_AVERAGE = 0.10
+BLEU_LOSS = 1.0
+
+EXAMPLES_PER_STAGE = 6
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _with_interval(text: str, bounds: Sequence[float] | None, scale: float = 1.0) -> str:
+    return text if bounds is None else f"{text} [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars and line breaks inside cells are made harmless."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 2) -> None:
+    """The same table on the terminal; columns after the first ``text_columns`` are set flush right."""
+    table = Table(title=title, title_justify="left")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="left" if position < text_columns else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a hypothesis may look like markup
+    Console().print(table)
+
+
+def report_rows(report: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of one report: averages first, then every language and direction."""
+    header = ["group", "measure", "error % [95 %]", "BLEU [95 %]", "chrF", "utterances", "failed", "units"]
+    header += ["sub", "del", "ins", "empty %", "looping %", "wrong language %"]
+    rows = []
+    for task, average in report["macro"].items():
+        figures = [
+            _with_interval(percent(average.get("error_rate")), average.get("error_rate_interval"), 100),
+            _with_interval(number(average.get("bleu")), average.get("bleu_interval")),
+            number(average.get("chrf")),
+        ]
+        rows.append([f"{task}, average of {average['groups']}", "", *figures, *[""] * 9])
+    for name, group in report["groups"].items():
+        rows.append(
+            [
+                name,
+                group["error_metric"],
+                _with_interval(percent(group["error_rate"]), group["error_rate_interval"], 100),
+                _with_interval(number(group.get("bleu")), group.get("bleu_interval")),
+                number(group.get("chrf")),
+                str(group["utterances"]),
+                str(group["failed"]),
+                str(group["hits"] + group["substitutions"] + group["deletions"]),
+                *[str(group[kind]) for kind in ("substitutions", "deletions", "insertions")],
+                *[percent(group[sign]) for sign in ("empty", "looping", "wrong_language")],
+            ]
+        )
+    return header, rows
+
+
+def _report_markdown(report: Mapping) -> str:
+    settings = report["settings"]
+    parts = ["# Evaluation\n", markdown_table(*report_rows(report))]
+    for corpus, figures in report.get("corpora", {}).items():
+        parts += [f"## {corpus}\n", markdown_table(*report_rows(figures))]
+    parts.append(
+        "Error: word errors (WER) or character errors (CER) per unit of the reference, of a translation against its "
+        "one reference. Failed rows count as deleted. Intervals: "
+        f"{100 * settings['confidence']:.0f} % by {settings['bootstrap_samples']} bootstrap resamples of the "
+        f"utterances, seed {settings['seed']}.\n"
+    )
+    signatures = sorted(
+        {value for group in report["groups"].values() for key, value in group.items() if key.endswith("_signature")}
+    )
+    parts += [f"- `{signature}`" for signature in signatures]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def write_report(report: Mapping, folder: str | Path) -> None:
+    """Writes ``report.json`` and ``report.md`` of a report from `scoring.score` into a folder and prints the table."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_report_markdown(report), encoding="utf-8")
+    header, rows = report_rows(report)
+    shown = [0, 1, 2, 3, 5, 6, 11, 12, 13]
+    print_table(str(folder), [header[column] for column in shown], [[row[column] for column in shown] for row in rows])
+
+
+def failure_signs(
+    after: Mapping,
+    before: Mapping | None = None,
+    *,
+    training_rows: Mapping[str, int] | None = None,
+) -> list[str]:
+    """The paper's signs that a stage went wrong, as sentences; empty when there are none.
+
+    - ASR regresses (the paper: after ``joint``): a language's error rate rises by more than ``ASR_REGRESSION`` and the
+      former value lies below the new 95 % interval.
+    - A language is far from the average: its ASR error rate is more than ``FAR_FROM_AVERAGE_FACTOR`` times the mean of
+      the other languages' and more than ``FAR_FROM_AVERAGE`` above it.
+    - BLEU of a well-provided direction falls by more than ``BLEU_LOSS`` and the former value lies above the new 95 %
+      interval. Well provided: as many training rows as the median direction or more; every direction where
+      ``training_rows`` is None.
+
+    Args:
+        after: report (`scoring.score`) of the stage to judge.
+        before: report of its parent stage; None compares nothing.
+        training_rows: rows per group (``s2tt/en-fr``) that the stage was trained on.
+    """
+    warnings = []
+    former = before["groups"] if before else {}
+    asr = {name: group for name, group in after["groups"].items() if group["task"] == "asr" and group["utterances"]}
+    rates = {name: group["error_rate"] for name, group in asr.items() if group["error_rate"] is not None}
+    for name, rate in rates.items():
+        old = former.get(name, {}).get("error_rate")
+        if old is not None and rate - old > ASR_REGRESSION and old < asr[name]["error_rate_interval"][0]:
+            warnings.append(
+                f"{name} got worse: {asr[name]['error_metric']} {percent(old)} % before, {percent(rate)} %"
+            )
+        others = [other for other_name, other in rates.items() if other_name != name]
+        average = sum(others) / len(others) if others else rate
+        if rate > FAR_FROM_AVERAGE_FACTOR * average and rate - average > FAR_FROM_AVERAGE:
+            warnings.append(f"{name} is far from the average: {percent(rate)} %, the others {percent(average)} %")
+    directions = {name: group for name, group in after["groups"].items() if group.get("bleu") is not None}
+    provided = {name: (training_rows or {}).get(name, 0) for name in directions}
+    median = sorted(provided.values())[len(provided) // 2] if provided else 0
+    for name, group in directions.items():
+        old = former.get(name, {}).get("bleu")
+        fell = old is not None and old - group["bleu"] > BLEU_LOSS and old > group["bleu_interval"][1]
+        if fell and provided[name] >= median:
+            warnings.append(f"{name} lost BLEU: {number(old)} before, {number(group['bleu'])}")
+    return warnings
+
+
+def read_json(path: Path):
+    """The content of a JSON file; None where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _stage_folders(run_folder: Path) -> list[Path]:
+    """The stage folders (those with stage.json), each after its parent."""
+    folders = {path.parent.name: path.parent for path in sorted(run_folder.glob("*/stage.json"))}
+    parents = {
+        name: Path(read_json(folder / "stage.json").get("parent") or "").name for name, folder in folders.items()
+    }
+    ordered: list[str] = []
+    while len(ordered) < len(folders):
+        ready = [name for name in folders if name not in ordered and parents[name] not in set(folders) - set(ordered)]
+        if not ready:
+            raise ValueError(
+                f"the stages {sorted(set(folders) - set(ordered))} in {run_folder} are each other's parents"
+            )
+        ordered += ready
+    return [folders[name] for name in ordered]
+
+
+def _examples(predictions: Sequence[Mapping]) -> list[dict]:
+    """A few pairs spread over the groups and over each group's rows; the same ones for every stage of a run."""
+    by_group = defaultdict(list)
+    for row in predictions:
+        by_group[group_name(row)].append(row)
+    names = sorted(by_group)[:: max(1, len(by_group) // EXAMPLES_PER_STAGE)][:EXAMPLES_PER_STAGE]
+    chosen = [by_group[name][3 * position % len(by_group[name])] for position, name in enumerate(names)]
+    fields = ("id", "task", "source_lang", "target_lang", "reference", "hypothesis")
+    return [{field: row[field] for field in fields} for row in chosen]
+
+
+def _read_stage(folder: Path) -> dict:
+    stage = read_json(folder / "stage.json")
+    history = read_json(folder / "log_history.json") or []
+    metrics = dict(stage.get("metrics") or {})
+    for entry in history:  # the last evaluation counts
+        metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})
+    dev_loss = {
+        name.removeprefix("eval_").removesuffix("_loss"): value
+        for name, value in metrics.items()
+        if name.startswith("eval_") and name.endswith("_loss") and name != "eval_loss"
+    }
+    if "eval_loss" in metrics:
+        dev_loss["all"] = metrics["eval_loss"]
+    predictions = folder / "predictions.jsonl"
+    return {
+        "name": folder.name,
+        "dev_loss": dev_loss,
+        "report": read_json(folder / "report.json"),
+        "examples": _examples(read_predictions(predictions)) if predictions.exists() else [],
+        "training_rows": (stage.get("data") or {}).get("rows") or {},
+        "log_history": history,
+    }
+
+
+def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of a run: a row per figure and language or direction, a column per stage."""
+    rows = []
+
+    def add(measure: str, group: str, values: Sequence[str]) -> None:
+        if any(value != "–" for value in values):
+            rows.append([measure, group, *values])
+
+    losses = sorted({name for stage in stages for name in stage["dev_loss"]}, key=lambda name: (name != "all", name))
+    for name in losses:
+        add("dev loss", name, [number(stage["dev_loss"].get(name), 3) for stage in stages])
+    reports = [stage["report"] or {"groups": {}, "macro": {}} for stage in stages]
+    groups = sorted({name for report in reports for name in report["groups"]})
+    for task, measure, label, form in (
+        ("asr", "error_rate", "error %", percent),
+        ("s2tt", "bleu", "BLEU", number),
+        ("s2tt", "error_rate", "error %", percent),
+        ("mt", "bleu", "BLEU", number),
+        ("mt", "error_rate", "error %", percent),
+    ):
+        title = f"{task} {label}"
+        averages = [report["macro"].get(task, {}) for report in reports]
+        scale = 100 if form is percent else 1
+        add(
+            title,
+            "average",
+            [_with_interval(form(mean.get(measure)), mean.get(f"{measure}_interval"), scale) for mean in averages],
+        )
+        for name in (name for name in groups if name.startswith(f"{task}/")):
+            figures = [report["groups"].get(name, {}) for report in reports]
+            metric = next((f" ({figure['error_metric']})" for figure in figures if figure), "")
+            metric = metric if measure == "error_rate" else ""
+            add(title, name.split("/")[1] + metric, [form(figure.get(measure)) for figure in figures])
+    return ["figure", "language", *[stage["name"] for stage in stages]], rows
+
+
+def _plot_losses(stages: Sequence[Mapping], path: Path) -> bool:
+    """Draws training and dev loss over the steps of all stages; False where no stage logged a loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    offset, drawn = 0, False
+    for stage in stages:
+        for key, style in (("loss", "C0-"), ("eval_loss", "C1o-")):
+            points = [(offset + entry["step"], entry[key]) for entry in stage["log_history"] if key in entry]
+            if points:
+                label = {"loss": "training", "eval_loss": "dev"}[key]
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=label if not drawn else None)
+        drawn = drawn or any("loss" in entry or "eval_loss" in entry for entry in stage["log_history"])
+        axes.annotate(
+            stage["name"], (offset, 1), xycoords=("data", "axes fraction"), xytext=(4, -12), textcoords="offset points"
+        )
+        axes.axvline(offset, color="0.8", linewidth=1)
+        offset += max((entry.get("step", 0) for entry in stage["log_history"]), default=0)
+    axes.set(xlabel="optimizer step", ylabel="loss per token")
+    if drawn:
+        axes.legend(loc="upper right")
+        figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return drawn
+
+
+def run_report(run_folder: str | Path) -> dict:
+    """Gathers the stages of a run into one table; prints it and writes it into the run folder.
+
+    Reads of every stage folder ``stage.json`` (``metrics``, ``parent``, ``data``), ``log_history.json`` (a list of
+    dicts with ``step``, ``loss``, ``eval_loss``, ``eval_asr/fr_loss``, ...), ``report.json`` and
+    ``predictions.jsonl``; what a stage lacks stays empty in the table. Writes ``report.json``, ``report.md`` and, where
+    losses were logged, ``loss.png``.
+
+    Returns:
+        What ``report.json`` holds: ``stages`` (``name``, ``dev_loss``, ``report``, ``examples``) and ``warnings``.
+
+    Raises:
+        FileNotFoundError: no folder with a ``stage.json`` in ``run_folder``.
+        ValueError: the stages name each other as parents.
+    """
+    run_folder = Path(run_folder)
+    folders = _stage_folders(run_folder)
+    if not folders:
+        raise FileNotFoundError(f"{run_folder} has no stage folder with a stage.json; train a stage first")
+    stages = [_read_stage(folder) for folder in folders]
+    warnings = []
+    for before, stage in pairwise([None, *stages]):
+        if stage["report"]:
+            signs = failure_signs(
+                stage["report"], before and before["report"], training_rows=stage["training_rows"] or None
+            )
+            warnings += [f"stage {stage['name']}: {sign}" for sign in signs]
+    header, rows = stage_rows(stages)
+    has_plot = _plot_losses(stages, run_folder / "loss.png")
+    result = {
+        "stages": [{key: stage[key] for key in ("name", "dev_loss", "report", "examples")} for stage in stages],
+        "warnings": warnings,
+    }
+    (run_folder / "report.json").write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    parts = [f"# {run_folder.name}\n", markdown_table(header, rows)]
+    if warnings:
+        parts += ["## Warnings\n", *[f"- {warning}" for warning in warnings], ""]
+    if has_plot:
+        parts.append("![Loss over the steps](loss.png)\n")
+    example_header = ["task", "direction", "reference", "hypothesis"]
+    example_rows = {
+        stage["name"]: [
+            [row["task"], f"{row['source_lang']}-{row['target_lang']}", row["reference"], row["hypothesis"]]
+            for row in stage["examples"]
+        ]
+        for stage in stages
+        if stage["examples"]
+    }
+    for name, lines in example_rows.items():
+        parts += [f"## Examples after {name}\n", markdown_table(example_header, lines)]
+    (run_folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    print_table(str(run_folder), header, rows)
+    for name, lines in example_rows.items():
+        print_table(f"after {name}", example_header, lines, text_columns=4)
+    for warning in warnings:
+        Console().print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+    return result
