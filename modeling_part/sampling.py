@@ -217,6 +217,9 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed: every rank must be given the same.
         pad_seconds_multiple: audio is counted as padded to a multiple of this many seconds.
         pad_tokens_multiple: targets are counted as padded to a multiple of this many tokens.
+        history: `(batches per step, optimizer steps)` of the stage's earlier parts, if it was resumed with another
+            product of ranks and accumulation. The rows those steps have not seen are dealt anew; in place of the
+            steps themselves come empty batches, which the trainer skips.
 
     Raises:
         ValueError: if one row alone is over a budget, or the settings contradict each other or the data.
@@ -242,12 +245,12 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed: int = 0,
         pad_seconds_multiple: float = 0.2,
         pad_tokens_multiple: int = 8,
+        history: Sequence[tuple[int, int]] = (),
     ):
         if (epochs is None) == (num_steps is None):
             raise ValueError(f"give either epochs or num_steps, got epochs={epochs} and num_steps={num_steps}")
         self.table = table
         self.mixture = mixture
-        self.batches_per_step = world_size * gradient_accumulation_steps
         self.epochs = epochs
         self.seed = seed
         self.pad_seconds_multiple = pad_seconds_multiple
@@ -266,9 +269,16 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         self._tokens = np.maximum(round_up(table.target_tokens, pad_tokens_multiple), 1)
         self._strata = self._split_into_strata()
         self._refuse_rows_over_budget(max_audio_seconds, max_tokens)
-        self._plans: dict[int, EpochPlan] = {}  # the latest only
-        self._carried: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]  # into epoch e
-        self._num_steps = num_steps or sum(len(self.plan(epoch).step_order) for epoch in range(epochs))
+        self._steps_before, self._first_epoch, self._rows_left = 0, 0, None
+        for batches_per_step, steps in history:
+            self._begin(batches_per_step)
+            self._first_epoch, self._rows_left = self._position_after(steps)
+            self._steps_before += steps
+        self._begin(world_size * gradient_accumulation_steps)
+        if num_steps is None:
+            plans = (self.plan(epoch) for epoch in range(self._first_epoch, epochs))
+            num_steps = self._steps_before + sum(len(plan.step_order) for plan in plans)
+        self._num_steps = num_steps
 
     @property
     def num_steps(self) -> int:
@@ -280,8 +290,12 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         return self._num_steps * self.batches_per_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        steps_left = self._num_steps
-        for epoch in count():
+        for _ in range(self._steps_before * self.batches_per_step):
+            yield []
+        steps_left = self._num_steps - self._steps_before
+        for epoch in count(self._first_epoch):
+            if steps_left <= 0:
+                return
             plan = self.plan(epoch)
             for step in plan.step_order[:steps_left]:
                 first = step * self.batches_per_step
@@ -290,17 +304,16 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
                 for start, end in pairwise(bounds):
                     yield rows[start - bounds[0] : end - bounds[0]]
             steps_left -= len(plan.step_order)
-            if steps_left <= 0:
-                return
 
     def plan(self, epoch: int) -> EpochPlan:
         """All batches of one epoch; the same for the same arguments, on every rank and every machine."""
+        if epoch < self._first_epoch:
+            raise ValueError(f"epoch {epoch} was trained with another number of batches per step (see history)")
         if epoch not in self._plans:
-            while len(self._carried) <= epoch:  # what is carried into an epoch follows from the epochs before
-                self.plan(len(self._carried) - 1)
-            self._plans = {epoch: self._build_plan(epoch, self._carried[epoch])}
-            if len(self._carried) == epoch + 1:
-                self._carried.append(self._plans[epoch].carried)
+            for earlier in range(max(self._carried), epoch):  # what is carried into an epoch follows from the earlier
+                self.plan(earlier)
+            self._plans = {epoch: self._build_plan(epoch)}
+            self._carried[epoch + 1] = self._plans[epoch].carried
         return self._plans[epoch]
 
     def epoch_report(self, epoch: int) -> dict[str, Any]:
@@ -327,6 +340,25 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
             "repeated_rows": plan.repeated,
             "padding_share": 1.0 - float(seconds.sum()) / padded if padded else 0.0,
         }
+
+    def _begin(self, batches_per_step: int) -> None:
+        """Forgets what was planned for another number of batches per step."""
+        self.batches_per_step = batches_per_step
+        self._plans: dict[int, EpochPlan] = {}  # the latest only
+        self._carried = {self._first_epoch: np.zeros(0, dtype=np.int32)}  # into each epoch
+
+    def _position_after(self, steps: int) -> tuple[int, np.ndarray]:
+        """The epoch in which step number `steps` falls, and the rows of that epoch from there on."""
+        epoch = self._first_epoch
+        while epoch != self.epochs and steps >= len(self.plan(epoch).step_order):
+            steps -= len(self.plan(epoch).step_order)
+            epoch += 1
+        if epoch == self.epochs:
+            return epoch, np.zeros(0, dtype=np.int32)
+        plan = self.plan(epoch)
+        first = plan.step_order[steps:] * self.batches_per_step
+        left = [plan.rows[plan.bounds[i] : plan.bounds[i + self.batches_per_step]] for i in first]
+        return epoch, np.concatenate([plan.carried, *left])
 
     def _split_into_strata(self) -> list[tuple[int, np.ndarray, int]]:
         """(task code, rows, draws per epoch) of every group and, within it, every corpus weight."""
@@ -383,14 +415,20 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
                 windows.append(rows)
         return np.concatenate(windows)
 
-    def _build_plan(self, epoch: int, carried: np.ndarray) -> EpochPlan:
+    def _rows_of(self, epoch: int, task: int) -> np.ndarray:
+        """Row numbers of one task in one epoch, each as often as it is drawn."""
+        if epoch == self._first_epoch and self._rows_left is not None:
+            return self._rows_left[self.table.task[self._rows_left] == task]
+        carried = self._carried[epoch]
+        drawn = [self._draw(i, epoch) for i, stratum in enumerate(self._strata) if stratum[0] == task]
+        return np.concatenate([carried[self.table.task[carried] == task], *drawn])
+
+    def _build_plan(self, epoch: int) -> EpochPlan:
         rng = np.random.default_rng([self.seed, 0, epoch])
         final = self.epochs is not None and epoch == self.epochs - 1
         rows, sizes, leftover, repeated = [], [], [np.zeros(0, dtype=np.int32)], 0
         for task in range(len(TASKS)):
-            drawn = [self._draw(i, epoch) for i, stratum in enumerate(self._strata) if stratum[0] == task]
-            drawn = np.concatenate([carried[self.table.task[carried] == task], *drawn])
-            order = self._sort_by_length(rng.permutation(drawn))
+            order = self._sort_by_length(rng.permutation(self._rows_of(epoch, task)))
             order, batch_sizes, left = self._fill_last_step(order, self._cut(order), rng)
             if final and len(left):
                 # one row per batch, so the step is as short as it can be
