@@ -31,6 +31,7 @@ from pathlib import Path
 
 
 TASKS = ("asr", "s2tt", "mt")
+SPLITS = ("train", "dev", "test")
 COLUMNS = (
     "id",
     "corpus",
@@ -45,6 +46,15 @@ COLUMNS = (
     "end",
 )
 EXAMPLES_PER_REASON = 5
+READER_SETTINGS = {
+    "columns": ("dataset", "text_pairs"),
+    "streaming": ("dataset",),
+    "config": ("dataset",),
+    "revision": ("dataset", "fleurs"),
+    "common_voice": ("covost2",),
+    "subset": ("wenetspeech",),
+    "min_confidence": ("wenetspeech",),
+}
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?(-[A-Za-z0-9]{4,8})*")
 
 
@@ -102,7 +112,7 @@ class CorpusSpec:
     Args:
         reader: manifest, asterisk, common_voice, fleurs, covost2, wenetspeech, tuxpaint, dataset or text_pairs.
         path: folder or file; for dataset, common_voice and fleurs also a Hub id ("google/fleurs").
-        split: train, dev or test (manifest and text_pairs: a file holds one split, so it is not looked at).
+        split: train, dev or test; for common_voice also validated (manifest and text_pairs: a file holds one split, so it is not looked at).
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
         tasks: tasks to keep. Default: all that the corpus offers.
         languages: BCP 47 codes of the source languages to keep. Default: all that are found.
@@ -154,8 +164,9 @@ class CorpusSpec:
                 raise CorpusError(f"{reader} at {entry['path']}: task {task!r} is none of {', '.join(TASKS)}")
         for code in (*lists.get("languages", ()), *lists.get("target_languages", ())):
             check_language(code, f"{reader} at {entry['path']}")
-        if entry.get("split", "train") not in SPLITS:
-            raise CorpusError(f"{reader} at {entry['path']}: split {entry['split']!r} is none of {', '.join(SPLITS)}")
+        splits = (*SPLITS, "validated") if reader == "common_voice" else SPLITS
+        if entry.get("split", "train") not in splits:
+            raise CorpusError(f"{reader} at {entry['path']}: split {entry['split']!r} is none of {', '.join(splits)}")
         return cls(**{**entry, **lists, "path": str(entry["path"])})
 
     @property
@@ -178,18 +189,6 @@ class CorpusSpec:
             return False
         targets = self.target_languages or self.languages
         return not (targets and target_lang and source_lang != target_lang and target_lang not in targets)
-
-
-SPLITS = ("train", "dev", "test")
-READER_SETTINGS = {
-    "columns": ("dataset", "text_pairs"),
-    "streaming": ("dataset",),
-    "config": ("dataset",),
-    "revision": ("dataset", "fleurs"),
-    "common_voice": ("covost2",),
-    "subset": ("wenetspeech",),
-    "min_confidence": ("wenetspeech",),
-}
 
 
 def speech_row(
@@ -254,6 +253,15 @@ class DataReport:
         examples = self.examples.setdefault((corpus, reason), [])
         if len(examples) < EXAMPLES_PER_REASON:
             examples.append(row_id)
+
+    def add(self, other: "DataReport") -> None:
+        """Add the counts of another report to this one."""
+        self.rows.update(other.rows)
+        self.seconds.update(other.seconds)
+        self.dropped.update(other.dropped)
+        self.broken.update(other.broken)
+        for key, examples in other.examples.items():
+            self.examples[key] = (self.examples.get(key, []) + examples)[:EXAMPLES_PER_REASON]
 
     def as_dict(self) -> dict:
         """Rows and hours per direction ("asr/fr", "s2tt/fr-en"); dropped rows per corpus and reason, with examples."""

@@ -1,0 +1,410 @@
+"""Readers of public corpora in the layouts in which they are published.
+
+Each takes a `CorpusSpec` and a `DataReport` and yields canonical rows with audio still compressed. Common Voice (any
+release), FLEURS, CoVoST 2, WenetSpeech and the spoken stamp descriptions of Tux Paint; asterisk.py has the Asterisk
+core sounds.
+"""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .canonical import (
+    CorpusError,
+    CorpusSpec,
+    DataReport,
+    language_code,
+    read_table,
+    speech_bounds,
+    speech_row,
+    split_of,
+    text_row,
+    unpack_tar,
+)
+from .generic_corpora import SPLIT_NAMES, read_dataset, unreachable
+
+
+def chosen(found: dict[str, str], spec: CorpusSpec) -> dict[str, str]:
+    """Of the languages `found` (the corpus's own name -> BCP 47 code) those of `spec.languages`, in order of name.
+
+    Raises:
+        `CorpusError`: one that is asked for is not there, or none is.
+    """
+    missing = sorted(set(spec.languages or ()) - set(found.values()))
+    if missing or not found:
+        there = ", ".join(sorted(set(found.values()))) or "no language at all"
+        raise CorpusError(f"{spec.reader} at {spec.path}: {', '.join(missing) or 'nothing'} found; there is {there}")
+    wanted = spec.languages or tuple(found.values())
+    return {name: code for name, code in sorted(found.items()) if code in wanted}
+
+
+# --------------------------------------------------------------------------------------------------- Common Voice
+
+
+def read_common_voice(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr rows of a Common Voice release: `<locale>/{train,dev,test}.tsv` and `<locale>/clips/*.mp3`.
+
+    Works for every release, as columns are found by the header. Durations come from `clip_durations.tsv` (since 16.1)
+    or `times.txt` (14 to 16.0), both in milliseconds; without them they are measured. `path` is the folder that holds
+    the locales, or a Hub copy as parquet whose configurations are the locales.
+    """
+    root = Path(spec.path).expanduser()
+    if not root.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", spec.path):
+        for language in spec.languages or ():
+            settings = {"tasks": ("asr",), "languages": (language,), "config": language, "name": spec.corpus}
+            yield from read_dataset(
+                CorpusSpec(**{**vars(spec), **settings, "columns": {"text": "sentence", "id": "path"}}), report
+            )
+        return
+    if not spec.wants("asr"):
+        return
+    locales = {path.parent.name: language_code(path.parent.name) for path in spec.folder().glob(f"*/{spec.split}.tsv")}
+    for locale, language in chosen(locales, spec).items():
+        folder = root / locale
+        durations = clip_durations(folder)
+        for record in read_table(folder / f"{spec.split}.tsv"):
+            clip, sentence = record["path"], record["sentence"]
+            path = folder / "clips" / clip
+            duration = durations.get(clip)
+            yield speech_row(Path(clip).stem, spec.corpus, language, language, sentence, sentence, duration, path)
+
+
+def clip_durations(folder: Path) -> dict[str, float]:
+    """Seconds of each clip of a Common Voice locale, from the release's own table; empty if it has none."""
+    for name in ("clip_durations.tsv", "times.txt"):
+        if (folder / name).exists():
+            with (folder / name).open(encoding="utf-8") as lines:
+                fields = (line.split() for line in lines if line.strip())
+                return {first: int(last) / 1000 for first, *_, last in fields if last.isdigit()}
+    return {}
+
+
+# --------------------------------------------------------------------------------------------------------- FLEURS
+
+
+def read_fleurs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr, s2tt and mt rows of FLEURS; the same sentence has the same number in all languages.
+
+    Read from a copy of the Hub repository: `data/<lang>/<split>.tsv` with `data/<lang>/audio/<split>.tar.gz`, or its
+    parquet files `<lang>/<split>/*.parquet`. Archives are unpacked once, beside themselves. With a Hub id the files of
+    `languages` (here in FLEURS's own names or as BCP 47) are downloaded. Texts are the raw transcriptions.
+    """
+    root = fleurs_folder(spec)
+    names = {path.parent.name: language_code(path.parent.name) for path in fleurs_files(root, "*", spec.split)}
+    targets = chosen(names, CorpusSpec(**{**vars(spec), "languages": spec.target_languages or spec.languages}))
+    sources = chosen(names, spec)
+    recordings = {name: fleurs_recordings(root, name, spec.split) for name in {**sources, **targets}}
+    sentences = {
+        code: {number: text for number, _, text, _ in recordings[name]}
+        for name, code in {**sources, **targets}.items()
+    }
+    for name, source in sources.items():
+        for number, path, text, duration in recordings[name]:
+            for target in {source: None} | dict.fromkeys(targets.values()):
+                task = "asr" if source == target else "s2tt"
+                translation = sentences[target].get(number)
+                if not spec.wants(task, source, target) or translation is None:
+                    continue
+                answer = text if source == target else translation
+                row_id = f"{path.stem}/{source}" if source == target else f"{path.stem}/{source}-{target}"
+                yield speech_row(row_id, spec.corpus, source, target, answer, text, duration, path)
+        for target in dict.fromkeys(targets.values()):
+            if source != target and spec.wants("mt", source, target):
+                for number in sorted(sentences[source].keys() & sentences[target].keys()):
+                    pair = sentences[target][number], sentences[source][number]
+                    yield text_row(f"{number}/{source}-{target}", spec.corpus, source, target, *pair)
+
+
+def fleurs_folder(spec: CorpusSpec) -> Path:
+    """The folder given, or the snapshot of the Hub repository with the files of the split and languages asked for."""
+    folder = Path(spec.path).expanduser()
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.path):
+        return spec.folder()
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = HfApi().list_repo_files(spec.path, repo_type="dataset", revision=spec.revision)
+        names = {name.split("/")[1] for name in files if re.fullmatch(rf"data/\w+/{spec.split}\.tsv", name)}
+        wanted = {*(spec.languages or ()), *(spec.target_languages or ())}
+        names = {name for name in names if not wanted or language_code(name) in wanted}
+        patterns = [
+            f"data/{name}/{end}" for name in names for end in (f"{spec.split}.tsv", f"audio/{spec.split}.tar.gz")
+        ]
+        snapshot = snapshot_download(
+            spec.path, repo_type="dataset", revision=spec.revision, allow_patterns=patterns or ["data/none"]
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unreachable(spec, error) from error
+    return Path(snapshot)
+
+
+def fleurs_files(root: Path, name: str, split: str) -> list[Path]:
+    """The tables of one language (or, with "*", all): the split's .tsv, else stand-ins for its parquet folder."""
+    tables = sorted(root.glob(f"data/{name}/{split}.tsv")) or sorted(root.glob(f"{name}/{split}.tsv"))
+    if tables:
+        return tables
+    folders = (folder for each in SPLIT_NAMES[split] for folder in root.glob(f"**/{name}/{each}"))
+    return sorted(folder for folder in folders if any(folder.glob("*.parquet")))
+
+
+def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path, str, float]]:
+    """(number of the sentence, audio file, raw transcription, seconds) of every recording of one language."""
+    table = fleurs_files(root, name, split)[0]
+    if table.is_dir():
+        return unpack_parquet(table)
+    audio = table.parent / "audio" / split
+    archive = table.parent / "audio" / f"{split}.tar.gz"
+    if not audio.exists():
+        if not archive.exists():
+            raise CorpusError(f"fleurs: neither {archive} nor the unpacked folder {audio} exists")
+        print(f"fleurs: unpacking {archive}", flush=True)
+        unpack_tar(archive, audio)
+    recordings = []
+    with table.open(encoding="utf-8", newline="") as lines:
+        for fields in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if len(fields) != 7:
+                raise CorpusError(f"{table}: {len(fields)} columns where FLEURS has 7: {fields[:3]}")
+            number, file_name, raw_transcription, _, _, num_samples, _ = fields
+            recordings.append((int(number), audio / file_name, raw_transcription, int(num_samples) / 16000))
+    return recordings
+
+
+def unpack_parquet(folder: Path) -> list[tuple[int, Path, str, float]]:
+    """Recordings from FLEURS's parquet files; the audio bytes become files, so that rows need not repeat them."""
+    import pyarrow.parquet
+
+    target = folder / "audio"
+    columns = ["id", "num_samples", "path", "audio", "raw_transcription"]
+    recordings = []
+    for path in sorted(folder.glob("*.parquet")):
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
+            for record in batch.to_pylist():
+                file = target / Path(record["path"] or record["audio"]["path"]).name
+                if not file.exists():
+                    target.mkdir(exist_ok=True)
+                    file.write_bytes(record["audio"]["bytes"])
+                seconds = record["num_samples"] / 16000
+                recordings.append((record["id"], file, record["raw_transcription"], seconds))
+    return recordings
+
+
+# ------------------------------------------------------------------------------------------------------- CoVoST 2
+
+
+def read_covost2(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr, s2tt and mt rows of CoVoST 2: `covost_v2.<src>_<tgt>.tsv` joined with Common Voice 4.
+
+    The tables may lie anywhere under `path`; the sentences come from `<src>/validated.tsv` and the audio from
+    `<src>/clips` of the Common Voice release in `common_voice` (default: `path`). train is train + train_covost.
+    A clip has one asr row, whatever number of languages it is translated into.
+    """
+    splits = {"train": ("train", "train_covost")}.get(spec.split, (spec.split,))
+    release = Path(spec.common_voice).expanduser() if spec.common_voice else spec.folder()
+    tables = {}
+    for path in sorted(spec.folder().rglob("covost_v2.*.tsv")):
+        if match := re.fullmatch(r"covost_v2\.([\w-]+?)_([\w-]+)\.tsv", path.name):
+            tables[match[1], match[2]] = path
+    names = chosen({source: language_code(source) for source, _ in tables}, spec)
+    for source_name, source in names.items():
+        sentences = validated_sentences(release / source_name)
+        durations = clip_durations(release / source_name)
+        transcribed = set()
+        for (_, target_name), table in ((key, table) for key, table in tables.items() if key[0] == source_name):
+            target = language_code(target_name)
+            for record in covost_table(table):
+                if record["split"] not in splits:
+                    continue
+                clip, translation = record["path"], record["translation"]
+                if clip not in sentences:
+                    report.drop(spec.corpus, f"{source}-{target}/{clip}", "not in Common Voice's validated.tsv")
+                    continue
+                stem, sentence, audio = Path(clip).stem, sentences[clip], release / source_name / "clips" / clip
+                if clip not in transcribed and spec.wants("asr", source, source):
+                    transcribed.add(clip)
+                    row = (source, source, sentence, sentence, durations.get(clip), audio)
+                    yield speech_row(f"{stem}/{source}", spec.corpus, *row)
+                row_id = f"{stem}/{source}-{target}"
+                if spec.wants("s2tt", source, target):
+                    row = (source, target, translation, sentence, durations.get(clip), audio)
+                    yield speech_row(row_id, spec.corpus, *row)
+                if spec.wants("mt", source, target):
+                    yield text_row(row_id, spec.corpus, source, target, translation, sentence)
+
+
+def covost_table(path: Path) -> Iterator[dict[str, str]]:
+    """Records of a CoVoST 2 or Common Voice 4 table as its authors read it: tabs, no quoting, backslash escapes."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\")
+
+
+def validated_sentences(folder: Path) -> dict[str, str]:
+    """Clip -> sentence of `validated.tsv` in a Common Voice locale."""
+    table = folder / "validated.tsv"
+    if not table.exists():
+        raise CorpusError(
+            f"covost2: {table} does not exist; CoVoST 2 needs the Common Voice 4 release of its source languages: give "
+            "the folder that holds its locales as `common_voice`"
+        )
+    return {record["path"]: record["sentence"] for record in covost_table(table)}
+
+
+# ---------------------------------------------------------------------------------------------------- WenetSpeech
+
+
+def read_wenetspeech(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr rows of WenetSpeech: segments, by begin and end, of the long opus files that `WenetSpeech.json` lists.
+
+    `subset` chooses S, M, L, W, DEV, TEST_NET or TEST_MEETING; `min_confidence` leaves out doubtful segments.
+    """
+    if not spec.wants("asr", "zh", "zh"):
+        raise CorpusError(f"wenetspeech: it has asr in zh only, not tasks {spec.tasks}, languages {spec.languages}")
+    root = spec.folder()
+    subset = spec.subset or {"train": "L", "dev": "DEV", "test": "TEST_NET"}[spec.split]
+    index = root / "WenetSpeech.json" if root.is_dir() else root
+    if not index.exists():
+        raise CorpusError(f"wenetspeech: no WenetSpeech.json in {root}")
+    for audio in json_array(index, "audios"):
+        path = index.parent / audio["path"]
+        for segment in audio["segments"]:
+            if subset not in segment["subsets"]:
+                continue
+            begin, end = segment["begin_time"], segment["end_time"]
+            if end > audio["duration"] + 0.5:
+                report.drop(spec.corpus, segment["sid"], "segment ends after its audio", broken=True)
+            elif spec.min_confidence is not None and segment["confidence"] < spec.min_confidence:
+                report.drop(spec.corpus, segment["sid"], f"confidence under {spec.min_confidence:g}")
+            else:
+                text, times = segment["text"], {"start": begin, "end": end}
+                yield speech_row(segment["sid"], spec.corpus, "zh", "zh", text, text, end - begin, path, **times)
+
+
+def json_array(path: Path, key: str, block: int = 1 << 20) -> Iterator[dict]:
+    """The objects of the array under `key` of a JSON file, one by one: WenetSpeech's index has gigabytes."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8") as file:
+        buffer = file.read(block)
+        while not (start := re.search(rf'"{key}"\s*:\s*\[', buffer)):
+            more = file.read(block)
+            if not more:
+                raise CorpusError(f"{path}: no array {key!r} in it")
+            buffer = buffer[-len(key) - 10 :] + more
+        buffer = buffer[start.end() :]
+        while True:
+            buffer = buffer.lstrip(", \r\n\t")
+            try:
+                value, used = decoder.raw_decode(buffer)
+            except json.JSONDecodeError as error:
+                if buffer.startswith("]"):
+                    return
+                more = file.read(max(block, len(buffer)))
+                if not more:
+                    raise CorpusError(f"{path}: it ends or breaks inside the array {key!r} ({error})") from error
+                buffer += more
+                continue
+            yield value
+            buffer = buffer[used:]
+
+
+# ------------------------------------------------------------------------------------------------------ Tux Paint
+
+
+def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr, s2tt and mt rows of Tux Paint's stamps: volunteers read what each stamp shows, in ten languages and more.
+
+    `path` is the Debian package `tuxpaint-stamps-default_*.deb` (unpacked once, beside itself) or the folder it is
+    unpacked in. `NAME.txt` has the English text and `lang.utf8=` lines, `NAME_desc_LANG.ogg` the recordings, of which
+    `start` and `end` leave out the silence around the speech. Splits by hash of the English text, so that the same
+    content is in one split in all languages. Translations go into the languages that are spoken, or
+    `target_languages` (about sixty are there).
+    """
+    stamps = stamp_folder(spec)
+    texts = {path.with_suffix(""): stamp_texts(path) for path in sorted(stamps.rglob("*.txt"))}
+    texts = {stamp: found for stamp, found in texts.items() if found.get("en") and split_of(found["en"]) == spec.split}
+    recordings = {}
+    for stamp in texts:
+        for path in sorted(stamp.parent.glob(f"{stamp.name}_desc*.ogg")):
+            tag = path.stem.removeprefix(f"{stamp.name}_desc").removeprefix("_") or "en"
+            recordings[path] = (stamp, language_code(tag, keep_region=True))
+    chosen({code: code for _, code in recordings.values()}, spec)
+    targets = spec.target_languages or spec.languages or sorted({code for _, code in recordings.values()})
+    wanted = [path for path, (_, code) in recordings.items() if spec.wants("asr", code) or spec.wants("s2tt", code)]
+    for path, bounds in zip(wanted, spoken_parts(wanted), strict=True):
+        stamp, source = recordings[path]
+        name, text = stamp.relative_to(stamps).as_posix(), texts[stamp].get(source)
+        if isinstance(bounds, CorpusError) or text is None:
+            reason = "recording without a text" if text is None else str(bounds)
+            report.drop(spec.corpus, f"{name}/{source}", reason, broken=text is not None)
+            continue
+        for target in (source, *(code for code in targets if code != source)):
+            answer = texts[stamp].get(target)
+            if answer and spec.wants("asr" if source == target else "s2tt", source, target):
+                row_id = f"{name}/{source}" if source == target else f"{name}/{source}-{target}"
+                yield speech_row(
+                    row_id, spec.corpus, source, target, answer, text, bounds[1] - bounds[0], path, None, *bounds
+                )
+    if spec.wants("mt"):
+        yield from stamp_pairs(
+            spec, {stamp.relative_to(stamps).as_posix(): found for stamp, found in texts.items()}, targets
+        )
+
+
+def stamp_pairs(spec: CorpusSpec, texts: dict[str, dict[str, str]], targets: list[str]) -> Iterator[dict]:
+    """mt rows between the texts of each stamp, from `languages` (or all targets) into all targets."""
+    for name, found in texts.items():
+        for source in spec.languages or targets:
+            for target in targets:
+                if source != target and source in found and target in found:
+                    pair = found[target], found[source]
+                    yield text_row(f"{name}/{source}-{target}", spec.corpus, source, target, *pair)
+
+
+def stamp_folder(spec: CorpusSpec) -> Path:
+    """The folder `stamps` of an unpacked package; a `.deb` file is unpacked first."""
+    folder = spec.folder()
+    if folder.suffix == ".deb":
+        package, folder = folder, folder.with_suffix(".unpacked")
+        if not folder.exists():
+            if not shutil.which("dpkg-deb"):
+                raise CorpusError(f"tuxpaint: dpkg-deb is needed to unpack {package}; or give the unpacked folder")
+            result = subprocess.run(["dpkg-deb", "-x", package, folder], capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                raise CorpusError(f"tuxpaint: {package} could not be unpacked: {result.stderr.strip()}")
+    found = [path for path in (folder, *sorted(folder.rglob("stamps"))) if path.name == "stamps" and path.is_dir()]
+    if not found:
+        raise CorpusError(f"tuxpaint: no folder 'stamps' in {folder}; is it tuxpaint-stamps-default, unpacked?")
+    return found[0]
+
+
+def stamp_texts(path: Path) -> dict[str, str]:
+    """BCP 47 code -> text of a `NAME.txt`: the first line is English, the others `lang.utf8=TEXT`."""
+    first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    texts = {"en": first.strip()}
+    for line in lines:
+        tag, _, text = line.partition(".utf8=")
+        if text.strip() and "\ufffd" not in text:
+            texts.setdefault(language_code(tag, keep_region=True), text.strip())
+    return texts
+
+
+def spoken_parts(paths: list[Path]) -> list[tuple[float, float] | CorpusError]:
+    """(start, end) seconds of the speech in each file, or what is wrong with the file, decoded on all cores."""
+    import soundfile
+    from tqdm import tqdm
+
+    def measure(path):
+        try:
+            samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
+            first, last = speech_bounds(samples.mean(axis=1), sampling_rate, margin=0.12)
+        except soundfile.LibsndfileError:
+            return CorpusError("audio cannot be read")
+        except CorpusError as error:
+            return error
+        return first / sampling_rate, last / sampling_rate
+
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(measure, paths), total=len(paths), desc="tuxpaint", unit="file", disable=None))
