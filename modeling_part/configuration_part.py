@@ -5,8 +5,11 @@ The file also holds the one formula that everything else relies on: how many fra
 (`convolved_length` over `PARTConfig.audio_token_convolutions`).
 """
 
+from typing import ClassVar
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 
 # Convolutions between the input features and the encoder's frames, as (kernel, stride, padding) in order, for the
@@ -85,7 +88,7 @@ class PARTConfig(PreTrainedConfig):
     """
 
     model_type = "part"
-    sub_configs_defaults = {
+    sub_configs_defaults: ClassVar[dict] = {
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
     }
@@ -114,6 +117,17 @@ class PARTConfig(PreTrainedConfig):
         for name, off in {"encoder_layerdrop": 0.0, "layerdrop": 0.0, "apply_spec_augment": False}.items():
             if hasattr(self.audio_config, name):
                 setattr(self.audio_config, name, off)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """See `PreTrainedConfig.from_dict`; refuses another architecture, which transformers only warns about."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This is a configuration of {model_type!r}, not of {cls.model_type!r}. Name a PART checkpoint, or build "
+                "one from an encoder and a language model with `PARTForSpeechSeq2Seq.from_pretrained_parts`."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self):
         """Refuse impossible values (called by transformers when a config is built)."""
@@ -172,7 +186,7 @@ class PARTConfig(PreTrainedConfig):
         """`[kernel, stride, padding]` of each convolution between the input features and the encoder's frames."""
         config = self.audio_config
         if hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):  # the wav2vec2 family
-            return [[kernel, stride, 0] for kernel, stride in zip(config.conv_kernel, config.conv_stride)]
+            return [[kernel, stride, 0] for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True)]
         return [list(convolution) for convolution in ENCODER_CONVOLUTIONS.get(config.model_type, ())]
 
     @property
@@ -186,5 +200,8 @@ class PARTConfig(PreTrainedConfig):
         """All convolutions between the input features and the audio tokens; the processor keeps a copy."""
         return [*self.encoder_convolutions, self.adapter_convolution]
 
+
+# `transformers serve` looks a model's type up in this table, which registration with the Auto classes leaves as it is.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[PARTConfig.model_type] = "PARTForSpeechSeq2Seq"
 
 __all__ = ["PARTConfig", "convolved_length"]

@@ -6,7 +6,9 @@ L positions of the language model's sequence, H its width, V its vocabulary.
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -89,13 +91,13 @@ class PARTWhisperEncoder(VariableLengthEncoderMixin, WhisperEncoder):
     """Whisper's encoder on clips of any length up to 30 s. Source: transformers `models/whisper`."""
 
     # WhisperEncoder also lists the decoder's layers, which are not here: wrapping by these names would raise.
-    _no_split_modules = ["WhisperEncoderLayer"]
+    _no_split_modules: ClassVar = ["WhisperEncoderLayer"]
 
 
 class PARTQwen2AudioEncoder(VariableLengthEncoderMixin, Qwen2AudioEncoder):
     """Qwen2-Audio's encoder on clips of any length up to 30 s. Source: transformers `models/qwen2_audio`."""
 
-    _no_split_modules = ["Qwen2AudioEncoderLayer"]
+    _no_split_modules: ClassVar = ["Qwen2AudioEncoderLayer"]
 
     def _finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # Pairs of frames are averaged; an odd last frame is dropped, so no pair mixes a clip with its padding.
@@ -290,8 +292,8 @@ class PARTPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["PARTAdapterLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar = ["PARTAdapterLayer"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -302,6 +304,63 @@ class PARTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PARTOutputNorm):
             init.constant_(module.weight, self.config.adapter_output_scale)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        *args,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        use_safetensors: bool = True,
+        **kwargs,
+    ):
+        """
+        See `PreTrainedModel.from_pretrained`, with two differences: only safetensors are read, and a checkpoint that
+        does not hold exactly this model's tensors is an error (transformers initialises what is missing).
+
+        Raises:
+            OSError: there are no weights in safetensors.
+            ValueError: tensors are missing, surplus or of another shape; the message names them.
+        """
+        with _explain_missing_safetensors(pretrained_model_name_or_path):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+                use_safetensors=use_safetensors,
+                **kwargs,
+            )
+        reshaped = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
+        _check_tensors(pretrained_model_name_or_path, cls, info["missing_keys"], info["unexpected_keys"], reshaped)
+        return (model, info) if output_loading_info else model
+
+
+@contextmanager
+def _explain_missing_safetensors(name: str):
+    """Say why a checkpoint of pickles is refused."""
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"{str(name)!r} has no weights in safetensors, and PART reads no pickles (they can run code). Convert them "
+            f"where they are trusted: load the model with transformers and `save_pretrained` it. ({error})"
+        ) from error
+
+
+def _check_tensors(name: str, model_class: type, missing=(), surplus=(), reshaped=()):
+    """Refuse a checkpoint that does not hold exactly the tensors of a model."""
+    faults = {"missing": missing, "surplus": surplus, "of another shape": reshaped}
+    if any(faults.values()):
+        told = "; ".join(
+            f"{len(keys)} {fault} ({', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''})"
+            for fault, keys in faults.items()
+            if keys
+        )
+        raise ValueError(f"The weights of {str(name)!r} are not those of {model_class.__name__}: tensors {told}.")
 
 
 def _build_audio_tower(config: PARTConfig) -> PreTrainedModel:
@@ -338,7 +397,7 @@ class PARTModel(PARTPreTrainedModel):
         audio_config = self.config.audio_config
         if audio_config.model_type in FIXED_WINDOW_ENCODERS and not self.config.variable_length:
             input_features_mask = None  # the original attends to the padding of its 30 s window
-        if getattr(audio_config, "feat_extract_norm", None) == "group" and len(input_features) > 1:
+        if getattr(audio_config, "feat_extract_norm", None) == "group" and input_features_mask is not None:
             return self._encode_one_by_one(input_features, input_features_mask, **kwargs)
         arguments = {self.audio_tower.main_input_name: input_features, "attention_mask": input_features_mask}
         if audio_config.model_type == "fun_asr_nano_encoder":
@@ -348,15 +407,12 @@ class PARTModel(PARTPreTrainedModel):
         return self.audio_tower(**arguments, **kwargs)
 
     def _encode_one_by_one(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None, **kwargs
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor, **kwargs
     ) -> BaseModelOutput:
         """Encoders with a group norm over time (wav2vec2-base) would mix a clip with its padding: no batching."""
-        lengths = [input_features.shape[1]] * len(input_features)
-        if input_features_mask is not None:
-            lengths = input_features_mask.sum(-1).tolist()
         outputs = [
             self.audio_tower(clip[None, :length], **kwargs).last_hidden_state[0]
-            for clip, length in zip(input_features, lengths)
+            for clip, length in zip(input_features, input_features_mask.sum(-1).tolist(), strict=True)
         ]
         return BaseModelOutput(last_hidden_state=nn.utils.rnn.pad_sequence(outputs, batch_first=True))
 
@@ -391,18 +447,21 @@ class PARTModel(PARTPreTrainedModel):
             last_hidden_state=frames, pooler_output=embeds, hidden_states=getattr(output, "hidden_states", None)
         )
 
-    def place_audio(
-        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, audio_embeds: torch.Tensor
-    ) -> torch.Tensor:
-        """Put the audio embeddings at the placeholders of `input_ids`; a wrong count is an error."""
-        mask = input_ids == self.config.audio_token_id
-        placeholders = int(mask.sum())
+    def check_placeholders(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor):
+        """Raise ValueError when `input_ids` do not hold one placeholder per audio embedding."""
+        placeholders = int((input_ids == self.config.audio_token_id).sum())
         if placeholders != len(audio_embeds):
             raise ValueError(
                 f"The prompts hold {placeholders} audio placeholders (token {self.config.audio_token_id}) but the "
                 f"features give {len(audio_embeds)} audio embeddings. Build both with the model's own PARTProcessor; "
                 "its `audio_token_convolutions` must be those of the model's config."
             )
+
+    def place_audio(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, audio_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the audio embeddings `(sum of A, H)` at the placeholders of `input_ids`, in order."""
+        mask = input_ids == self.config.audio_token_id
         audio_embeds = audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(mask[..., None].to(inputs_embeds.device), audio_embeds)
 
@@ -416,6 +475,7 @@ class PARTModel(PARTPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, PARTAudioOutput] | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> PARTModelOutputWithPast:
@@ -424,9 +484,12 @@ class PARTModel(PARTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None:
+            mm_encoder_outputs = {"audio": self.get_audio_features(input_features, input_features_mask)}
+        if mm_encoder_outputs:
             if input_ids is None:
                 raise ValueError("`input_features` need `input_ids`, which say where the audio goes.")
-            audio_embeds = self.get_audio_features(input_features, input_features_mask).pooler_output
+            audio_embeds = mm_encoder_outputs["audio"].pooler_output
+            self.check_placeholders(input_ids, audio_embeds)
             inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio_embeds)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -471,6 +534,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         # transformers finds the loss by class name, and ours is not in its table.
         self.loss_type = "ForCausalLM"
         self.post_init()
+        self.generation_config.suppress_tokens = [config.audio_token_id]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -495,6 +559,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, PARTAudioOutput] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
@@ -506,6 +571,8 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             input_features: see [`PARTModel.get_audio_features`]; None for text-only batches, which skip the encoder.
             input_features_mask: `(B, T)`, 1 for valid steps.
             labels: `(B, L)`, the answer and its end token, -100 elsewhere.
+            mm_encoder_outputs: `{"audio": output of get_audio_features}` instead of `input_features`; `generate` gives
+                it, so that the encoder runs once whatever the number of beams.
             logits_to_keep: as in transformers: the last so many positions, or a mask. With `labels` the positions
                 that predict a label are kept, so that no others reach the vocabulary matrix.
             kwargs: `num_items_in_batch` reaches the loss; the rest reaches the language model.
@@ -522,6 +589,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
             **kwargs,
         )
@@ -550,13 +618,28 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             audio_hidden_states=outputs.audio_hidden_states,
         )
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
+    ):
+        """Encode the audio once, then give every beam or returned sequence of a row the same audio embeddings."""
+        if (features := model_kwargs.pop("input_features", None)) is not None:
+            mask = model_kwargs.pop("input_features_mask", None)
+            features, mask = (None if value is None else value.to(self.device) for value in (features, mask))
+            output = self.get_audio_features(features, mask)
+            self.model.check_placeholders(input_ids, output.pooler_output)
+            rows = output.pooler_output.split((input_ids == self.config.audio_token_id).sum(-1).tolist())
+            output.pooler_output = torch.cat([row for row in rows for _ in range(expand_size)])
+            model_kwargs["mm_encoder_outputs"] = {"audio": output}
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
     def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What some language models do to their logits after the head (Granite, Cohere, Gemma 2 and 3)."""
+        """What some language models do to their logits after the head (Granite, Cohere, Falcon-H1, Gemma 2 and 3)."""
         config = self.config.text_config
         if (divisor := getattr(config, "logits_scaling", None)) is not None:
             logits = logits / divisor
-        if (factor := getattr(config, "logit_scale", None)) is not None:
-            logits = logits * factor
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if (factor := getattr(config, name, None)) is not None:
+                logits = logits * factor
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
@@ -594,31 +677,38 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         """
         tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
-        loading = {"attn_implementation": attn_implementation, "use_safetensors": True}
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            language_model, revision=revision_language, dtype=dtype, **loading
+        causal_lm = _load_part(
+            AutoModelForCausalLM,
+            language_model,
+            revision=revision_language,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
         )
-        encoder = _find_encoder(
-            AutoModel.from_pretrained(audio_model, revision=revision_audio, dtype=causal_lm.dtype, **loading)
+        encoder = _load_part(
+            AutoModel,
+            audio_model,
+            find=_find_encoder,
+            revision=revision_audio,
+            dtype=causal_lm.dtype,
+            attn_implementation=attn_implementation,
         )
         if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
             tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
         if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
             causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
 
-        embeddings = causal_lm.get_input_embeddings().weight.detach().float()
         config = PARTConfig(
             audio_config=encoder.config,
             text_config=causal_lm.config,
             audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
-            adapter_output_scale=embeddings.pow(2).mean().sqrt().item(),
-            **adapter_settings,
+            **{"adapter_output_scale": _embedding_scale(causal_lm), **adapter_settings},
         )
         model = cls._from_config(config, dtype=causal_lm.dtype, attn_implementation=attn_implementation)
         _copy_weights(encoder, model.model.audio_tower, audio_model)
         _copy_weights(causal_lm.base_model, model.model.language_model, language_model)
         model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
         model.tie_weights()
+        _check_same_logits(causal_lm, model, language_model)
         model.generation_config = _generation_config(causal_lm, tokenizer, config)
         processor = PARTProcessor(
             feature_extractor,
@@ -641,6 +731,41 @@ def _tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
     return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
 
 
+def _load_part(auto_class: type, name: str, find: Callable | None = None, **loading) -> PreTrainedModel:
+    """Load a checkpoint (or `find` its part that is wanted); weights that are missing in it are an error."""
+    with _explain_missing_safetensors(name):
+        model, info = auto_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **loading)
+    part = model if find is None else find(model)
+    prefix = next(f"{path}." if path else "" for path, module in model.named_modules() if module is part)
+    missing = [key for key in info["missing_keys"] if key.startswith(prefix)]
+    # Only SpecAugment uses it, which PART switches off; older wav2vec2 checkpoints lack it.
+    _check_tensors(name, type(part), missing=[key for key in missing if not key.endswith("masked_spec_embed")])
+    return part
+
+
+@torch.no_grad()
+def _embedding_scale(causal_lm: PreTrainedModel) -> float:
+    """Root mean square of the token embeddings, as the language model's layers see them (Gemma 3 scales them)."""
+    embed = causal_lm.get_input_embeddings()
+    total = sum(
+        embed(ids).float().pow(2).mean(-1).sum()
+        for ids in torch.arange(embed.num_embeddings, device=embed.weight.device).split(4096)
+    )
+    return (total / embed.num_embeddings).sqrt().item()
+
+
+@torch.no_grad()
+def _check_same_logits(causal_lm: PreTrainedModel, model: "PARTForSpeechSeq2Seq", name: str):
+    """Refuse a language model that does more between its layers and its logits than PART knows."""
+    ids = torch.arange(1, 5, device=causal_lm.device)[None]
+    expected, given = causal_lm(input_ids=ids).logits, model.eval()(input_ids=ids).logits
+    if not torch.allclose(expected, given, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+        raise ValueError(
+            f"{name!r} ({type(causal_lm).__name__}) gives other logits inside PART: it changes them in a way that "
+            "`PARTForSpeechSeq2Seq._scale_logits` does not know. Use another language model, or add the change there."
+        )
+
+
 def _find_encoder(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a loaded checkpoint that turns features into frames."""
     if hasattr(model, "audio_tower"):
@@ -653,10 +778,7 @@ def _find_encoder(model: PreTrainedModel) -> PreTrainedModel:
 def _copy_weights(source: nn.Module, target: nn.Module, name: str):
     """Copy a part's weights; a missing or surplus tensor is an error that names it."""
     missing, surplus = target.load_state_dict(source.state_dict(), strict=False)
-    if missing or surplus:
-        raise ValueError(
-            f"The weights of {name!r} do not fit {type(target).__name__}: missing {missing[:5]}, surplus {surplus[:5]}."
-        )
+    _check_tensors(name, type(target), missing, surplus)
 
 
 def _generation_config(causal_lm: PreTrainedModel, tokenizer, config: PARTConfig) -> GenerationConfig:

@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Processor of PART: audio, task and languages -> features, prompt with audio placeholders, labels."""
 
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -37,6 +38,7 @@ INSTRUCTIONS = {
 
 # English names from the Unicode CLDR (Babel's copy; a test compares them) of the languages of Whisper, FLEURS, Common
 # Voice and CoVoST 2. Others are given as `language_names`.
+# fmt: off
 LANGUAGE_NAMES = {
     "ab": "Abkhazian", "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "ast": "Asturian",
     "az": "Azerbaijani", "ba": "Bashkir", "bas": "Basaa", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bangla",
@@ -66,13 +68,15 @@ LANGUAGE_NAMES = {
     "vot": "Votic", "wo": "Wolof", "xh": "Xhosa", "yi": "Yiddish", "yo": "Yoruba", "yue": "Cantonese",
     "zgh": "Standard Moroccan Tamazight", "zh": "Chinese", "zu": "Zulu", "zza": "Zaza",
 }
+# fmt: on
+
+# One analysis window of Whisper, Kaldi's filter banks and wav2vec2: less gives no feature step.
+MINIMUM_SECONDS = 0.025
 
 PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered
 
 
-def load_audio(
-    audio, sampling_rate: int = 16_000, start: float | None = None, end: float | None = None
-) -> np.ndarray:
+def load_audio(audio, sampling_rate: int = 16_000, start: float | None = None, end: float | None = None) -> np.ndarray:
     """
     Decode audio to mono float32 at `sampling_rate`; only the asked seconds of a long file are read.
 
@@ -95,10 +99,10 @@ def load_audio(
     try:
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
-            first = int(round((start or 0.0) * rate))
+            first = round((start or 0.0) * rate)
             if first:
                 file.seek(min(first, file.frames))
-            frames = -1 if end is None else max(int(round(end * rate)) - first, 0)
+            frames = -1 if end is None else max(round(end * rate) - first, 0)
             waveform = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise ValueError(f"Cannot decode {name}: {error}. Check that the file is complete audio.") from error
@@ -120,7 +124,9 @@ def _audio_source(audio):
     if not isinstance(audio, (str, Path)):
         raise ValueError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
     if not Path(audio).is_file():
-        raise ValueError(f"There is no audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}.")
+        raise ValueError(
+            f"There is no audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}."
+        )
     return repr(str(audio)), str(audio)
 
 
@@ -190,6 +196,10 @@ class PARTProcessor(ProcessorMixin):
         self.language_names = dict(language_names or {})
         self.system_prompt = system_prompt
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The tokenizer has no end token; set `tokenizer.eos_token` to the one that ends an answer."
+            )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
@@ -201,6 +211,13 @@ class PARTProcessor(ProcessorMixin):
     def sampling_rate(self) -> int:
         """Rate that the encoder hears, Hz."""
         return self.feature_extractor.sampling_rate
+
+    @cached_property
+    def feature_rate(self) -> float:
+        """Feature steps per second (Whisper: 100), measured on silence: a full window, or ten seconds."""
+        samples = getattr(self.feature_extractor, "n_samples", 10 * self.sampling_rate)
+        features = self.extract_features(np.zeros(samples, dtype=np.float32))
+        return features.shape[self.feature_time_axis] * self.sampling_rate / samples
 
     @property
     def feature_time_axis(self) -> int:
@@ -261,15 +278,36 @@ class PARTProcessor(ProcessorMixin):
             prompt=_as_list(prompt),
         )
         features = [self.extract_features(row["audio"], sampling_rate) for row in rows if row["audio"] is not None]
-        token_counts = iter([self.num_audio_tokens(clip.shape[self.feature_time_axis]) for clip in features])
-        encoded = []
-        for row in rows:
-            count = next(token_counts) if row["audio"] is not None else 0
-            encoded.append(self._encode_row(row, count))
         with_labels = any(row["text"] is not None for row in rows)
-        batch = self._pad_tokens(
-            encoded, with_labels, padding_side or ("right" if with_labels else "left"), pad_to_multiple_of
+        return self.assemble(
+            rows,
+            features,
+            padding_side or ("right" if with_labels else "left"),
+            pad_to_multiple_of,
+            pad_features_to_multiple_of,
         )
+
+    def assemble(
+        self,
+        rows: list[dict],
+        features: list[np.ndarray],
+        padding_side: str = "right",
+        pad_to_multiple_of: int | None = None,
+        pad_features_to_multiple_of: int | None = None,
+    ) -> BatchFeature:
+        """
+        Rows and their already extracted features -> the batch that `__call__` returns.
+
+        Args:
+            rows: mappings with `task`, `source_lang`, `target_lang`, `source_text`, `text`, `audio` (None: no audio)
+                and maybe `prompt`.
+            features: of the rows with audio, in order, from `extract_features`.
+            padding_side, pad_to_multiple_of, pad_features_to_multiple_of: see `__call__`.
+        """
+        token_counts = iter([self.num_audio_tokens(clip.shape[self.feature_time_axis]) for clip in features])
+        encoded = [self._encode_row(row, next(token_counts) if row["audio"] is not None else 0) for row in rows]
+        with_labels = any(row["text"] is not None for row in rows)
+        batch = self._pad_tokens(encoded, with_labels, padding_side, pad_to_multiple_of)
         if features:
             batch.update(self.pad_features(features, pad_features_to_multiple_of))
         return BatchFeature(batch)
@@ -304,11 +342,8 @@ class PARTProcessor(ProcessorMixin):
                 "`max_duration` in training."
             )
         options = {"padding": "longest", "return_attention_mask": True}
-        if isinstance(self.feature_extractor, WhisperFeatureExtractor):
-            minimum = self.feature_extractor.n_fft  # its STFT reflects half a window on both sides
-            waveform = np.pad(waveform, (0, max(0, minimum - len(waveform))))
-            if not self.variable_length:
-                options["padding"] = "max_length"
+        if isinstance(self.feature_extractor, WhisperFeatureExtractor) and not self.variable_length:
+            options["padding"] = "max_length"
         outputs = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="np", **options)
         features = outputs["input_features" if "input_features" in outputs else "input_values"][0]
         mask = outputs.get("input_features_mask", outputs.get("attention_mask"))
@@ -324,10 +359,13 @@ class PARTProcessor(ProcessorMixin):
     def _waveform(self, audio, sampling_rate: int | None) -> np.ndarray:
         """`(samples,)` float32 at the encoder's rate from a file, bytes, an array or a tensor; checked."""
         if isinstance(audio, torch.Tensor):
-            audio = audio.detach().cpu().float().numpy()
+            audio = audio.detach().cpu()
+            audio = (audio.float() if audio.is_floating_point() else audio).numpy()
         if isinstance(audio, np.ndarray):
-            if audio.dtype.kind in "iu":
-                audio = audio / float(np.iinfo(audio.dtype).max)
+            if audio.dtype.kind in "iu":  # PCM; unsigned samples are centred on half their range
+                limits = np.iinfo(audio.dtype)
+                half = (limits.max - limits.min + 1) / 2
+                audio = (audio - (limits.min + half)) / half
             if audio.ndim == 2:
                 audio = audio.mean(axis=int(np.argmin(audio.shape)))  # channels are the shorter axis
             if audio.ndim != 1:
@@ -337,6 +375,11 @@ class PARTProcessor(ProcessorMixin):
             waveform = resample(audio, sampling_rate or self.sampling_rate, self.sampling_rate)
         else:
             waveform = load_audio(audio, self.sampling_rate)
+        if len(waveform) < MINIMUM_SECONDS * self.sampling_rate:
+            raise ValueError(
+                f"Audio of {len(waveform)} samples at {self.sampling_rate} Hz is shorter than {MINIMUM_SECONDS} s, the "
+                "analysis window of the encoders. Remove the clip or raise `min_duration`."
+            )
         if not np.isfinite(waveform).all():
             raise ValueError("The audio holds NaN or infinite samples. Remove or mend the clip.")
         return waveform
@@ -369,9 +412,36 @@ class PARTProcessor(ProcessorMixin):
             target=None if target_lang is None else self.language_name(target_lang),
         )
 
+    def batch_decode(self, sequences, skip_special_tokens: bool = False, **kwargs) -> list[str]:
+        """
+        Token ids of B sequences -> B texts, as a tokenizer's `batch_decode`.
+
+        With `skip_special_tokens` a prompt with audio is skipped too, for callers who pass on what `generate` returns
+        without cutting the prompt (`transformers serve`). Text-only prompts must be cut: nothing marks them.
+        """
+        if isinstance(sequences, (torch.Tensor, np.ndarray)):
+            sequences = sequences.tolist()
+        if skip_special_tokens:
+            sequences = [self._skip_prompt(ids) for ids in sequences]
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _skip_prompt(self, ids: list[int]) -> list[int]:
+        """What follows the user's turn with audio; all ids if there is none."""
+        if self.audio_token_id not in ids:
+            return ids
+        _, after = self._turn()
+        # The instruction begins with a line break, which in a base model's prompt is also what ends the turn.
+        first = len(ids) - ids[::-1].index(self.audio_token_id) + 1
+        for start in range(first, len(ids) - len(after) + 1):
+            if after and ids[start : start + len(after)] == after:
+                return ids[start + len(after) :]
+        return ids
+
     def _encode_row(self, row: dict, num_audio_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt ids and answer ids (with the end token; empty without `text`) of one row."""
-        instruction = row["prompt"] or self.instruction(row["task"], row["source_lang"], row["target_lang"])
+        instruction = row.get("prompt")
+        if instruction is None:
+            instruction = self.instruction(row["task"], row["source_lang"], row["target_lang"])
         before, after = self._turn()
         if num_audio_tokens:
             content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
@@ -444,7 +514,7 @@ def _broadcast(**columns: list) -> list[dict]:
             f"The batch has {size} rows, but {wrong or 'an argument is an empty list'}; give one value or one per row."
         )
     columns = {name: values * size if len(values) == 1 else values for name, values in columns.items()}
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 __all__ = ["PARTProcessor", "load_audio"]
