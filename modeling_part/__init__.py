@@ -6,9 +6,11 @@ the other modules (`modeling_part.trainer`, `modeling_part.corpora`, ...).
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_part import PARTConfig
 from .modeling_part import PARTForSpeechSeq2Seq, PARTModel, PARTPreTrainedModel
+from .pipeline_part import PARTPipeline
 from .processing_part import PARTProcessor, load_audio
 
 
@@ -19,5 +21,14 @@ AutoModel.register(PARTConfig, PARTModel)
 AutoModelForSpeechSeq2Seq.register(PARTConfig, PARTForSpeechSeq2Seq)
 AutoModelForMultimodalLM.register(PARTConfig, PARTForSpeechSeq2Seq)
 AutoProcessor.register(PARTConfig, PARTProcessor)
+PIPELINE_REGISTRY.register_pipeline("speech-to-text", PARTPipeline, AutoModelForSpeechSeq2Seq)
 
-__all__ = ["PARTConfig", "PARTForSpeechSeq2Seq", "PARTModel", "PARTPreTrainedModel", "PARTProcessor", "load_audio"]
+__all__ = [
+    "PARTConfig",
+    "PARTForSpeechSeq2Seq",
+    "PARTModel",
+    "PARTPipeline",
+    "PARTPreTrainedModel",
+    "PARTProcessor",
+    "load_audio",
+]

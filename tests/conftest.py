@@ -47,3 +47,20 @@ def tiny_parts(tmp_path_factory) -> tiny.TinyParts:
 def tiny_corpus(tmp_path_factory) -> dict[str, Path]:
     """Manifests "train", "dev" and "test" of generated speech in two languages; not to be written to."""
     return tiny.tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_parts) -> Path:
+    """Folder of a whole tiny PART model and its processor, as a stage leaves it; not to be written to."""
+    from modeling_part import PARTForSpeechSeq2Seq
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = PARTForSpeechSeq2Seq.from_pretrained_parts(
+        str(tiny_parts.audio_model),
+        str(tiny_parts.language_model),
+        adapter_hidden_size=32,
+        adapter_num_attention_heads=2,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
