@@ -259,8 +259,11 @@ def read_asterisk(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 
     `path` is the folder given to `prepare`, or any folder with unpacked packages or tarballs of the languages.
     """
-    for split, row in read_prompts(spec.folder(), report, spec.languages or LANGUAGES):
-        if split == spec.split and spec.wants(row["task"], row["source_lang"], row["target_lang"]):
+    sources = spec.languages or LANGUAGES
+    targets = spec.target_languages or sources
+    for split, row in read_prompts(spec.folder(), report, list(dict.fromkeys((*sources, *targets)))):
+        wanted = spec.wants(row["task"], row["source_lang"]) and row["target_lang"] in (row["source_lang"], *targets)
+        if split == spec.split and wanted:
             yield {**row, "corpus": spec.corpus}
 
 

@@ -116,7 +116,8 @@ class CorpusSpec:
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
         tasks: tasks to keep. Default: all that the corpus offers.
         languages: BCP 47 codes of the source languages to keep. Default: all that are found.
-        target_languages: of s2tt and mt. Default: `languages` (all that are found if that is not given either).
+        target_languages: of s2tt and mt. Default: all; in asterisk, fleurs and tuxpaint, where every language can be
+            translated into every other, `languages`.
         weight: how often the rows are drawn in an epoch, for the sampler; 1.0 is once.
         columns: canonical column -> column of the file, for dataset and text_pairs.
         streaming: read while training instead of before; dataset only.
@@ -187,8 +188,8 @@ class CorpusSpec:
             return False
         if self.languages and source_lang and source_lang not in self.languages:
             return False
-        targets = self.target_languages or self.languages
-        return not (targets and target_lang and source_lang != target_lang and target_lang not in targets)
+        translated = target_lang and source_lang != target_lang
+        return not (translated and self.target_languages and target_lang not in self.target_languages)
 
 
 def speech_row(

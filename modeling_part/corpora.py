@@ -352,6 +352,8 @@ def stream_corpora(
         weights.append(sum(spec.weight for spec in local))
     settings = json.dumps([[asdict(spec) for spec in specs], asdict(filters)], sort_keys=True, default=str)
     report["fingerprint"] = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
+    if len(streams) == 1:
+        return streams[0], report
     shares = [weight / sum(weights) for weight in weights]
     strategy = "all_exhausted_without_replacement"
     return interleave_datasets(streams, probabilities=shares, seed=0, stopping_strategy=strategy), report
@@ -369,7 +371,7 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
         StreamedRows(spec, filters, max_bad_fraction),
         batched=True,
         batch_size=32,
-        remove_columns=dataset.column_names,
+        remove_columns=[name for name in dataset.column_names if name not in COLUMNS],  # the others are replaced
         features=canonical_features(),
     )
     return stream.with_format(None)
