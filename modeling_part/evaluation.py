@@ -25,10 +25,19 @@ from tqdm.auto import tqdm
 from .comparison import compare
 from .processing_part import load_audio
 from .reports import run_report, write_report
-from .scoring import annotate, prediction_key, read_predictions, score, write_predictions
+from .scoring import annotate, check_scorable, prediction_key, read_predictions, score, write_predictions
 
 
-__all__ = ["compare", "predict", "read_predictions", "run_report", "score", "write_predictions", "write_report"]
+__all__ = [
+    "check_scorable",
+    "compare",
+    "predict",
+    "read_predictions",
+    "run_report",
+    "score",
+    "write_predictions",
+    "write_report",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -146,11 +146,12 @@ def interval(values: np.ndarray) -> list[float] | None:
 def paired_p_value(difference: float, resampled_differences: np.ndarray) -> float:
     """How likely a difference at least this large is if the systems are equal (two-sided).
 
-    The share of resampled differences that lie, centred on their mean, as far out as the measured one; the rule of
-    sacrebleu's paired bootstrap (Koehn 2004), with one added to both counts so that it never is 0.
+    The share of resampled differences that lie, centred on their mean, as far out on either side as the measured one
+    (Efron and Tibshirani 1993, chapter 16), with one added to both counts so that it never is 0. It agrees with
+    sacrebleu's approximate randomisation; sacrebleu's paired bootstrap counts one side only and gives about half.
     """
     centred = np.abs(resampled_differences - resampled_differences.mean())
-    return float((np.sum(centred > abs(difference)) + 1) / (len(centred) + 1))
+    return float((np.sum(centred >= abs(difference)) + 1) / (len(centred) + 1))
 
 
 TEXT_PAIR = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
@@ -272,12 +273,12 @@ class Comet(evaluate.Metric):
             )
         with tempfile.TemporaryDirectory() as folder:
             texts = {"sources": sources, "translations": predictions, "references": references}
-            arguments = [command, "--model", model, "--to_json", "scores.json", "--gpus", str(gpus), "--quiet"]
+            arguments = [command, "--model", model, "--to_json", "scores.json", "--gpus", str(gpus)]
             for name, lines in texts.items():
                 content = "".join(" ".join(line.split()) + "\n" for line in lines)
                 Path(folder, f"{name}.txt").write_text(content, encoding="utf-8")
                 arguments += [f"--{name}", f"{name}.txt"]
-            finished = subprocess.run(arguments, check=False, cwd=folder, capture_output=True, text=True)
+            finished = subprocess.run([*arguments, "--quiet"], check=False, cwd=folder, capture_output=True, text=True)
             if finished.returncode:
                 raise RuntimeError(f"{command} ended with status {finished.returncode}:\n{finished.stderr[-2000:]}")
             scores = [row["COMET"] for row in json.loads(Path(folder, "scores.json").read_text())["translations.txt"]]

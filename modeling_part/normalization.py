@@ -68,6 +68,7 @@ CYRILLIC_STRESS = regex.compile(r"(?<=\p{Script=Cyrillic})[\u0300\u0301]")
 NEVER_LETTERS = regex.compile(r"[\p{Me}\p{Variation_Selector}]")
 FORMAT_CHARACTERS = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}--\p{Variation_Selector}]", regex.V1)
 PUNCTUATION_AND_SYMBOLS = regex.compile(r"[\p{P}\p{S}]")
+MARKS_WITHOUT_LETTER = regex.compile(r"(?<![\p{L}\p{M}\p{N}])\p{M}+")
 IN_BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 
 
@@ -157,8 +158,7 @@ def _normalize_basic(text: str, language: str) -> str:
     text = PUNCTUATION_AND_SYMBOLS.sub(" ", FORMAT_CHARACTERS.sub("", text))
     # NFKC splits the Thai and Lao vowel "am", which nobody writes in two characters.
     text = text.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3")
-    # What was removed may have kept a letter and its mark apart.
-    return unicodedata.normalize("NFC", text)
+    return MARKS_WITHOUT_LETTER.sub(" ", text)
 
 
 def normalize_text(text: str, language: str, *, simplify_chinese: bool = False) -> str:
@@ -184,7 +184,8 @@ def normalize_text(text: str, language: str, *, simplify_chinese: bool = False) 
         text = _normalize_basic(text, language)
     if simplify_chinese and language in ("zh", "yue"):
         text = _chinese_converter().convert(text)
-    return ("" if language in CHARACTER_LANGUAGES else " ").join(text.split())
+    joined = ("" if language in CHARACTER_LANGUAGES else " ").join(text.split())
+    return unicodedata.normalize("NFC", joined)  # what was removed may have kept a letter and its mark apart
 
 
 def split_units(normalized_text: str, language: str) -> list[str]:

@@ -28,6 +28,7 @@ from .metrics import (
     sufficient_statistics,
 )
 from .normalization import (
+    check_languages,
     counts_characters,
     language_scripts,
     normalize_text,
@@ -58,6 +59,26 @@ def group_name(row: Mapping) -> str:
     if row["task"] == "asr":
         return f"asr/{row['target_lang']}"
     return f"{row['task']}/{row['source_lang']}-{row['target_lang']}"
+
+
+def check_scorable(
+    languages: Iterable[str], translation_targets: Iterable[str] = (), *, bleu_tokenizer: str | None = None
+) -> None:
+    """Checks before training what would otherwise fail after it.
+
+    Args:
+        languages: BCP 47 codes of all texts that will be scored.
+        translation_targets: those translated into.
+        bleu_tokenizer: as in :func:`score`.
+
+    Raises:
+        ValueError: lists the languages without a text normaliser, or names an unknown BLEU tokenizer.
+        ImportError: the BLEU tokenizer of a target language is not installed; names the extra.
+    """
+    translation_targets = set(translation_targets)
+    check_languages([*languages, *translation_targets])
+    for language in sorted(translation_targets):
+        bleu_metric(language, bleu_tokenizer)
 
 
 def prediction_key(row: Mapping) -> tuple[str, str, str, str, str]:
