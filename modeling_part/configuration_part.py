@@ -109,7 +109,7 @@ class PARTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        if self.adapter_intermediate_size is None:
+        if self.adapter_intermediate_size is None and isinstance(self.adapter_hidden_size, int):
             self.adapter_intermediate_size = 4 * self.adapter_hidden_size
         super().__post_init__(**kwargs)
         # Tied embeddings are honoured only where the top-level config asks for them.
@@ -117,6 +117,7 @@ class PARTConfig(PreTrainedConfig):
         for name, off in {"encoder_layerdrop": 0.0, "layerdrop": 0.0, "apply_spec_augment": False}.items():
             if hasattr(self.audio_config, name):
                 setattr(self.audio_config, name, off)
+        self.validate_architecture()
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -130,7 +131,7 @@ class PARTConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self):
-        """Refuse impossible values (called by transformers when a config is built)."""
+        """Refuse impossible values, whenever a config is built or read."""
         for name in (
             "adapter_hidden_size",
             "adapter_num_attention_heads",
@@ -138,11 +139,12 @@ class PARTConfig(PreTrainedConfig):
             "adapter_conv_kernel_size",
             "adapter_conv_stride",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if self.adapter_num_hidden_layers < 0:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least 1.")
+        if not isinstance(self.adapter_num_hidden_layers, int) or self.adapter_num_hidden_layers < 0:
             raise ValueError(
-                f"`adapter_num_hidden_layers` is {self.adapter_num_hidden_layers}; use 0 for an adapter "
+                f"`adapter_num_hidden_layers` is {self.adapter_num_hidden_layers!r}; use 0 for an adapter "
                 "without transformer layers, or the paper's 2."
             )
         if self.adapter_hidden_size % self.adapter_num_attention_heads != 0:
