@@ -99,7 +99,10 @@ def compare_predictions(
     averages: dict[tuple[str, str], list] = defaultdict(list)
     for index, (group, members) in enumerate(sorted(positions.items())):
         task = group.split("/")[0]
-        for measure in ("error_rate",) if task == "asr" else ("bleu", "error_rate"):
+        measures = [] if task == "asr" else ["bleu"]
+        if edit_statistics([systems[first][position] for position in members])[:, 1].any():
+            measures.append("error_rate")  # without a single reference word there is no rate
+        for measure in measures:
             figures = {
                 name: _measure(
                     [rows[position] for position in members],

@@ -202,7 +202,8 @@ def predict(
         batch_size: rows per batch at most.
         max_audio_seconds: seconds of audio per batch at most, padding included.
         max_new_tokens: tokens per hypothesis at most.
-        accelerator: of a run on several processes; None for one process.
+        accelerator: tells the processes apart; None makes one, which finds the processes of the launch. Every process
+            must make the call.
 
     Returns:
         On every process, one annotated prediction per row in the order of the data set (see `scoring.annotate`).

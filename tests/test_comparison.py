@@ -74,6 +74,12 @@ def test_pairing_makes_a_small_consistent_gain_visible():
     assert result["better"]["p_value"] < 0.01
 
 
+def test_groups_without_reference_words_are_left_out():
+    row = {"id": "1", "corpus": "made", "task": "asr", "source_lang": "en", "target_lang": "en", "hypothesis": "a"}
+    rows = annotate([{**row, "reference": "..."}])
+    assert compare_predictions({"first": rows, "second": rows}, samples=10) == []
+
+
 def test_only_common_rows_are_compared_and_it_is_said(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
