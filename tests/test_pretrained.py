@@ -361,21 +361,22 @@ class TestCommand:
         assert conversions == []
 
 
+@pytest.fixture(scope="module")
+def real_parts(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    try:
+        pretrained.make_checkpoints(folder)
+    except ConversionError as error:
+        pytest.skip(str(error))
+    return folder
+
+
 @pytest.mark.slow
 class TestRealPackages:
     """Downloads 226 MB."""
 
-    @pytest.fixture(scope="class")
-    def parts(self, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("parts")
-        try:
-            pretrained.make_checkpoints(folder)
-        except ConversionError as error:
-            pytest.skip(str(error))
-        return folder
-
-    def test_smollm2_answers_a_question(self, parts):
-        folder = parts / "SmolLM2-135M-Instruct"
+    def test_smollm2_answers_a_question(self, real_parts):
+        folder = real_parts / "SmolLM2-135M-Instruct"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         inputs = tokenizer.apply_chat_template(
@@ -389,13 +390,13 @@ class TestRealPackages:
         assert answer == "The capital of France is Paris."
 
     @pytest.mark.real_data
-    def test_whisper_transcribes_french(self, parts, shared_data):
+    def test_whisper_transcribes_french(self, real_parts, shared_data):
         soundfile = pytest.importorskip("soundfile")
         corpus = shared_data / "asterisk-core-sounds" / "test"
         rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
         (row,) = (row for row in rows if row["audio"].endswith("fr_confbridge-lock-in.flac") and row["task"] == "asr")
         audio, sampling_rate = soundfile.read(corpus / row["audio"], dtype="float32")
-        folder = parts / "whisper-base"
+        folder = real_parts / "whisper-base"
         model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
         features = AutoFeatureExtractor.from_pretrained(folder)(
             audio, sampling_rate=sampling_rate, return_tensors="pt"
