@@ -206,8 +206,11 @@ def download_tarball(folder: Path, language: str) -> Path:
 def unpack_tarball(archive: Path, folder: Path) -> None:
     """Unpack a release tarball; members that point outside `folder` are refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise CorpusError(f"{archive} could not be unpacked ({error}); delete it to fetch it again") from error
 
 
 def language_files(root: Path, language: str) -> tuple[Path, Path]:
