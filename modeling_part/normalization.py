@@ -16,6 +16,9 @@ become spaces) with these differences, which change nothing in the ten languages
 - Invisible format characters (zero-width joiners, soft hyphens, direction marks) are removed.
 - Turkish and Azerbaijani letters are lowered by their own rule (I to ı, İ to i).
 
+Whisper's English normaliser leaves the last point of an ellipsis as a word of its own ("Hello..." becomes "hello .");
+here a symbol that stands alone is removed.
+
 NFKC makes full-width and half-width forms equal (ＡＢＣ and ABC, ｶﾅ and カナ) and composes Korean syllables.
 Traditional and simplified Chinese are *different* characters unless ``simplify_chinese=True`` (needs the ``chinese``
 extra). Numbers are not spelled out except in English: "2" for "二" or "deux" is an error.
@@ -69,6 +72,7 @@ NEVER_LETTERS = regex.compile(r"[\p{Me}\p{Variation_Selector}]")
 FORMAT_CHARACTERS = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}--\p{Variation_Selector}]", regex.V1)
 PUNCTUATION_AND_SYMBOLS = regex.compile(r"[\p{P}\p{S}]")
 MARKS_WITHOUT_LETTER = regex.compile(r"(?<![\p{L}\p{M}\p{N}])\p{M}+")
+SYMBOLS_ALONE = re.compile(r"(?<!\S)[.%$¢€£]+(?!\S)")
 IN_BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 
 
@@ -179,7 +183,7 @@ def normalize_text(text: str, language: str, *, simplify_chinese: bool = False) 
     language_scripts(language)
     language = primary_language(language)
     if language == "en":
-        text = _english_normalizer()(text)
+        text = SYMBOLS_ALONE.sub(" ", _english_normalizer()(text))
     else:
         text = _normalize_basic(text, language)
     if simplify_chinese and language in ("zh", "yue"):

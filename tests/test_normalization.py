@@ -90,6 +90,8 @@ def test_normalising_twice_changes_nothing(text, language):
     [
         ("en", "Mr. Smith's favourite colour ISN'T grey.", "mister smith is favorite color is not gray"),
         ("en", "twenty-one (laughs) dollars", "$21"),
+        ("en", "Hello... 5% of $20 $", "hello 5% of $20"),
+        ("en", "...", ""),
         ("fr", "L’été, [bruit] déjà !", "l été déjà"),
         ("de", "Straße 12", "straße 12"),
         ("ru", "за́мок и Ёлка", "замок и ёлка"),
