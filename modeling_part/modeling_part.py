@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import can_return_tuple
@@ -598,7 +598,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             # Position i predicts label i + 1.
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
             logits_to_keep = targets != -100
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = _keep_positions(outputs.last_hidden_state, logits_to_keep)
         logits = self._scale_logits(self.lm_head(hidden_states))
         loss = None
         if targets is not None:
@@ -675,6 +675,9 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         Returns:
             The model, in evaluation mode, and its [`PARTProcessor`].
         """
+        unknown = set(adapter_settings) - set(PARTConfig.__annotations__)
+        if unknown:
+            raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
         tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
         causal_lm = _load_part(
@@ -694,6 +697,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         )
         if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
             tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
+        adapter_settings.setdefault("adapter_output_scale", _embedding_scale(causal_lm))
         if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
             causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
 
@@ -701,7 +705,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             audio_config=encoder.config,
             text_config=causal_lm.config,
             audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
-            **{"adapter_output_scale": _embedding_scale(causal_lm), **adapter_settings},
+            **adapter_settings,
         )
         model = cls._from_config(config, dtype=causal_lm.dtype, attn_implementation=attn_implementation)
         _copy_weights(encoder, model.model.audio_tower, audio_model)
@@ -719,6 +723,13 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             system_prompt=system_prompt,
         )
         return model.eval(), processor
+
+
+def _keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """Positions of `(B, L, H)`: the last so many (0: all), those of an index `(kept,)`, or of a mask `(B, L)`."""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    return hidden_states[logits_to_keep] if logits_to_keep.ndim == 2 else hidden_states[:, logits_to_keep]
 
 
 def _tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:

@@ -85,9 +85,7 @@ class TestAudio:
 
     def test_int16_equals_the_file_that_holds_it(self, processor):
         pcm = np.round(sine() * 20_000).astype(np.int16)
-        np.testing.assert_array_equal(
-            processor._waveform(pcm, None), load_audio(encoded(pcm, subtype="PCM_16"), RATE)
-        )
+        np.testing.assert_array_equal(processor._waveform(pcm, None), load_audio(encoded(pcm, subtype="PCM_16"), RATE))
 
     @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
     def test_other_rates_give_the_same_sound(self, processor, rate):
@@ -104,7 +102,7 @@ class TestAudio:
         piece = load_audio(encoded(wave), RATE, start=0.5, end=1.25)
         np.testing.assert_allclose(piece, wave[8_000:20_000], atol=1e-6)
         np.testing.assert_allclose(load_audio(encoded(wave), RATE, start=1.5), wave[24_000:], atol=1e-6)
-        with pytest.raises(ValueError, match="holds no samples from 3.0 s to 4.0 s"):
+        with pytest.raises(ValueError, match=r"holds no samples from 3\.0 s to 4\.0 s"):
             load_audio(encoded(wave), RATE, start=3.0, end=4.0)
 
     @pytest.mark.parametrize(
@@ -170,9 +168,7 @@ class TestPrompt:
     def test_literal_example(self, processor):
         """0.32 s of Whisper: 32 mel frames, 16 encoder frames, 4 audio tokens."""
         batch = processor(sine(0.32), source_lang="fr", text="bonjour")
-        prompt = (
-            f"<|im_start|>user\n{AUDIO * 4}\nTranscribe the French speech.<|im_end|>\n<|im_start|>assistant\n"
-        )
+        prompt = f"<|im_start|>user\n{AUDIO * 4}\nTranscribe the French speech.<|im_end|>\n<|im_start|>assistant\n"
         tokenizer = processor.tokenizer
         assert tokenizer.decode(batch["input_ids"][0]) == f"{prompt}bonjour<|im_end|>"
         answer = tokenizer("bonjour")["input_ids"] + [tokenizer.eos_token_id]
@@ -185,9 +181,10 @@ class TestPrompt:
     def test_audio_alone_asks_for_a_transcript(self, processor):
         batch = processor(sine(0.1))
         assert "labels" not in batch
-        assert "Transcribe the speech.<|im_end|>\n<|im_start|>assistant\n" in processor.batch_decode(
-            batch["input_ids"]
-        )[0]
+        assert (
+            "Transcribe the speech.<|im_end|>\n<|im_start|>assistant\n"
+            in processor.batch_decode(batch["input_ids"])[0]
+        )
 
     def test_a_batch_of_tasks_and_languages(self, processor):
         batch = processor(
@@ -206,7 +203,9 @@ class TestPrompt:
         assert batch["attention_mask"][:, -1].all()
 
     def test_text_only(self, processor):
-        batch = processor(task="mt", source_text=["one", "two"], source_lang="en", target_lang="fr", text=["un", "deux"])
+        batch = processor(
+            task="mt", source_text=["one", "two"], source_lang="en", target_lang="fr", text=["un", "deux"]
+        )
         assert set(batch) == {"input_ids", "attention_mask", "labels"}
         assert not (batch["input_ids"] == processor.audio_token_id).any()
 
@@ -330,7 +329,7 @@ class TestSaving:
     def test_bad_settings_are_refused(self):
         with pytest.raises(ValueError, match=r"Unknown instructions \['tts'\]"):
             build(instructions={"tts": "Speak."})
-        with pytest.raises(ValueError, match="has no token '<|audio|>'"):
+        with pytest.raises(ValueError, match=r"has no token '<\|audio\|>'"):
             PARTProcessor(tiny.tiny_feature_extractor(), tiny.tiny_tokenizer())
         endless = tiny.tiny_tokenizer(extra_tokens=[AUDIO])
         endless.eos_token = None
