@@ -73,8 +73,18 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "
 TEXT_FILES = ("chat_template.jinja", "LICENSE", "NOTICE")
 PUBLISHED_FILES = (*WEIGHT_FILES, *CODE_FILES, *JSON_FILES, *VOCABULARY_FILES, *TEXT_FILES)
 
-# What training and evaluation leave beside a finished model; it stays here. Predictions quote their corpora.
-LEFT_FILES = ("log_history.json", "predictions.jsonl*", "report.md", "*.png", "README.md", "checkpoint-*/")
+# What training and evaluation leave beside a finished model; it stays here. Predictions quote their corpora, and
+# lora.safetensors (to continue training) is in the published weights already, merged.
+LEFT_FILES = (
+    "checkpoint-*/",
+    "incomplete/",
+    "lora.safetensors",
+    "log_history.json",
+    "predictions.jsonl*",
+    "report.md",
+    "*.png",
+    "README.md",
+)
 
 WHY_REFUSED = {
     "adapter_model.safetensors": "LoRA weights: merge them with `merge_and_unload` and save the whole model",
@@ -181,7 +191,7 @@ def read_json(path: Path) -> dict:
         raise CheckpointError(f"{path} is not JSON ({error}). Save the checkpoint again.") from error
 
 
-def write_json(path: Path, content: Mapping) -> None:
+def write_json(path: Path, content: Mapping | list) -> None:
     """Write JSON through a temporary file beside it, so that an interruption leaves no half file."""
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
@@ -196,7 +206,7 @@ def write_json(path: Path, content: Mapping) -> None:
     temporary.replace(path)
 
 
-def to_json(content: Mapping) -> str:
+def to_json(content: Mapping | list) -> str:
     """JSON as transformers writes it: two spaces, a last line break."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 

@@ -239,7 +239,7 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         raise PublishingError("HF_HUB_OFFLINE is set. Unset it to publish.") from error
     except HfHubHTTPError as error:
         raise PublishingError(_http_message(error, repo_id)) from error
-    except HTTPError as error:
+    except (HTTPError, ConnectionError) as error:  # the latter from hf_xet
         raise PublishingError(_network_message(error, endpoint)) from error
     except RuntimeError as error:  # huggingface_hub wraps what stops the upload of a large file
         if not isinstance(error.__cause__, HTTPError):

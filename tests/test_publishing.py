@@ -269,6 +269,7 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
     (checkpoint / "checkpoint-10" / "optimizer.pt").write_bytes(b"x")
     (checkpoint / "predictions.jsonl").write_text("{}\n")
     (checkpoint / "log_history.json").write_text("[]")
+    save_file({"lora_A": torch.zeros(2)}, checkpoint / "lora.safetensors")
     assert set(upload_contents(checkpoint)) == {
         "chat_template.jinja",
         "config.json",
@@ -499,6 +500,15 @@ def test_no_network_is_one_clear_error(hub, checkpoint, monkeypatch):
         huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
     )  # the discard port: nobody answers
     with pytest.raises(PublishingError, match=r"connection to http://127\.0\.0\.1:9 failed.*Check the network"):
+        publish(checkpoint, REPO)
+
+
+def test_trouble_of_the_network_in_hf_xet_is_explained_too(hub, checkpoint, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("Network error: dns error")
+
+    monkeypatch.setattr(HfApi, "create_commit", fail)
+    with pytest.raises(PublishingError, match=r"failed \(ConnectionError: Network error: dns error\).*it continues"):
         publish(checkpoint, REPO)
 
 
