@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import sacrebleu
 
+from .canonical import direction_of
 from .metrics import (
     CONFIDENCE,
     bleu_metric,
@@ -56,9 +57,7 @@ SOURCE_COPY_RATE = 0.2
 
 def group_name(row: Mapping) -> str:
     """``"asr/fr"`` for a transcript, ``"s2tt/en-fr"`` or ``"mt/en-fr"`` for a translation."""
-    if row["task"] == "asr":
-        return f"asr/{row['target_lang']}"
-    return f"{row['task']}/{row['source_lang']}-{row['target_lang']}"
+    return direction_of(row["task"], row["source_lang"], row["target_lang"])
 
 
 def check_scorable(
