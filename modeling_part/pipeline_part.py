@@ -6,10 +6,13 @@ Audio longer than the encoder's window is cut into equal windows that overlap; `
 
 import math
 import unicodedata
+from collections.abc import Iterator
 from itertools import pairwise
+from threading import Thread
 
 import numpy as np
 import torch
+from transformers import TextIteratorStreamer
 from transformers.pipelines.base import ChunkPipeline
 
 from .processing_part import PARTProcessor
@@ -65,7 +68,7 @@ class PARTPipeline(ChunkPipeline):
             a twelfth of `chunk_length_s` by default.
         batch_size: windows per forward pass, whichever recordings they come from.
         max_new_tokens, generate_kwargs: for `generate`; the model's generation config gives the rest. A
-            `TextStreamer` goes here too: `generate_kwargs={"streamer": streamer}`.
+            `TextStreamer` goes here too: `generate_kwargs={"streamer": streamer}`; see also `stream`.
 
     Returns:
         `{"text": str, "chunks": [{"text": str, "timestamp": (start, end)}]}`, seconds. The chunks' texts, joined, are
@@ -85,6 +88,33 @@ class PARTPipeline(ChunkPipeline):
         if hasattr(self.model.config, "custom_pipelines"):
             # transformers puts classes in its place, which then cannot be saved.
             self.model.config.custom_pipelines = CUSTOM_PIPELINES
+
+    def stream(self, inputs, **options) -> Iterator[str]:
+        """
+        The text so far, again and again while it is generated.
+
+        Args:
+            inputs: one recording (or sentence), as for a call.
+            options: as for a call, without `batch_size`.
+
+        Yields:
+            The whole text so far: at the seam of two windows its last words may still change. The last one is the
+            `"text"` of a call with the same arguments.
+        """
+        preprocess, forward, _ = self._sanitize_parameters(**options)
+        forward = {**self._forward_params, **forward}
+        outputs: list[dict] = []
+        for window in self.preprocess(inputs, **{**self._preprocess_params, **preprocess}):
+            before = self.postprocess(outputs)["text"] if outputs else ""
+            streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            thread = _WindowThread(self, window, forward, streamer)
+            thread.start()
+            text = ""
+            for piece in streamer:
+                text += piece
+                yield f"{before} {text}".strip()
+            outputs.append(thread.result())
+            yield self.postprocess(outputs)["text"]
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model and the processor; `kwargs` go to the model's `save_pretrained`."""
@@ -209,6 +239,33 @@ class PARTPipeline(ChunkPipeline):
             for text, (start, end) in zip(texts, pairwise(edges), strict=True)
         ]
         return {"text": "".join(texts).strip(), "chunks": chunks}
+
+
+class _WindowThread(Thread):
+    """Generates the text of one window while its streamer is read elsewhere."""
+
+    def __init__(self, pipe: PARTPipeline, window: dict, forward_params: dict, streamer: TextIteratorStreamer):
+        super().__init__(daemon=True)
+        self.pipe, self.window, self.streamer = pipe, window, streamer
+        self.forward_params = {
+            **forward_params,
+            "generate_kwargs": {**forward_params.get("generate_kwargs", {}), "streamer": streamer},
+        }
+        self.output = self.error = None
+
+    def run(self):
+        try:
+            self.output = self.pipe.forward(self.window, **self.forward_params)
+        except Exception as error:  # raised where the text is read, by `result`
+            self.error = error
+        finally:
+            self.streamer.end()  # or the reader would wait for ever after an error
+
+    def result(self) -> dict:
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return self.output
 
 
 def cut_windows(samples: int, window: int, overlap: int) -> list[tuple[int, int]]:

@@ -237,6 +237,20 @@ def test_text_is_streamed(pipe, clip, capsys):
     assert capsys.readouterr().out.strip() == result["text"]
 
 
+def test_stream_gives_the_text_so_far(pipe, clip, long_clip):
+    for audio, options in ((clip, {"source_lang": "en"}), (long_clip, {"chunk_length_s": 3, "stride_length_s": 0.0})):
+        texts = list(pipe.stream(audio, **options))
+        assert texts[-1] == pipe(audio, **options)["text"]
+        assert len(set(texts)) > 1 or len(texts[-1]) < 2
+    for shorter, longer in pairwise(texts):  # windows without overlap: nothing is taken back
+        assert longer.startswith(shorter.rstrip("\ufffd"))
+
+
+def test_stream_passes_errors_on(pipe, clip):
+    with pytest.raises(ValueError, match="target_lang"):
+        list(pipe.stream(clip, task="s2tt"))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
