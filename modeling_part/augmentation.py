@@ -201,3 +201,15 @@ def _apply_waveform(
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def build_augmentation(settings: dict | None) -> Augmentation | None:
+    """A recipe's `augmentation` mapping, such as `{speeds: [0.9, 1.0, 1.1], spec_augment: {time_masks: 2}}`."""
+    if not settings:
+        return None
+    settings = dict(settings)
+    for name, kind in (("spec_augment", SpecAugment), ("waveform", WaveformAugment)):
+        if settings.get(name) is not None:
+            settings[name] = kind(**settings[name])
+    settings["speeds"] = tuple(settings.get("speeds", ()))
+    return Augmentation(**settings)

@@ -6,6 +6,7 @@ agree) and of similar length (so that no rank waits for another). `TaskBatchSamp
 indexed; `streaming.StreamingTaskBatches` does it for streams.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -19,6 +20,8 @@ from .processing_part import TASKS
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 Group = tuple[str, str, str]  # (task, source language, target language)
 
@@ -167,9 +170,7 @@ class Mixture:
             raise ValueError(f"direction_weights names {unknown}, but the data only has {sorted(names)}")
         absent = [task for task, weight in self.task_weights.items() if weight and task not in {g[0] for g in groups}]
         if absent:
-            raise ValueError(
-                f"task_weights asks for {absent}, but the data has no such rows: add a corpus or drop them"
-            )
+            logger.warning("the data has no rows of %s, which the mixture asks for", " and ".join(absent))
         draws = np.zeros(len(groups))
         for task, weight in self.task_weights.items():
             members = np.array([i for i, group in enumerate(groups) if group[0] == task and sizes[i] > 0], dtype=int)

@@ -13,6 +13,7 @@ from modeling_part.augmentation import (
     Augmentation,
     SpecAugment,
     WaveformAugment,
+    build_augmentation,
     change_speed,
     mask_features,
     row_generator,
@@ -99,6 +100,12 @@ def test_numpy_and_torch_are_masked_alike():
     from_torch = augmentation.augment_features(torch.from_numpy(features.T.copy()), row_generator(3, "a"), time_axis=0)
     assert (from_numpy != features).any()
     np.testing.assert_allclose(from_torch.numpy().T, from_numpy, atol=1e-6)
+
+
+def test_settings_of_a_recipe():
+    assert build_augmentation(None) is None
+    built = build_augmentation({"speeds": [0.9, 1.0], "spec_augment": {"time_masks": 1}})
+    assert built == Augmentation(speeds=(0.9, 1.0), spec_augment=SpecAugment(time_masks=1))
 
 
 def test_off_by_default():

@@ -288,6 +288,21 @@ def test_rows_that_cannot_fill_a_step_wait_for_the_next_epoch():
     assert few.epoch_report(1)["steps"] == 1 and few.epoch_report(1)["repeated_rows"] == 0
 
 
+def test_no_row_has_to_wait_in_every_epoch():
+    table = make_table([(0, 1.0 + i, 8) for i in range(5)])
+    sampler = make_sampler(table, world_size=4, max_rows=1, num_steps=1)
+    waiting = [sampler.plan(epoch).carried.tolist() for epoch in range(30)]
+    assert {row for rows in waiting for row in rows} == set(range(5))
+
+
+def test_a_task_without_rows_is_said_and_left_out(caplog):
+    table = make_table([(0, 1.0, 8)] * 3)
+    table = RowTable(**{**vars(table), "groups": GROUPS[:1]})
+    sampler = make_sampler(table, mixture=Mixture({"asr": 1.0, "mt": 1.0}), epochs=1)
+    assert draws(sampler, table) == {0: 3}
+    assert "no rows of mt" in caplog.text
+
+
 def test_epoch_report_by_hand():
     table = make_table([(0, 1.0, 8), (0, 0.5, 8), (2, 2.0, 8), (3, 0.0, 8)])
     report = make_sampler(table, epochs=1).epoch_report(0)
@@ -316,7 +331,7 @@ def test_a_row_over_the_budget_is_named_with_the_setting_to_raise():
         ({}, "either epochs or num_steps"),
         ({"epochs": 0}, "epochs is 0"),
         ({"epochs": 1, "world_size": 0}, "world_size is 0"),
-        ({"epochs": 1, "mixture": Mixture({"mt": 1.0})}, "the data has no such rows"),
+        ({"epochs": 1, "mixture": Mixture({"mt": 1.0})}, "no row at all"),
         ({"epochs": 1, "mixture": Mixture({"asr": 1.0}, 1.0, {"en-fi": 2.0})}, "en-fi"),
         ({"epochs": 1, "mixture": Mixture({"asr": 0.0})}, "no row at all"),
     ],
