@@ -87,14 +87,14 @@ def language_code(name: str, keep_region: bool = False) -> str:
     """The BCP 47 code for a corpus's own name of a language: "cmn_hans_cn" -> "zh", "sv-SE" -> "sv", "es_419" -> "es".
 
     The region goes unless `keep_region` ("pt_br" -> "pt-BR"), so that the same language has one code in all corpora;
-    "zh-TW" and "zh-HK" keep theirs, which stands for another script or language.
+    "zh-TW" and "zh-HK" always keep theirs, which stands for another script or language, and "zh-CN" is "zh".
     """
     first, *rest = re.split(r"[-_@]", name)
     code = {"cmn": "zh"}.get(first.lower(), first.lower())
     for part in rest:
         if len(part) >= 5:
             code += f"-{part.lower()}"
-        elif len(part) <= 3 and (keep_region or (code == "zh" and part.upper() in ("TW", "HK"))):
+        elif len(part) <= 3 and (part.upper() in ("TW", "HK") if code == "zh" else keep_region):
             code += f"-{part.upper()}"
     return code
 
@@ -111,14 +111,15 @@ class CorpusSpec:
 
     Args:
         reader: manifest, asterisk, common_voice, fleurs, covost2, wenetspeech, tuxpaint, dataset or text_pairs.
-        path: folder or file; for dataset, common_voice and fleurs also a Hub id ("google/fleurs").
-        split: train, dev or test; for common_voice also validated (manifest and text_pairs: a file holds one split, so it is not looked at).
+        path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs").
+        split: train, dev or test; for common_voice also validated. Of no use to manifest and text_pairs, where a file
+            is one split.
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
         tasks: tasks to keep. Default: all that the corpus offers.
         languages: BCP 47 codes of the source languages to keep. Default: all that are found.
         target_languages: of s2tt and mt. Default: all; in asterisk, fleurs and tuxpaint, where every language can be
             translated into every other, `languages`.
-        weight: how often the rows are drawn in an epoch, for the sampler; 1.0 is once.
+        weight: how often the rows are drawn in an epoch, for the sampler. Default: 1.0, once.
         columns: canonical column -> column of the file, for dataset and text_pairs.
         streaming: read while training instead of before; dataset only.
         config, revision: of a Hub dataset.
@@ -165,6 +166,9 @@ class CorpusSpec:
                 raise CorpusError(f"{reader} at {entry['path']}: task {task!r} is none of {', '.join(TASKS)}")
         for code in (*lists.get("languages", ()), *lists.get("target_languages", ())):
             check_language(code, f"{reader} at {entry['path']}")
+        weight = entry.get("weight", 1.0)
+        if not isinstance(weight, int | float) or weight <= 0:
+            raise CorpusError(f"{reader} at {entry['path']}: weight {weight!r} is no number above 0")
         splits = (*SPLITS, "validated") if reader == "common_voice" else SPLITS
         if entry.get("split", "train") not in splits:
             raise CorpusError(f"{reader} at {entry['path']}: split {entry['split']!r} is none of {', '.join(splits)}")
@@ -235,6 +239,7 @@ class DataReport:
     """
 
     def __init__(self):
+        self.corpora: Counter = Counter()
         self.rows: Counter = Counter()
         self.seconds: Counter = Counter()
         self.dropped: Counter = Counter()
@@ -244,6 +249,7 @@ class DataReport:
     def keep(self, row: dict) -> None:
         """Count one row that is used."""
         direction = direction_of(row["task"], row["source_lang"], row["target_lang"])
+        self.corpora[row["corpus"]] += 1
         self.rows[direction] += 1
         self.seconds[direction] += row["duration"] or 0.0
 
@@ -257,6 +263,7 @@ class DataReport:
 
     def add(self, other: "DataReport") -> None:
         """Add the counts of another report to this one."""
+        self.corpora.update(other.corpora)
         self.rows.update(other.rows)
         self.seconds.update(other.seconds)
         self.dropped.update(other.dropped)
@@ -284,7 +291,7 @@ def write_report(report: dict, path: str | Path) -> None:
 
 
 def summary(report: dict) -> str:
-    """A report in a few lines for the screen: rows and hours per task, its directions, and what was dropped and why."""
+    """A report in a few lines for the screen: rows and hours per task and direction, and what was dropped and why."""
     lines = []
     for task in TASKS:
         directions = [key for key in report["rows"] if key.startswith(f"{task}/")]

@@ -136,8 +136,8 @@ def read_corpora(
     Returns:
         The dataset (a `datasets.IterableDataset` as soon as one corpus is streamed; its corpora are then interleaved
         with probabilities in proportion to their weights, each row once) and the report: `rows` and `hours` per
-        direction ("asr/fr", "s2tt/fr-en"), `dropped` per corpus and reason with examples, `corpora`, `fingerprint`.
-        Streamed rows are not in the counts.
+        direction ("asr/fr", "s2tt/fr-en"), `dropped` per corpus and reason with examples, `corpora`, `weights` (per
+        `corpus` column, for the sampler) and `fingerprint`. Streamed rows are not in the counts.
 
     Raises:
         `CorpusError`: a setting, path or file is not as it must be, a corpus gives no rows, or too many are broken.
@@ -198,7 +198,18 @@ def load_corpora(
         total.add(report)
         counts = {"rows": sum(report.rows.values()), "hours": round(sum(report.seconds.values()) / 3600, 4)}
         corpora.append({"reader": spec.reader, "path": spec.path, "split": spec.split, **counts})
-    return dataset, {**total.as_dict(), "corpora": corpora, "fingerprint": fingerprint(dataset)}
+    weights = corpus_weights(specs, reports)
+    return dataset, {**total.as_dict(), "corpora": corpora, "weights": weights, "fingerprint": fingerprint(dataset)}
+
+
+def corpus_weights(specs: Sequence[CorpusSpec], reports: Sequence[DataReport]) -> dict[str, float]:
+    """`corpus` column -> weight, for the sampler. Raises `CorpusError` if two specs give one corpus two weights."""
+    weights: dict[str, float] = {}
+    for spec, report in zip(specs, reports, strict=True):
+        for corpus in report.corpora:
+            if weights.setdefault(corpus, spec.weight) != spec.weight:
+                raise CorpusError(f"corpus {corpus!r} has two weights; tell its parts apart with `name`")
+    return weights
 
 
 def corpus_chunks(

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .canonical import (
@@ -65,7 +66,7 @@ def parse_record(line: str, where: str) -> dict:
 
 
 def manifest_row(record: dict, folder: Path, where: str) -> dict:
-    """The canonical row (but for `corpus`) of one manifest record; `CorpusError` if its columns are not as they must."""
+    """The canonical row (but for `corpus`) of one manifest record; `CorpusError` if its columns are not as said."""
     unknown = [name for name in record if name not in COLUMNS and name not in FOR_PEOPLE]
     missing = [name for name in REQUIRED if name not in record]
     if unknown:
@@ -91,7 +92,7 @@ def manifest_row(record: dict, folder: Path, where: str) -> dict:
 
 
 def check_direction(task: str, source_lang: str, target_lang: str, where: str) -> None:
-    """Raise `CorpusError` for an unknown task, a malformed language code, or a task that does not fit the languages."""
+    """Raise `CorpusError` for an unknown task, a malformed language code, or languages that do not fit the task."""
     if task not in TASKS:
         raise CorpusError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
     check_language(source_lang, where)
@@ -237,13 +238,18 @@ def open_hub_dataset(spec: CorpusSpec):
     """A dataset of the Hugging Face Hub; one clear error where it cannot be had."""
     import datasets
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.path):
+    if not is_hub_id(spec.path):
         raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
     try:
         found = datasets.load_dataset(spec.path, name=spec.config, revision=spec.revision, streaming=spec.streaming)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         raise unreachable(spec, error) from error
     return choose_split(found, spec)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` is shaped like the id of a Hub repository, "owner/name"."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None
 
 
 def unreachable(spec: CorpusSpec, error: Exception) -> CorpusError:
@@ -309,7 +315,7 @@ def read_text_pairs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
         records = (parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line)
     else:
         raise CorpusError(f"text_pairs: {path} is neither .tsv (with a header) nor .jsonl")
-    spec = CorpusSpec(**{**vars(spec), "tasks": ("mt",)})
+    spec = replace(spec, tasks=("mt",))
     for number, record in enumerate(records, start=1):
         if number == 1:
             check_columns(spec, list(record))

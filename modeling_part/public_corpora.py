@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from .canonical import (
@@ -26,7 +27,7 @@ from .canonical import (
     text_row,
     unpack_tar,
 )
-from .generic_corpora import SPLIT_NAMES, read_dataset, unreachable
+from .generic_corpora import SPLIT_NAMES, is_hub_id, unreachable
 
 
 def chosen(found: dict[str, str], spec: CorpusSpec) -> dict[str, str]:
@@ -37,8 +38,8 @@ def chosen(found: dict[str, str], spec: CorpusSpec) -> dict[str, str]:
     """
     missing = sorted(set(spec.languages or ()) - set(found.values()))
     if missing or not found:
-        there = ", ".join(sorted(set(found.values()))) or "no language at all"
-        raise CorpusError(f"{spec.reader} at {spec.path}: {', '.join(missing) or 'nothing'} found; there is {there}")
+        there = ", ".join(sorted(set(found.values()))) or f"nothing in the layout of {spec.reader}"
+        raise CorpusError(f"{spec.reader} at {spec.path}: no {', '.join(missing) or 'language'} there; found {there}")
     wanted = spec.languages or tuple(found.values())
     return {name: code for name, code in sorted(found.items()) if code in wanted}
 
@@ -51,16 +52,15 @@ def read_common_voice(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 
     Works for every release, as columns are found by the header. Durations come from `clip_durations.tsv` (since 16.1)
     or `times.txt` (14 to 16.0), both in milliseconds; without them they are measured. `path` is the folder that holds
-    the locales, or a Hub copy as parquet whose configurations are the locales.
+    the locales. The Hub has no official copy any more; others there are read with the reader `dataset`.
     """
     root = Path(spec.path).expanduser()
-    if not root.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", spec.path):
-        for language in spec.languages or ():
-            settings = {"tasks": ("asr",), "languages": (language,), "config": language, "name": spec.corpus}
-            yield from read_dataset(
-                CorpusSpec(**{**vars(spec), **settings, "columns": {"text": "sentence", "id": "path"}}), report
-            )
-        return
+    if not root.exists() and is_hub_id(spec.path):
+        raise CorpusError(
+            f"common_voice: {spec.path} is no folder. Give the unpacked release, or read a copy on the Hub with "
+            f"{{reader: dataset, path: {spec.path}, config: LOCALE, columns: {{text: sentence}}, tasks: [asr], "
+            "languages: [LANGUAGE], name: common_voice}"
+        )
     if not spec.wants("asr"):
         return
     locales = {path.parent.name: language_code(path.parent.name) for path in spec.folder().glob(f"*/{spec.split}.tsv")}
@@ -90,61 +90,60 @@ def clip_durations(folder: Path) -> dict[str, float]:
 def read_fleurs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
     """asr, s2tt and mt rows of FLEURS; the same sentence has the same number in all languages.
 
-    Read from a copy of the Hub repository: `data/<lang>/<split>.tsv` with `data/<lang>/audio/<split>.tar.gz`, or its
-    parquet files `<lang>/<split>/*.parquet`. Archives are unpacked once, beside themselves. With a Hub id the files of
-    `languages` (here in FLEURS's own names or as BCP 47) are downloaded. Texts are the raw transcriptions.
+    Read from a copy of the Hub repository: `data/<lang>/<split>.tsv` with `data/<lang>/audio/<split>.tar.gz`, or the
+    files of its parquet branch, `<lang>/<split>/*.parquet`. The audio of the source languages is unpacked once, beside
+    the archives. With a Hub id ("google/fleurs") only the files that are needed are downloaded. Texts are the raw
+    transcriptions.
     """
     root = fleurs_folder(spec)
-    names = {path.parent.name: language_code(path.parent.name) for path in fleurs_files(root, "*", spec.split)}
-    targets = chosen(names, CorpusSpec(**{**vars(spec), "languages": spec.target_languages or spec.languages}))
+    names = {path.parent.name: language_code(path.parent.name) for path in fleurs_tables(root, "*", spec.split)}
     sources = chosen(names, spec)
-    recordings = {name: fleurs_recordings(root, name, spec.split) for name in {**sources, **targets}}
-    sentences = {
-        code: {number: text for number, _, text, _ in recordings[name]}
-        for name, code in {**sources, **targets}.items()
-    }
+    targets = chosen(names, replace(spec, languages=spec.target_languages or spec.languages))
+    texts = {code: fleurs_sentences(root, name, spec.split) for name, code in {**sources, **targets}.items()}
     for name, source in sources.items():
-        for number, path, text, duration in recordings[name]:
-            for target in {source: None} | dict.fromkeys(targets.values()):
-                task = "asr" if source == target else "s2tt"
-                translation = sentences[target].get(number)
-                if not spec.wants(task, source, target) or translation is None:
-                    continue
-                answer = text if source == target else translation
-                row_id = f"{path.stem}/{source}" if source == target else f"{path.stem}/{source}-{target}"
-                yield speech_row(row_id, spec.corpus, source, target, answer, text, duration, path)
-        for target in dict.fromkeys(targets.values()):
+        spoken = spec.wants("asr") or spec.wants("s2tt")
+        recordings = fleurs_recordings(root, name, spec.split) if spoken else []
+        for target in dict.fromkeys((source, *targets.values())):
+            task = "asr" if source == target else "s2tt"
+            for number, path, text, duration in recordings if spec.wants(task, source, target) else ():
+                if number in texts[target]:
+                    answer = text if source == target else texts[target][number]
+                    row_id = f"{path.stem}/{source}" if source == target else f"{path.stem}/{source}-{target}"
+                    yield speech_row(row_id, spec.corpus, source, target, answer, text, duration, path)
             if source != target and spec.wants("mt", source, target):
-                for number in sorted(sentences[source].keys() & sentences[target].keys()):
-                    pair = sentences[target][number], sentences[source][number]
+                for number in sorted(texts[source].keys() & texts[target].keys()):
+                    pair = texts[target][number], texts[source][number]
                     yield text_row(f"{number}/{source}-{target}", spec.corpus, source, target, *pair)
 
 
 def fleurs_folder(spec: CorpusSpec) -> Path:
-    """The folder given, or the snapshot of the Hub repository with the files of the split and languages asked for."""
-    folder = Path(spec.path).expanduser()
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", spec.path):
+    """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
+    if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
         return spec.folder()
     from huggingface_hub import HfApi, snapshot_download
 
+    spoken = set(spec.languages or ()) if spec.wants("asr") or spec.wants("s2tt") else {"none"}
+    written = {*(spec.languages or ()), *(spec.target_languages or ())}
+    splits = "|".join(SPLIT_NAMES[spec.split])
+    tables = re.compile(rf"data/(\w+)/{spec.split}\.tsv|(\w+)/(?:{splits})/\d+\.parquet")
+    archives = re.compile(rf"data/(\w+)/audio/{spec.split}\.tar\.gz")
     try:
         files = HfApi().list_repo_files(spec.path, repo_type="dataset", revision=spec.revision)
-        names = {name.split("/")[1] for name in files if re.fullmatch(rf"data/\w+/{spec.split}\.tsv", name)}
-        wanted = {*(spec.languages or ()), *(spec.target_languages or ())}
-        names = {name for name in names if not wanted or language_code(name) in wanted}
-        patterns = [
-            f"data/{name}/{end}" for name in names for end in (f"{spec.split}.tsv", f"audio/{spec.split}.tar.gz")
-        ]
-        snapshot = snapshot_download(
-            spec.path, repo_type="dataset", revision=spec.revision, allow_patterns=patterns or ["data/none"]
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        needed = []
+        for pattern, wanted in ((tables, written), (archives, spoken)):
+            for match in filter(None, map(pattern.fullmatch, files)):
+                if not wanted or language_code(next(filter(None, match.groups()))) in wanted:
+                    needed.append(match[0])
+        if not needed:
+            raise CorpusError(f"fleurs: {spec.path} has no files of {sorted(written)} for {spec.split}")
+        settings = {"repo_type": "dataset", "revision": spec.revision, "allow_patterns": needed}
+        return Path(snapshot_download(spec.path, **settings))
+    except (OSError, RuntimeError) as error:
         raise unreachable(spec, error) from error
-    return Path(snapshot)
 
 
-def fleurs_files(root: Path, name: str, split: str) -> list[Path]:
-    """The tables of one language (or, with "*", all): the split's .tsv, else stand-ins for its parquet folder."""
+def fleurs_tables(root: Path, name: str, split: str) -> list[Path]:
+    """Of one language (or, with "*", all of them) the split's .tsv file or else the folder of its parquet files."""
     tables = sorted(root.glob(f"data/{name}/{split}.tsv")) or sorted(root.glob(f"{name}/{split}.tsv"))
     if tables:
         return tables
@@ -152,45 +151,56 @@ def fleurs_files(root: Path, name: str, split: str) -> list[Path]:
     return sorted(folder for folder in folders if any(folder.glob("*.parquet")))
 
 
-def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path, str, float]]:
-    """(number of the sentence, audio file, raw transcription, seconds) of every recording of one language."""
-    table = fleurs_files(root, name, split)[0]
+def fleurs_sentences(root: Path, name: str, split: str) -> dict[int, str]:
+    """Number of the sentence -> raw transcription, of one language."""
+    return {record["id"]: record["raw_transcription"] for record in fleurs_records(root, name, split, [])}
+
+
+def fleurs_records(root: Path, name: str, split: str, more: list[str]) -> Iterator[dict]:
+    """id, raw_transcription, num_samples and path of every recording; from parquet also the columns `more`."""
+    table = fleurs_tables(root, name, split)[0]
     if table.is_dir():
-        return unpack_parquet(table)
-    audio = table.parent / "audio" / split
-    archive = table.parent / "audio" / f"{split}.tar.gz"
-    if not audio.exists():
-        if not archive.exists():
-            raise CorpusError(f"fleurs: neither {archive} nor the unpacked folder {audio} exists")
-        print(f"fleurs: unpacking {archive}", flush=True)
-        unpack_tar(archive, audio)
-    recordings = []
+        import pyarrow.parquet
+
+        columns = ["id", "num_samples", "path", "raw_transcription", *more]
+        for path in sorted(table.glob("*.parquet")):
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
+                yield from batch.to_pylist()
+        return
     with table.open(encoding="utf-8", newline="") as lines:
         for fields in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
             if len(fields) != 7:
                 raise CorpusError(f"{table}: {len(fields)} columns where FLEURS has 7: {fields[:3]}")
-            number, file_name, raw_transcription, _, _, num_samples, _ = fields
-            recordings.append((int(number), audio / file_name, raw_transcription, int(num_samples) / 16000))
-    return recordings
+            number, path, raw_transcription, _, _, num_samples, _ = fields
+            texts = {"path": path, "raw_transcription": raw_transcription}
+            yield {"id": int(number), "num_samples": int(num_samples), **texts}
 
 
-def unpack_parquet(folder: Path) -> list[tuple[int, Path, str, float]]:
-    """Recordings from FLEURS's parquet files; the audio bytes become files, so that rows need not repeat them."""
-    import pyarrow.parquet
+def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path, str, float]]:
+    """(number of the sentence, audio file, raw transcription, seconds) of every recording; unpacks the audio."""
+    table = fleurs_tables(root, name, split)[0]
+    audio = table / "audio" if table.is_dir() else table.parent / "audio" / split
+    if not audio.exists():
+        print(f"fleurs: unpacking the audio of {table}", flush=True)
+        if table.is_dir():
+            unpack_parquet(root, name, split, audio)
+        elif not (archive := table.parent / "audio" / f"{split}.tar.gz").exists():
+            raise CorpusError(f"fleurs: neither {archive} nor the unpacked folder {audio} exists")
+        else:
+            unpack_tar(archive, audio)
+    return [
+        (record["id"], audio / Path(record["path"]).name, record["raw_transcription"], record["num_samples"] / 16000)
+        for record in fleurs_records(root, name, split, [])
+    ]
 
-    target = folder / "audio"
-    columns = ["id", "num_samples", "path", "audio", "raw_transcription"]
-    recordings = []
-    for path in sorted(folder.glob("*.parquet")):
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
-            for record in batch.to_pylist():
-                file = target / Path(record["path"] or record["audio"]["path"]).name
-                if not file.exists():
-                    target.mkdir(exist_ok=True)
-                    file.write_bytes(record["audio"]["bytes"])
-                seconds = record["num_samples"] / 16000
-                recordings.append((record["id"], file, record["raw_transcription"], seconds))
-    return recordings
+
+def unpack_parquet(root: Path, name: str, split: str, folder: Path) -> None:
+    """Write the audio in FLEURS's parquet files to files, so that the rows of many directions need not repeat it."""
+    partial = folder.with_name("audio.partial")
+    partial.mkdir(exist_ok=True)
+    for record in fleurs_records(root, name, split, ["audio"]):
+        (partial / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
+    partial.rename(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- CoVoST 2
@@ -247,8 +257,8 @@ def validated_sentences(folder: Path) -> dict[str, str]:
     table = folder / "validated.tsv"
     if not table.exists():
         raise CorpusError(
-            f"covost2: {table} does not exist; CoVoST 2 needs the Common Voice 4 release of its source languages: give "
-            "the folder that holds its locales as `common_voice`"
+            f"covost2: {table} does not exist; CoVoST 2 needs the Common Voice 4 release of its source languages: "
+            "give the folder that holds its locales as `common_voice`"
         )
     return {record["path"]: record["sentence"] for record in covost_table(table)}
 
@@ -293,21 +303,20 @@ def json_array(path: Path, key: str, block: int = 1 << 20) -> Iterator[dict]:
             if not more:
                 raise CorpusError(f"{path}: no array {key!r} in it")
             buffer = buffer[-len(key) - 10 :] + more
-        buffer = buffer[start.end() :]
+        position = start.end()
         while True:
-            buffer = buffer.lstrip(", \r\n\t")
+            position = re.compile(r"[\s,]*").match(buffer, position).end()
             try:
-                value, used = decoder.raw_decode(buffer)
+                value, position = decoder.raw_decode(buffer, position)
             except json.JSONDecodeError as error:
-                if buffer.startswith("]"):
+                if buffer.startswith("]", position):
                     return
                 more = file.read(max(block, len(buffer)))
                 if not more:
                     raise CorpusError(f"{path}: it ends or breaks inside the array {key!r} ({error})") from error
-                buffer += more
+                buffer, position = buffer[position:] + more, 0
                 continue
             yield value
-            buffer = buffer[used:]
 
 
 # ------------------------------------------------------------------------------------------------------ Tux Paint
@@ -330,7 +339,8 @@ def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
         for path in sorted(stamp.parent.glob(f"{stamp.name}_desc*.ogg")):
             tag = path.stem.removeprefix(f"{stamp.name}_desc").removeprefix("_") or "en"
             recordings[path] = (stamp, language_code(tag, keep_region=True))
-    chosen({code: code for _, code in recordings.values()}, spec)
+    if spec.wants("asr") or spec.wants("s2tt"):
+        chosen({code: code for _, code in recordings.values()}, spec)
     targets = spec.target_languages or spec.languages or sorted({code for _, code in recordings.values()})
     wanted = [path for path, (_, code) in recordings.items() if spec.wants("asr", code) or spec.wants("s2tt", code)]
     for path, bounds in zip(wanted, spoken_parts(wanted), strict=True):
@@ -344,13 +354,11 @@ def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
             answer = texts[stamp].get(target)
             if answer and spec.wants("asr" if source == target else "s2tt", source, target):
                 row_id = f"{name}/{source}" if source == target else f"{name}/{source}-{target}"
-                yield speech_row(
-                    row_id, spec.corpus, source, target, answer, text, bounds[1] - bounds[0], path, None, *bounds
-                )
+                part = {"duration": bounds[1] - bounds[0], "start": bounds[0], "end": bounds[1]}
+                yield speech_row(row_id, spec.corpus, source, target, answer, text, path=path, **part)
     if spec.wants("mt"):
-        yield from stamp_pairs(
-            spec, {stamp.relative_to(stamps).as_posix(): found for stamp, found in texts.items()}, targets
-        )
+        by_name = {stamp.relative_to(stamps).as_posix(): found for stamp, found in texts.items()}
+        yield from stamp_pairs(spec, by_name, targets)
 
 
 def stamp_pairs(spec: CorpusSpec, texts: dict[str, dict[str, str]], targets: list[str]) -> Iterator[dict]:

@@ -219,9 +219,18 @@ def test_tasks_and_languages_choose_rows_and_none_is_an_error(clips):
         read_corpora([{**spec, "languages": ["it"]}])
 
 
+def test_weights_are_given_per_corpus_column(clips):
+    mine = {"reader": "manifest", "path": write_lines(clips / "mine.jsonl", [asr("a"), asr("b", corpus="other")])}
+    pairs = {"reader": "manifest", "path": write_lines(clips / "pairs.jsonl", [MT]), "weight": 0.5}
+    assert read_corpora([{**mine, "weight": 3}, pairs])[1]["weights"] == {"mine": 3, "other": 3, "pairs": 0.5}
+    with pytest.raises(CorpusError, match="corpus 'mine' has two weights; tell its parts apart with `name`"):
+        read_corpora([{**mine, "weight": 3}, {**pairs, "name": "mine"}])
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ({"reader": "manifest", "path": "x", "weight": 0}, "weight 0 is no number above 0"),
         ({"reader": "manifest", "path": "x", "langauges": ["de"]}, "did you mean 'languages'?"),
         ({"reader": "manifest"}, "lacks 'path'"),
         ({"reader": "kaldi", "path": "x"}, "unknown reader 'kaldi'"),
@@ -412,11 +421,11 @@ def test_text_pairs_from_tsv_and_jsonl(tmp_path):
     [
         ("de", "de", "de"),
         ("en_us", "en", "en-US"),
-        ("cmn_hans_cn", "zh", "zh-CN"),
+        ("cmn_hans_cn", "zh", "zh"),
         ("yue_hant_hk", "yue", "yue-HK"),
         ("es_419", "es", "es-419"),
         ("zh-TW", "zh-TW", "zh-TW"),
-        ("zh-CN", "zh", "zh-CN"),
+        ("zh-CN", "zh", "zh"),
         ("rm-sursilv", "rm-sursilv", "rm-sursilv"),
         ("ca@valencia", "ca-valencia", "ca-valencia"),
         ("nan-tw", "nan", "nan-TW"),

@@ -90,7 +90,9 @@ def test_common_voice_of_any_release(tmp_path, release):
     assert pitch(load_audio(dataset[1]["audio"])) == pytest.approx(440, abs=2)
     assert read("common_voice", tmp_path, split="dev", languages=["de"])[0]["text"][:] == ["Drei"]
     assert len(read("common_voice", tmp_path, split="validated")[0]) == 1
-    with pytest.raises(CorpusError, match="fr found; there is de, sv"):
+    with pytest.raises(CorpusError, match=r"reader: dataset, path: owner/voices, config: LOCALE"):
+        read("common_voice", "owner/voices")
+    with pytest.raises(CorpusError, match="no fr there; found de, sv"):
         read("common_voice", tmp_path, languages=["fr"])
 
 
@@ -204,6 +206,8 @@ def test_fleurs_joins_languages_by_sentence(request, layout):
         if row["task"] != "mt":
             assert len(load_audio(row["audio"])) / RATE == pytest.approx(row["duration"], abs=1e-3)
     assert len({(row["task"], row["id"]) for row in dataset}) == len(dataset)
+    unpacked = {path.parts[len(root.parts) :][-4] for path in root.rglob("*.wav")}
+    assert unpacked == {"de_de"}, "the audio of target languages is left packed"
 
 
 def test_fleurs_pairs_the_languages_asked_for_and_reads_unpacked_audio_again(fleurs_archives):
@@ -229,10 +233,15 @@ def test_fleurs_from_the_hub_downloads_what_is_asked_for(fleurs_archives, monkey
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, *_, **__: files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    _, report = read("fleurs", "google/fleurs", split="dev", languages=["de"])
-    assert report["rows"] == {"asr/de": 3}
+    _, report = read("fleurs", "google/fleurs", split="dev", languages=["de"], target_languages=["en"])
+    assert report["rows"] == {"asr/de": 3, "s2tt/de-en": 3, "mt/de-en": 2}
     assert asked["repository"] == "google/fleurs"
-    assert sorted(asked["allow_patterns"]) == ["data/de_de/audio/dev.tar.gz", "data/de_de/dev.tsv"]
+    wanted = ["data/de_de/audio/dev.tar.gz", "data/de_de/dev.tsv", "data/en_us/dev.tsv"]
+    assert sorted(asked["allow_patterns"]) == wanted, "no audio of a language that is only written"
+    read("fleurs", "google/fleurs", split="dev", languages=["de"], target_languages=["en"], tasks=["mt"])
+    assert sorted(asked["allow_patterns"]) == wanted[1:], "no audio for text alone"
+    with pytest.raises(CorpusError, match="has no files of"):
+        read("fleurs", "google/fleurs", split="dev", languages=["it"])
 
     def unreachable(self, *arguments, **settings):
         raise ConnectionError("no route")
