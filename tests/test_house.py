@@ -39,6 +39,7 @@ FAMILIES = {
     "evaluation": {"normalization", "metrics", "scoring", "reports", "comparison", "evaluation"},
     "publishing": {"checkpoints", "cards", "publishing"},
     "pretrained parts": {"pretrained"},
+    "demo": {"demo"},
 }
 FAMILY_OF = {module: family for family, modules in FAMILIES.items() for module in modules}
 
