@@ -15,9 +15,7 @@ from modeling_part.configuration_part import PARTConfig, convolved_length
 
 def build(audio_kind: str = "whisper", **settings) -> PARTConfig:
     settings = {"adapter_hidden_size": 16, "adapter_num_attention_heads": 2, **settings}
-    return PARTConfig(
-        audio_config=tiny.tiny_audio_config(audio_kind), text_config=tiny.tiny_text_config(), **settings
-    )
+    return PARTConfig(audio_config=tiny.tiny_audio_config(audio_kind), text_config=tiny.tiny_text_config(), **settings)
 
 
 class TestValidation:
@@ -61,7 +59,9 @@ class TestValidation:
         assert config.audio_config.layerdrop == 0.0
         assert config.audio_config.apply_spec_augment is False
         whisper = tiny.tiny_audio_config(encoder_layerdrop=0.3)
-        assert PARTConfig(audio_config=whisper, text_config=tiny.tiny_text_config()).audio_config.encoder_layerdrop == 0
+        assert (
+            PARTConfig(audio_config=whisper, text_config=tiny.tiny_text_config()).audio_config.encoder_layerdrop == 0
+        )
 
 
 class TestRoundTrip:
