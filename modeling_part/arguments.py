@@ -1,0 +1,174 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of `train_part.py`: a YAML recipe fills the defaults, the command line wins, an unknown key is an error."""
+
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+def _structured(arguments, *names: str):
+    """Fields that YAML gives as mappings or lists come from the command line as JSON text."""
+    for name in names:
+        value = getattr(arguments, name)
+        if isinstance(value, str):
+            try:
+                setattr(arguments, name, json.loads(value))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--{name} is not JSON: {error}. Got {value!r}.") from error
+
+
+@dataclass
+class ModelArguments:
+    """Which pretrained parts, or which PART checkpoint, training starts from."""
+
+    audio_model: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the speech encoder, such as openai/whisper-large-v3."}
+    )
+    language_model: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the causal language model, such as Qwen/Qwen2.5-1.5B."}
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "A PART checkpoint to start from instead of the two parts."}
+    )
+    adapter: None | str | dict = field(
+        default=None, metadata={"help": "Adapter settings: fields of PARTConfig, such as adapter_conv_stride."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message of the prompts; '' for an empty one, none for the template's."}
+    )
+    model_dtype: str = field(
+        default="float32", metadata={"help": "dtype of the weights that train: float32 or bfloat16."}
+    )
+    frozen_dtype: str | None = field(
+        default=None,
+        metadata={"help": "dtype of the parts that a stage freezes, such as bfloat16; the same as model_dtype if none."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; transformers chooses if none."}
+    )
+
+    def __post_init__(self):
+        _structured(self, "adapter")
+        if self.checkpoint is None and (self.audio_model is None or self.language_model is None):
+            raise ValueError("Name `audio_model` and `language_model`, or a PART `checkpoint`, in the recipe.")
+
+
+@dataclass
+class DataArguments:
+    """What is trained, developed and tested on. A corpus is a mapping; see `modeling_part.corpora`."""
+
+    train_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora to train on."})
+    eval_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora for the dev loss."})
+    test_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora that each finished stage predicts."})
+    min_duration: float = field(default=0.1, metadata={"help": "Shortest clip, seconds."})
+    max_duration: float = field(default=30.0, metadata={"help": "Longest clip, seconds."})
+    min_characters_per_second: float | None = field(default=None, metadata={"help": "Drop rows with less text per audio."})
+    max_characters_per_second: float | None = field(default=None, metadata={"help": "Drop rows with more text per audio."})
+    max_bad_fraction: float = field(default=0.01, metadata={"help": "Broken rows to skip before the run stops."})
+    temperature: float = field(default=1.0, metadata={"help": "Languages are drawn by p ~ n^(1/temperature)."})
+    direction_weights: None | str | dict = field(
+        default=None, metadata={"help": "Hand-raised languages or directions, such as {sv: 2.0, en-sv: 3.0}."}
+    )
+    max_audio_seconds: float = field(default=120.0, metadata={"help": "Padded seconds of audio in a batch."})
+    max_tokens: int = field(default=4096, metadata={"help": "Padded answer (and source text) tokens in a batch."})
+    max_rows: int | None = field(default=None, metadata={"help": "Rows in a batch; none: the budgets decide."})
+    pad_seconds_multiple: float = field(
+        default=0.2, metadata={"help": "Audio is padded to multiples of so many seconds: few distinct shapes."}
+    )
+    pad_tokens_multiple: int = field(default=8, metadata={"help": "Positions are padded to a multiple of this."})
+    augmentation: None | str | dict = field(
+        default=None, metadata={"help": "Training only: fields of modeling_part.augmentation.Augmentation."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the corpora as streams (needs max_steps)."})
+
+    def __post_init__(self):
+        _structured(self, "train_data", "eval_data", "test_data", "direction_weights", "augmentation")
+
+
+@dataclass
+class PARTTrainingArguments(TrainingArguments):
+    """
+    `transformers.TrainingArguments` with PART's stages. Changed defaults: `output_dir` is needed, columns are kept
+    (`remove_unused_columns=False`), logging every 10 steps, checkpoints by steps with the last two kept.
+    """
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep inside a stage."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."}
+    )
+
+    stages: None | str | list[dict] = field(
+        default=None, metadata={"help": "The plan: fields of modeling_part.stages.Stage. None: the paper's."}
+    )
+    stage: str | None = field(default=None, metadata={"help": "Run only this stage, from the previous one's folder."})
+    force: bool = field(default=False, metadata={"help": "Run finished stages again."})
+    resume: bool = field(default=False, metadata={"help": "Continue inside a stage from its last checkpoint."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Load two batches, run one forward, print the plan, and exit."}
+    )
+    max_bad_steps: int = field(
+        default=5, metadata={"help": "Stop after so many steps in a row with a loss or gradient that is not finite."}
+    )
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Rows of the dev data to use; none: all."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest answer when generating."})
+    generation_batch_seconds: float = field(
+        default=240.0, metadata={"help": "Padded seconds of audio in a batch when generating."}
+    )
+
+    def __post_init__(self):
+        _structured(self, "stages")
+        # One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
+        self.accelerator_config = {
+            **({} if not isinstance(self.accelerator_config, dict) else self.accelerator_config),
+            "even_batches": False,
+            "split_batches": False,
+            "dispatch_batches": False,
+        }
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be false: the collator needs every canonical column.")
+        super().__post_init__()
+
+
+ARGUMENTS = (ModelArguments, DataArguments, PARTTrainingArguments)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by the name of one that the package ships (`quickstart` or `quickstart.yaml`)."""
+    shipped = Path(str(files("modeling_part"))) / "recipes"
+    for candidate in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    raise FileNotFoundError(f"There is no recipe {name!r}: not a file, and the shipped recipes are {known}.")
+
+
+def parse_recipe(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, PARTTrainingArguments, Path]:
+    """
+    `RECIPE.yaml [--overrides]` -> the three argument groups and the recipe's path.
+
+    Raises:
+        ValueError: a key of the recipe is unknown; the message names the nearest known one.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0].startswith("-"):
+        raise SystemExit("usage: train_part.py RECIPE.yaml [--overrides]   (see modeling_part/recipes/)")
+    path = find_recipe(argv[0])
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    known = {one.name for group in ARGUMENTS for one in fields(group) if one.init}
+    for key in recipe:
+        if key not in known:
+            close = get_close_matches(key, sorted(known), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path}: unknown key {key!r}.{hint}")
+    parser = HfArgumentParser(ARGUMENTS)
+    parser.set_defaults(**recipe)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args=argv[1:])
+    return model_args, data_args, training_args, path

@@ -1,0 +1,105 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Canonical rows -> a batch for the model. Runs in the data loader's workers: decoding and features stay off the GPU."""
+
+import math
+
+import numpy as np
+
+from .augmentation import Augmentation, row_generator
+from .processing_part import PARTProcessor, load_audio
+
+
+class PARTCollator:
+    """
+    Decodes, augments, extracts features, writes prompts and labels.
+
+    ```
+    [{"id": "a", "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": "bonjour", "audio": {"path": ...}}]
+    ->
+    {"input_ids":           (1, L)        <prompt with audio placeholders> bonjour <end>,
+     "attention_mask":      (1, L)        1 for valid positions,
+     "labels":              (1, L)        -100 ... -100 bonjour <end>,
+     "input_features":      (1, mel, T),
+     "input_features_mask": (1, T),
+     "batch_info":          {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [1.7],
+                             "padded_seconds": 1.8}}
+    ```
+
+    Args:
+        processor: the model's.
+        pad_seconds_multiple: features are padded to multiples of so many seconds.
+        pad_tokens_multiple: positions are padded to a multiple of this.
+        augmentation: for training only; None: off.
+        seed: of the augmentation, which depends on it, the row and the epoch only.
+
+    Raises:
+        ValueError: rows of different tasks, or a row that cannot be used; the message names the row.
+    """
+
+    def __init__(
+        self,
+        processor: PARTProcessor,
+        pad_seconds_multiple: float = 0.2,
+        pad_tokens_multiple: int = 8,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ):
+        self.processor = processor
+        self.pad_seconds_multiple = pad_seconds_multiple
+        self.pad_tokens_multiple = pad_tokens_multiple
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __call__(self, rows: list[dict]) -> dict:
+        tasks = {row["task"] for row in rows}
+        if len(tasks) != 1:
+            raise ValueError(
+                f"A batch holds rows of the tasks {sorted(tasks)}; the task gate needs one task per batch. Use "
+                "TaskBatchSampler (or batches of one task)."
+            )
+        task = tasks.pop()
+        if task == "mt":
+            rows = [{**row, "audio": None} for row in rows]
+        features = [self._features(row) for row in rows if row["audio"] is not None]
+        multiple = max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
+        batch = self.processor.assemble(
+            rows,
+            features,
+            pad_to_multiple_of=self.pad_tokens_multiple,
+            pad_features_to_multiple_of=multiple,
+        )
+        seconds = [float(row["duration"] or 0.0) for row in rows]
+        batch["batch_info"] = {
+            "task": task,
+            "groups": [(row["task"], row["source_lang"], row["target_lang"]) for row in rows],
+            "ids": [row["id"] for row in rows],
+            "audio_seconds": seconds,
+            "padded_seconds": math.ceil(max(seconds) / self.pad_seconds_multiple - 1e-4) * self.pad_seconds_multiple,
+        }
+        return batch
+
+    def _features(self, row: dict) -> np.ndarray:
+        """Features of one row's audio, augmented in training."""
+        rate = self.processor.sampling_rate
+        try:
+            waveform = load_audio(row["audio"], rate, row.get("start"), row.get("end"))
+            if self.augmentation is None:
+                return self.processor.extract_features(waveform)
+            generator = row_generator(self.seed, row.get("epoch", 0), row["id"])
+            waveform = self.augmentation.augment_waveform(waveform, rate, generator)
+            features = self.processor.extract_features(waveform)
+            return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
+        except ValueError as error:
+            raise ValueError(f"Row {row['id']!r} of corpus {row.get('corpus')!r}: {error}") from error
+
+
+def count_tokens(dataset, processor: PARTProcessor, batch_size: int = 1000) -> np.ndarray:
+    """Tokens of every row's answer with its end (and of its source sentence, for text tasks), for the sampler."""
+    counts = []
+    for batch in dataset.select_columns(["task", "text", "source_text"]).iter(batch_size=batch_size):
+        texts = [
+            f"{source} {text}" if task == "mt" else text
+            for task, text, source in zip(batch["task"], batch["text"], batch["source_text"])
+        ]
+        counts += [len(ids) + 1 for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return np.array(counts, dtype=np.int32)

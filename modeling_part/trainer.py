@@ -1,0 +1,496 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""PARTTrainer: `transformers.Trainer` with the task gate, per-part learning rates and checkpoints that survive."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora
+
+
+logger = logging.getLogger(__name__)
+
+LORA_FILE = "lora.safetensors"
+INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
+
+
+class NonFiniteTrainingError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class PARTTrainer(Trainer):
+    """
+    Trains one stage.
+
+    `training_step` reads the batch's task and opens or closes the language model's gradients (see
+    [`LanguageModelGate`]); learning rates are per part; the log holds loss, tokens and gradient norms per task,
+    language and part; checkpoints hold plain weights (LoRA merged) beside what resuming needs.
+
+    Args:
+        model ([`PARTForSpeechSeq2Seq`]): with LoRA injected where the stage uses it.
+        stage ([`Stage`]): what trains.
+        batch_sampler ([`TaskBatchSampler`]): batches of `train_dataset`; every global step is of one task.
+        eval_batches (list of lists of int, *optional*): batches of `eval_dataset`, each of one task.
+        groups (list of tuple): every (task, source language, target language) that may be logged.
+        on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
+        **kwargs: of `transformers.Trainer`; `data_collator` is a [`PARTCollator`].
+
+    Raises:
+        ValueError: DeepSpeed ZeRO or FSDP1, whose wrappers break the task gate; or a pattern that matches nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        stage: Stage,
+        batch_sampler=None,
+        eval_batches: list[list[int]] | None = None,
+        eval_collator: Callable | None = None,
+        groups: list[tuple[str, str, str]] | None = None,
+        on_save: Callable[[Path], None] | None = None,
+        **kwargs,
+    ):
+        self.stage = stage
+        self.batch_sampler = batch_sampler
+        self.eval_batches = eval_batches
+        self.eval_collator = eval_collator or kwargs.get("data_collator")
+        self.on_save = on_save
+        self.trainable_names = set_trainable(stage, model)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.gate = LanguageModelGate(
+            stage, [parameters[name] for name in self.trainable_names.get("language_model", [])]
+        )
+        args = kwargs["args"]
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = self._has_unused_parameters(model)
+        super().__init__(model=model, **kwargs)
+        self._refuse_wrong_wrappers()
+        # The model divides by `num_items_in_batch` itself, whatever `Trainer` infers from a wrapped forward.
+        self.model_accepts_loss_kwargs = True
+        self._frozen_modules = _frozen_modules(model)
+        self._groups = {group: index for index, group in enumerate(groups or [])}
+        self._reset_statistics()
+        self.stop_requested = self._stop_agreed = False
+        self._bad_steps = self._bad_steps_in_a_row = 0
+        self._batch_info = None
+        self._saving = False
+
+    def _has_unused_parameters(self, model: nn.Module) -> bool:
+        """Whether some batch leaves a trainable parameter without gradient, which DDP must then search for."""
+        gated = self.stage.trains_language_model and not all(
+            self.stage.opens_language_model(task) for task in self.stage.active_tasks
+        )
+        text_only = "mt" in self.stage.active_tasks
+        # The mask embedding of wav2vec2's own SpecAugment, which PART switches off.
+        masked = any(name.endswith("masked_spec_embed") for names in self.trainable_names.values() for name in names)
+        return gated or text_only or masked
+
+    def _refuse_wrong_wrappers(self):
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "DeepSpeed ZeRO turns absent gradients into zeros, and AdamW then moves the gated language model by "
+                "momentum and weight decay. Use multi_gpu_bf16.yaml (DDP) or fsdp2_bf16.yaml of accelerate_configs."
+            )
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and getattr(plugin, "fsdp_version", 2) == 1:
+            raise ValueError(
+                "FSDP1 flattens frozen and trained parameters together, which the task gate cannot toggle. Set "
+                "`fsdp_version: 2` (see accelerate_configs/fsdp2_bf16.yaml)."
+            )
+        if self.args.ddp_static_graph:
+            raise ValueError("`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it.")
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches as the sampler plans them; accelerate deals batch i to rank i modulo the world size."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batch_sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimizer step: checked to be of one task on all ranks."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tasks = {batch["batch_info"]["task"] for batch in batches}
+        code = TASKS.index(next(iter(tasks))) if len(tasks) == 1 else -1
+        votes = torch.tensor([[code, int(self.stop_requested)]], device=device)
+        if self.args.world_size > 1:
+            votes = self.accelerator.gather(votes)
+        if batches and (code == -1 or int(votes[:, 0].min()) != int(votes[:, 0].max())):
+            raise ValueError(
+                f"Step {self.state.global_step}: ranks hold batches of the tasks "
+                f"{[TASKS[i] if i >= 0 else 'several' for i in votes[:, 0].tolist()]}. A global step is of one task; "
+                "use TaskBatchSampler with this world size and gradient_accumulation_steps."
+            )
+        self._stop_agreed = bool(votes[:, 1].any())
+        return batches, num_items
+
+    # ---- the step ----
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """One group per part, with and without weight decay, at the stage's learning rates."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            parameters = dict(model.named_parameters())
+            groups = []
+            for part, names in self.trainable_names.items():
+                for decay in (True, False):
+                    chosen = [parameters[name] for name in names if name in parameters and (name in decayed) == decay]
+                    if chosen:
+                        groups.append(
+                            {
+                                "params": chosen,
+                                "lr": self.stage.learning_rates[part],
+                                "weight_decay": self.args.weight_decay if decay else 0.0,
+                                "part": part,
+                            }
+                        )
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Set the gate for the batch's task, then forward and backward."""
+        info = inputs["batch_info"]
+        self.gate.set_task(info["task"])
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            tokens = int(inputs["attention_mask"].sum())
+            raise RuntimeError(
+                f"Out of memory in a {info['task']} batch of {len(info['ids'])} rows, {sum(info['audio_seconds']):.0f} "
+                f"s of audio ({info['padded_seconds']:.1f} s the longest) and {tokens} positions; ids "
+                f"{info['ids'][:3]}... Lower `max_audio_seconds` (or `max_tokens` for text), raise "
+                "`gradient_accumulation_steps`, or set `gradient_checkpointing: true`."
+            ) from error
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; notes what the log needs."""
+        inputs = dict(inputs)
+        self._batch_info = info = inputs.pop("batch_info")
+        if model.training:
+            for module in self._frozen_modules:  # no dropout where nothing learns
+                module.eval()
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        self._note_batch(info, inputs, outputs)
+        # Trainer multiplies by the world size because DDP averages gradients; that is the loss it wants back.
+        return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model):
+        """Norms per part for the log; a step whose gradient is not finite is dropped before the optimizer."""
+        self._note_part_norms(model)
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            self._skip_step(float(norm))
+        else:
+            self._bad_steps_in_a_row = 0
+        return norm
+
+    def _skip_step(self, norm: float):
+        self._bad_steps += 1
+        self._bad_steps_in_a_row += 1
+        # Without gradients the optimizer touches nothing; the learning rate schedule goes on.
+        self.model.zero_grad(set_to_none=True)
+        ids = self._batch_info["ids"]
+        logger.warning(
+            "Step %d is skipped: gradient norm %s (skipped so far: %d). Last batch of this rank: %s",
+            self.state.global_step,
+            norm,
+            self._bad_steps,
+            ids,
+        )
+        if self._bad_steps_in_a_row >= self.args.max_bad_steps:
+            raise NonFiniteTrainingError(
+                f"{self._bad_steps_in_a_row} steps in a row had a loss or gradient that is not finite (the last of "
+                f"them with rows {ids[:5]}). The last good checkpoint is in {self.args.output_dir}; lower the "
+                "learning rate or remove these rows, then run again with --resume."
+            )
+
+    # ---- stopping ----
+
+    def request_stop(self, signal_number: int, frame=None):
+        """Signal handler: all ranks agree at the next step, save there and stop."""
+        self.stop_requested = True
+        logger.warning("Received %s: saving after this step.", signal.Signals(signal_number).name)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self._stop_agreed:
+            self.control.should_save = True
+            self.control.should_training_stop = True
+            self.control.should_evaluate = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal ended training before its last step."""
+        return self._stop_agreed
+
+    # ---- log ----
+
+    def _reset_statistics(self):
+        size = len(self._groups)
+        self._loss_sums = torch.zeros(size, 2, dtype=torch.float64)  # nats and target tokens of each group
+        self._totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
+        self._part_norms: dict[str, float] = {}
+        self._gate_open = [0, 0]  # open, all
+        self._since = time.perf_counter()
+
+    @torch.no_grad()
+    def _note_batch(self, info: dict, inputs: dict, outputs):
+        """Add one batch to the sums of the log: negative log-likelihood per group, tokens, audio, padding."""
+        targets = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
+        kept = targets != -100
+        counts = kept.sum(-1).cpu()
+        nats = _token_losses(outputs["logits"], targets[kept]).split(counts.tolist())
+        nats = torch.stack([row.sum() for row in nats]).double().cpu()
+        index = torch.tensor([self._groups.setdefault(group, len(self._groups)) for group in info["groups"]])
+        if len(self._groups) > len(self._loss_sums):
+            extra = torch.zeros(len(self._groups) - len(self._loss_sums), 2, dtype=torch.float64)
+            self._loss_sums = torch.cat([self._loss_sums, extra])
+        self._loss_sums.index_add_(0, index, torch.stack([nats, counts.double()], dim=1))
+        mask = inputs["attention_mask"]
+        rows = len(info["ids"])
+        self._totals += torch.tensor(
+            [mask.numel(), float(mask.sum()), sum(info["audio_seconds"]), info["padded_seconds"] * rows],
+            dtype=torch.float64,
+        )
+        self._gate_open[0] += self.gate.is_open and bool(self.gate.parameters)
+        self._gate_open[1] += 1
+
+    def _note_part_norms(self, model: nn.Module):
+        parameters = dict(self.model.named_parameters())
+        for part, names in self.trainable_names.items():
+            gradients = [parameters[name].grad for name in names if name in parameters]
+            gradients = [gradient for gradient in gradients if gradient is not None]
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            self._part_norms[part] = float(norm)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the sums since the last line: loss per task and language, speed, padding, gate, norms per part."""
+        if "loss" in logs:
+            logs.update(self._statistics())
+            self._reset_statistics()
+        super().log(logs, start_time)
+
+    def _statistics(self) -> dict[str, float]:
+        sums, totals = self._loss_sums, self._totals
+        if self.args.world_size > 1:
+            device = self.args.device
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            sums = self.accelerator.reduce(sums.to(device, dtype), "sum").cpu()
+            totals = self.accelerator.reduce(totals.to(device, dtype), "sum").cpu()
+        seconds = time.perf_counter() - self._since
+        logs = losses_by_group(sums, self._groups, "")
+        logs |= {f"grad_norm/{part}": norm for part, norm in self._part_norms.items()}
+        positions, valid, audio, padded = totals.tolist()
+        logs |= {
+            "tokens_per_second": valid / seconds,
+            "audio_hours_per_second": audio / 3600 / seconds,
+            "position_padding_share": 1.0 - valid / max(positions, 1),
+            "audio_padding_share": 1.0 - audio / padded if padded else 0.0,
+            "gate_open_share": self._gate_open[0] / max(self._gate_open[1], 1),
+            "skipped_steps": self._bad_steps,
+        }
+        return {name: round(value, 6) for name, value in logs.items()}
+
+    # ---- evaluation ----
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Dev loss (nats per token) over `eval_batches`, per task and language; each rank takes its share."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None or not self.eval_batches:
+            raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
+        mine = self.eval_batches[self.args.process_index :: self.args.world_size]
+        loader = DataLoader(dataset, batch_sampler=mine, collate_fn=self.eval_collator)
+        model, was_training = self.model_wrapped, self.model.training
+        # FSDP gathers weights inside forward, so every rank must run as many forwards as the one with the most.
+        rounds = math.ceil(len(self.eval_batches) / self.args.world_size)
+        model.eval()
+        kept = (self._loss_sums, self._totals, self._gate_open)
+        self._loss_sums, self._totals, self._gate_open = torch.zeros(len(self._groups), 2).double(), kept[1].clone(), [0, 0]
+        last = None
+        for index, batch in zip(range(rounds), _padded(loader, rounds)):
+            batch = last if batch is None else batch
+            if batch is None:
+                batch = self.eval_collator([dataset[row] for row in self.eval_batches[0]])
+            last = batch
+            inputs = self._prepare_inputs(dict(batch))
+            info = inputs.pop("batch_info")
+            with self.compute_loss_context_manager():
+                outputs = model(**inputs)
+            if index < len(mine):
+                self._note_batch(info, inputs, outputs)
+        sums = self._loss_sums
+        self._loss_sums, self._totals, self._gate_open = kept
+        if len(self._groups) > len(self._loss_sums):
+            extra = torch.zeros(len(self._groups) - len(self._loss_sums), 2, dtype=torch.float64)
+            self._loss_sums = torch.cat([self._loss_sums, extra])
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+        if was_training:
+            model.train()
+        metrics = {f"{metric_key_prefix}_loss": float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))}
+        metrics |= losses_by_group(sums, self._groups, f"{metric_key_prefix}_")
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- checkpoints ----
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, INCOMPLETE) if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write the checkpoint aside and rename it when it is whole: a half-written one is never resumed from."""
+        run_folder = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staged, final = run_folder / INCOMPLETE / name, run_folder / name
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.on_save is not None:
+                self.on_save(staged)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(staged, final)
+            rotate_checkpoints(
+                output_dir=str(run_folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Plain weights with LoRA merged, the LoRA tensors beside them, the processor."""
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        state_dict = model.state_dict() if state_dict is None else state_dict
+        merged, lora = split_lora(state_dict, self.stage.lora_alpha / self.stage.lora_rank)
+        # Parts that a stage keeps frozen in another dtype are stored like the rest (bfloat16 -> float32 is exact).
+        dtype = model.config.dtype or torch.float32
+        merged = {name: t.to(dtype) if t.is_floating_point() else t for name, t in merged.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, state_dict=_retied(merged, model))
+        if lora:
+            save_file({name: tensor.contiguous() for name, tensor in lora.items()}, folder / LORA_FILE)
+        self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Weights of a checkpoint into the model, which holds the parent stage's (the base of LoRA)."""
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model = self.model if model is None else model
+        state_dict = model.state_dict()
+        folder = Path(resume_from_checkpoint)
+        loaded = load_weights(folder)
+        if (folder / LORA_FILE).is_file():
+            loaded |= load_file(folder / LORA_FILE)
+        # Weights under LoRA are merged in the file; the frozen originals are already here.
+        bases = {name.replace(".base_layer.", ".") for name in state_dict if ".base_layer." in name}
+        loaded = {
+            name: tensor for name, tensor in loaded.items() if name not in bases or not name.endswith((".weight", ".bias"))
+        }
+        missing, surplus = model.load_state_dict(loaded, strict=False)
+        tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+        missing = [name for name in missing if ".base_layer." not in name and name not in tied]
+        if missing or surplus:
+            raise ValueError(f"{folder} does not fit stage {self.stage.name!r}: missing {missing[:5]}, surplus {surplus[:5]}.")
+
+
+def losses_by_group(sums: torch.Tensor, groups: dict[tuple[str, str, str], int], prefix: str) -> dict[str, float]:
+    """`(groups, 2)` nats and tokens -> `{prefix}asr_loss`, `{prefix}asr/fr_loss`, ... of the groups that had tokens."""
+    losses = {}
+    for task in TASKS:
+        members = [(group, index) for group, index in groups.items() if group[0] == task and sums[index, 1] > 0]
+        if not members:
+            continue
+        rows = sums[[index for _, index in members]]
+        losses[f"{prefix}{task}_loss"] = float(rows[:, 0].sum() / rows[:, 1].sum())
+        for (_, source, target), row in zip((group for group, _ in members), rows):
+            direction = source if task == "asr" else f"{source}-{target}"
+            losses[f"{prefix}{task}/{direction}_loss"] = float(row[0] / row[1])
+    return losses
+
+
+def _token_losses(logits: torch.Tensor, targets: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+    """`(N, V)` logits and `(N,)` targets -> `(N,)` nats, without a second copy of all logits."""
+    pieces = [
+        nn.functional.cross_entropy(piece.float(), target, reduction="none")
+        for piece, target in zip(logits.split(chunk), targets.split(chunk))
+    ]
+    return torch.cat(pieces) if pieces else logits.new_zeros(0)
+
+
+def _padded(items, size: int):
+    """`items`, then None until there are `size`."""
+    count = 0
+    for count, item in enumerate(items, start=1):
+        yield item
+    for _ in range(size - count):
+        yield None
+
+
+def _frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The largest parts without a trainable parameter."""
+    parts = (model.model.audio_tower, model.model.adapter, model.model.language_model)
+    return [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
+
+
+def _retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Tied tensors as one again (a dtype change has copied them), so that they are stored once."""
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if target in state_dict and source in state_dict:
+            state_dict[target] = state_dict[source]
+    return state_dict
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint folder's safetensors files, sharded or not."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    weights = {}
+    for name in names:
+        weights |= load_file(folder / name)
+    return weights
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint inside a stage's folder; what was only half written is removed."""
+    shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
+    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

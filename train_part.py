@@ -1,0 +1,381 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""
+Train PART, stage by stage.
+
+    accelerate launch train_part.py RECIPE.yaml [--overrides]
+
+A recipe is a file, or the name of one in modeling_part/recipes. Each stage starts from the previous stage's folder
+and ends as a folder that `from_pretrained` loads; a finished stage is not run again unless `--force`.
+
+    --stage NAME     only this stage           --resume       continue inside a stage
+    --dry_run        check, print the plan     --do_predict   only predict and score `test_data`
+"""
+
+import copy
+import json
+import logging
+import math
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.arguments import DataArguments, ModelArguments, PARTTrainingArguments, parse_recipe
+from modeling_part.augmentation import build_augmentation
+from modeling_part.checkpoints import write_json, write_stage_json
+from modeling_part.collator import PARTCollator, count_tokens
+from modeling_part.corpora import fingerprint, open_corpora, read_corpora
+from modeling_part.evaluation import predict
+from modeling_part.normalization import check_languages
+from modeling_part.reports import run_report, write_report
+from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
+from modeling_part.scoring import score
+from modeling_part.stages import Stage, add_lora, build_plan, cast_frozen, parameters_per_part
+from modeling_part.trainer import PARTTrainer, last_checkpoint
+
+
+logger = logging.getLogger("train_part")
+
+VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
+
+
+def main(argv: list[str] | None = None):
+    """Parse, read the data, then per stage: load, train, evaluate, save, predict; at the end one report."""
+    model_args, data_args, args, recipe = parse_recipe(argv)
+    set_up_logging(args)
+    plan = build_plan(args.stages)
+    if args.do_predict:
+        return predict_checkpoint(model_args, data_args, args)
+    data = {name: read_split(name, data_args, args) for name in ("train", "eval", "test")}
+    check_before_training(plan, data, args)
+    run_folder = Path(args.output_dir)
+    for position, stage in enumerate(plan):
+        folder, parent = run_folder / stage.name, run_folder / plan[position - 1].name if position else None
+        if args.stage is not None and stage.name != args.stage:
+            continue
+        if (folder / "stage.json").is_file() and not args.force and not args.dry_run:
+            logger.info("Stage %s is finished (%s); --force runs it again.", stage.name, folder)
+            continue
+        if args.dry_run and parent is not None and not (parent / "config.json").is_file():
+            parent = None  # the plan can be shown before any stage has run
+        run_stage(stage, parent, folder, model_args, data_args, args, data)
+    if not args.dry_run and PartialState().is_main_process:
+        run_report(run_folder)
+        logger.info("The report is in %s", run_folder / "report.md")
+
+
+def run_stage(
+    stage: Stage,
+    parent: Path | None,
+    folder: Path,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: PARTTrainingArguments,
+    data: dict,
+):
+    """One stage, from its parent's folder to its own."""
+    set_seed(args.seed)
+    model, processor = load_model(parent, model_args, args)
+    base_models = {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
+    if stage.trains_language_model and stage.tuning == "lora":
+        add_lora(stage, model)
+    sampler = make_sampler(stage, data["train"], processor, data_args, args)
+    stage_args = stage_arguments(stage, folder, sampler.num_steps, args)
+    collator = PARTCollator(processor, data_args.pad_seconds_multiple, data_args.pad_tokens_multiple)
+    record = {
+        "stage": stage.name,
+        "parent": None if parent is None else parent.name,
+        "seed": args.seed,
+        "base_models": base_models,
+        "data": {
+            "fingerprint": fingerprint(data["train"]),
+            **{key: sampler.epoch_report(0)[key] for key in ("rows", "hours")},
+        },
+        "hyperparameters": hyperparameters(stage, sampler.num_steps, data_args, args),
+        "versions": {package: version(package) for package in VERSIONED},
+    }
+    trainer = PARTTrainer(
+        model=model,
+        args=stage_args,
+        stage=stage,
+        train_dataset=data["train"],
+        eval_dataset=data["eval"],
+        batch_sampler=sampler,
+        eval_batches=eval_batches(stage, data["eval"], processor, data_args),
+        groups=list(sampler.table.groups),
+        data_collator=PARTCollator(
+            processor,
+            data_args.pad_seconds_multiple,
+            data_args.pad_tokens_multiple,
+            build_augmentation(data_args.augmentation),
+            args.seed,
+        ),
+        eval_collator=collator,
+        processing_class=processor,
+        on_save=lambda checkpoint: write_stage_json(checkpoint, {**record, "metrics": {}}),
+    )
+    if model_args.frozen_dtype is not None:
+        cast_frozen(model, getattr(torch, model_args.frozen_dtype))
+    record["trainable_parameters"] = trainable_parameters(trainer)
+    log_plan(stage, trainer, sampler)
+    if args.dry_run:
+        return dry_run(stage, trainer, sampler, collator, data["train"])
+
+    checkpoint = last_checkpoint(folder) if args.resume else None
+    if checkpoint is not None:
+        logger.info("Stage %s continues from %s", stage.name, checkpoint)
+    with stopping(trainer):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.was_stopped:
+        logger.warning("Stopped. Continue with: --resume (stage %s, step %d)", stage.name, trainer.state.global_step)
+        sys.exit(128 + signal.SIGTERM)
+    metrics = trainer.evaluate() if trainer.eval_batches else {}
+    trainer.save_model(str(folder))
+    history = trainer.state.log_history
+    finish_stage(folder, {**record, "metrics": metrics}, history, data["test"], args, trainer)
+
+
+def finish_stage(
+    folder: Path, record: dict, history: list[dict], test_data, args: PARTTrainingArguments, trainer: PARTTrainer
+):
+    """Predict with what was saved, and write `stage.json` last: it says that the stage is finished."""
+    state = PartialState()
+    accelerator = trainer.accelerator
+    if state.is_main_process:
+        write_json(folder / "log_history.json", history)
+    state.wait_for_everyone()
+    if test_data is not None and len(test_data):
+        device = trainer.args.device
+        trainer.model.to("cpu")
+        del trainer
+        predict_and_score(folder, test_data, folder, args, device, accelerator)
+    if state.is_main_process:
+        write_stage_json(folder, record)
+        logger.info("Stage %s is finished: %s", record["stage"], folder)
+        if args.push_to_hub:
+            push_stage(folder, args)
+    state.wait_for_everyone()
+
+
+def push_stage(folder: Path, args: PARTTrainingArguments):
+    """One commit and one tag on the Hub."""
+    from modeling_part.publishing import publish
+
+    publish(folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
+
+
+def predict_and_score(checkpoint: Path, dataset, folder: Path, args: PARTTrainingArguments, device, accelerator=None):
+    """`predictions.jsonl` and `report.json` of a saved checkpoint, loaded as users load it."""
+    dtype = torch.bfloat16 if args.bf16 else "auto"
+    model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+    processor = PARTProcessor.from_pretrained(checkpoint)
+    predictions = predict(
+        model,
+        processor,
+        dataset,
+        output_path=folder / "predictions.jsonl",
+        batch_size=args.per_device_eval_batch_size,
+        max_audio_seconds=args.generation_batch_seconds,
+        max_new_tokens=args.max_new_tokens,
+        accelerator=accelerator,
+    )
+    if PartialState().is_main_process:
+        write_report(score(predictions, seed=args.seed), folder)
+
+
+def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, args: PARTTrainingArguments):
+    """`--do_predict`: score `test_data` with `--checkpoint` (or a stage's folder) into `output_dir`."""
+    folder = Path(args.output_dir)
+    checkpoint = Path(model_args.checkpoint) if model_args.checkpoint else folder / (args.stage or "joint")
+    if not (checkpoint / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint (no config.json); give `--checkpoint` or `--stage`.")
+    target = folder if model_args.checkpoint else checkpoint
+    dataset = read_split("test", data_args, args)
+    check_languages({*dataset.unique("source_lang"), *dataset.unique("target_lang")})
+    predict_and_score(checkpoint, dataset, target, args, args.device)
+    logger.info("The report is in %s", target / "report.md")
+
+
+def set_up_logging(args: PARTTrainingArguments):
+    """Messages of the main process on the screen; warnings of the others."""
+    level = logging.INFO if args.process_index == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
+    for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def read_split(name: str, data_args: DataArguments, args: PARTTrainingArguments):
+    """The canonical rows of `train_data`, `eval_data` or `test_data`; None where the recipe names none."""
+    specs = getattr(data_args, f"{name}_data")
+    if not specs:
+        return None
+    cache = Path(args.output_dir) / "data" / name
+    if PartialState().is_main_process:
+        read_corpora(
+            specs,
+            min_duration=data_args.min_duration,
+            max_duration=data_args.max_duration,
+            min_characters_per_second=data_args.min_characters_per_second,
+            max_characters_per_second=data_args.max_characters_per_second,
+            max_bad_fraction=data_args.max_bad_fraction,
+            report_path=Path(args.output_dir) / f"data_report_{name}.json",
+            cache_dir=cache,
+        )
+    PartialState().wait_for_everyone()
+    dataset, _ = open_corpora(cache)
+    if name == "eval" and args.max_eval_rows is not None and len(dataset) > args.max_eval_rows:
+        dataset = dataset.shuffle(seed=0).select(range(args.max_eval_rows))
+    return dataset
+
+
+def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArguments):
+    """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser, a full disk."""
+    if args.stage is not None and args.stage not in [stage.name for stage in plan]:
+        raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {[stage.name for stage in plan]}.")
+    if data["train"] is None or len(data["train"]) == 0:
+        raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
+    for dataset in data.values():
+        if dataset is not None:
+            check_languages({*dataset.unique("source_lang"), *dataset.unique("target_lang")})
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def load_model(parent: Path | None, model_args: ModelArguments, args: PARTTrainingArguments):
+    """The parent stage's model, the recipe's checkpoint, or the two pretrained parts with a new adapter."""
+    dtype = getattr(torch, model_args.model_dtype)
+    checkpoint = parent or model_args.checkpoint
+    if checkpoint is None:
+        return PARTForSpeechSeq2Seq.from_pretrained_parts(
+            model_args.audio_model,
+            model_args.language_model,
+            dtype=dtype,
+            attn_implementation=model_args.attn_implementation,
+            system_prompt=model_args.system_prompt,
+            **(model_args.adapter or {}),
+        )
+    if not (Path(checkpoint) / "config.json").is_file() and parent is not None:
+        raise FileNotFoundError(f"Stage folder {parent} is not there; run that stage first (leave `--stage` out).")
+    model = PARTForSpeechSeq2Seq.from_pretrained(
+        checkpoint, dtype=dtype, attn_implementation=model_args.attn_implementation
+    )
+    return model, PARTProcessor.from_pretrained(checkpoint)
+
+
+def make_sampler(stage: Stage, dataset, processor, data_args: DataArguments, args: PARTTrainingArguments):
+    """Batches of a whole stage."""
+    weights = {spec.get("name") or spec["reader"]: spec.get("weight", 1.0) for spec in data_args.train_data}
+    table = RowTable.from_dataset(dataset, count_tokens(dataset, processor), weights)
+    return TaskBatchSampler(
+        table,
+        Mixture(stage.tasks, data_args.temperature, data_args.direction_weights or {}),
+        max_audio_seconds=data_args.max_audio_seconds,
+        max_tokens=data_args.max_tokens,
+        max_rows=data_args.max_rows,
+        world_size=args.world_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        epochs=None if stage.max_steps else stage.epochs,
+        num_steps=stage.max_steps,
+        seed=args.seed,
+        pad_seconds_multiple=data_args.pad_seconds_multiple,
+        pad_tokens_multiple=data_args.pad_tokens_multiple,
+    )
+
+
+def eval_batches(stage: Stage, dataset, processor, data_args: DataArguments) -> list[list[int]] | None:
+    """Batches for the dev loss: every row once, one task per batch."""
+    if dataset is None:
+        return None
+    table = RowTable.from_dataset(dataset, count_tokens(dataset, processor))
+    tasks = {group[0]: 1.0 for group in table.groups}
+    budgets = {"max_audio_seconds": data_args.max_audio_seconds, "max_tokens": data_args.max_tokens}
+    return list(TaskBatchSampler(table, Mixture(tasks), max_rows=data_args.max_rows, epochs=1, **budgets))
+
+
+def stage_arguments(stage: Stage, folder: Path, num_steps: int, args: PARTTrainingArguments):
+    """The run's arguments with what the stage sets."""
+    stage_args = copy.copy(args)
+    stage_args.output_dir = str(folder)
+    stage_args.max_steps = num_steps
+    stage_args.warmup_steps = math.ceil(stage.warmup_ratio * num_steps)
+    stage_args.learning_rate = max(stage.learning_rates.values())
+    stage_args.run_name = f"{args.run_name or Path(args.output_dir).name}-{stage.name}"
+    stage_args.push_to_hub = False  # publishing is per finished stage, not Trainer's
+    return stage_args
+
+
+def hyperparameters(stage: Stage, num_steps: int, data_args: DataArguments, args: PARTTrainingArguments) -> dict:
+    """What the model card states."""
+    names = ("max_audio_seconds", "max_tokens", "max_rows", "temperature", "direction_weights", "augmentation")
+    training = ("gradient_accumulation_steps", "weight_decay", "max_grad_norm", "bf16", "world_size")
+    return {
+        **asdict(stage),
+        "num_steps": num_steps,
+        **{name: getattr(data_args, name) for name in names},
+        **{name: getattr(args, name) for name in training},
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "optim": str(getattr(args.optim, "value", args.optim)),
+    }
+
+
+def trainable_parameters(trainer: PARTTrainer) -> dict[str, int]:
+    parameters = dict(trainer.model.named_parameters())
+    counts = dict.fromkeys(parameters_per_part(trainer.model), 0)
+    for part, names in trainer.trainable_names.items():
+        counts[part] = sum(parameters[name].numel() for name in names if name in parameters)
+    return counts
+
+
+def log_plan(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler):
+    """What is about to happen, in a few lines."""
+    report = sampler.epoch_report(0)
+    logger.info("Stage %s: %d steps, %d per epoch, gate %s", stage.name, sampler.num_steps, report["steps"], stage.gate)
+    trainable = trainable_parameters(trainer)
+    for part, total in parameters_per_part(trainer.model).items():
+        rate = stage.learning_rates.get(part)
+        share = f"{trainable[part]:,} of {total:,} parameters train"
+        logger.info("  %-15s %s%s", part, share, f", learning rate {rate:g}" if trainable[part] else "")
+    if stage.encoder_layers is not None and stage.encoder_layers > trainer.model.config.encoder_num_hidden_layers:
+        layers = trainer.model.config.encoder_num_hidden_layers
+        logger.info("  the encoder has %d layers, fewer than %d: all of them train", layers, stage.encoder_layers)
+    for group, rows in report["rows"].items():
+        logger.info("  %-15s %d rows, %.2f h per epoch", group, rows, report["hours"][group])
+    logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
+
+
+def dry_run(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler, collator: PARTCollator, dataset):
+    """Two batches, one forward."""
+    batches = [collator([dataset[row] for row in rows]) for _, rows in zip(range(2), sampler)]
+    inputs = trainer._prepare_inputs(dict(batches[0]))
+    info = inputs.pop("batch_info")
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        loss = trainer.model(**inputs).loss
+    logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
+
+
+@contextmanager
+def stopping(trainer: PARTTrainer):
+    """SIGTERM and SIGINT save and stop at the next step; a second SIGINT stops at once."""
+
+    def interrupt(number, frame):
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.request_stop(number, frame)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    main()
