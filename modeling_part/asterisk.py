@@ -380,7 +380,7 @@ def draw_strings(sizes: dict[str, int], seed: int) -> dict[str, list[str]]:
         raise CorpusError(f"{sum(sizes.values())} digit strings asked for; ask for at most {available // 2}.")
     drawn: dict[str, None] = {}
     while len(drawn) < sum(sizes.values()):
-        drawn["".join(generator.choices("0123456789", k=generator.randint(3, 5)))] = None
+        drawn["".join(generator.choices("0123456789", k=generator.randint(2, 4)))] = None
     strings = iter(drawn)
     return {split: [next(strings) for _ in range(sizes[split])] for split in ("test", "dev", "train")}
 

@@ -120,26 +120,25 @@ def fleurs_folder(spec: CorpusSpec) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
     if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
         return spec.folder()
-    from huggingface_hub import HfApi, snapshot_download
+    import httpx
+    from huggingface_hub import snapshot_download
 
-    spoken = set(spec.languages or ()) if spec.wants("asr") or spec.wants("s2tt") else {"none"}
-    written = {*(spec.languages or ()), *(spec.target_languages or ())}
-    splits = "|".join(SPLIT_NAMES[spec.split])
-    tables = re.compile(rf"data/(\w+)/{spec.split}\.tsv|(\w+)/(?:{splits})/\d+\.parquet")
-    archives = re.compile(rf"data/(\w+)/audio/{spec.split}\.tar\.gz")
+    spoken = spec.languages or ("*",)
+    written = {*spoken, *(spec.target_languages or ())}
+    patterns = [f"data/{fleurs_name(code)}/{spec.split}.tsv" for code in sorted(written)]
+    patterns += [f"{fleurs_name(code)}/{split}/*" for code in sorted(written) for split in SPLIT_NAMES[spec.split]]
+    if spec.wants("asr") or spec.wants("s2tt"):
+        patterns += [f"data/{fleurs_name(code)}/audio/{spec.split}.tar.gz" for code in spoken]
+    settings = {"repo_type": "dataset", "revision": spec.revision, "allow_patterns": patterns}
     try:
-        files = HfApi().list_repo_files(spec.path, repo_type="dataset", revision=spec.revision)
-        needed = []
-        for pattern, wanted in ((tables, written), (archives, spoken)):
-            for match in filter(None, map(pattern.fullmatch, files)):
-                if not wanted or language_code(next(filter(None, match.groups()))) in wanted:
-                    needed.append(match[0])
-        if not needed:
-            raise CorpusError(f"fleurs: {spec.path} has no files of {sorted(written)} for {spec.split}")
-        settings = {"repo_type": "dataset", "revision": spec.revision, "allow_patterns": needed}
         return Path(snapshot_download(spec.path, **settings))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, httpx.HTTPError) as error:
         raise unreachable(spec, error) from error
+
+
+def fleurs_name(code: str) -> str:
+    """The file name pattern of FLEURS's own name of a language: "de" -> "de_*", as in "de_de"."""
+    return code if code == "*" else "cmn_*" if code == "zh" else f"{code}_*"
 
 
 def fleurs_tables(root: Path, name: str, split: str) -> list[Path]:

@@ -8,10 +8,12 @@ import subprocess
 import tarfile
 
 import datasets
+import httpx
 import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -225,28 +227,32 @@ def test_fleurs_pairs_the_languages_asked_for_and_reads_unpacked_audio_again(fle
 
 def test_fleurs_from_the_hub_downloads_what_is_asked_for(fleurs_archives, monkeypatch):
     files = [str(path.relative_to(fleurs_archives)) for path in fleurs_archives.rglob("*.*")]
-    asked = {}
+    files += ["de_de/validation/0000.parquet", "de_de/train/0000.parquet", "data/de_de/test.tsv", "README.md"]
+    downloaded = []
 
-    def snapshot(repository, **settings):
-        asked.update(settings, repository=repository)
+    def snapshot(repository, allow_patterns, **settings):
+        assert (repository, settings) == ("google/fleurs", {"repo_type": "dataset", "revision": None})
+        downloaded[:] = sorted(filter_repo_objects(files, allow_patterns=allow_patterns))
         return str(fleurs_archives)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, *_, **__: files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    _, report = read("fleurs", "google/fleurs", split="dev", languages=["de"], target_languages=["en"])
-    assert report["rows"] == {"asr/de": 3, "s2tt/de-en": 3, "mt/de-en": 2}
-    assert asked["repository"] == "google/fleurs"
-    wanted = ["data/de_de/audio/dev.tar.gz", "data/de_de/dev.tsv", "data/en_us/dev.tsv"]
-    assert sorted(asked["allow_patterns"]) == wanted, "no audio of a language that is only written"
-    read("fleurs", "google/fleurs", split="dev", languages=["de"], target_languages=["en"], tasks=["mt"])
-    assert sorted(asked["allow_patterns"]) == wanted[1:], "no audio for text alone"
-    with pytest.raises(CorpusError, match="has no files of"):
-        read("fleurs", "google/fleurs", split="dev", languages=["it"])
+    spec = {"split": "dev", "languages": ["de"], "target_languages": ["zh"]}
+    _, report = read("fleurs", "google/fleurs", **spec)
+    assert report["rows"] == {"asr/de": 3, "s2tt/de-zh": 2, "mt/de-zh": 1}
+    tables = ["data/cmn_hans_cn/dev.tsv", "data/de_de/dev.tsv", "de_de/validation/0000.parquet"]
+    assert downloaded == sorted([*tables, "data/de_de/audio/dev.tar.gz"]), "no audio of languages only written"
+    read("fleurs", "google/fleurs", **spec, tasks=["mt"])
+    assert downloaded == tables, "no audio for text alone"
+    read("fleurs", "google/fleurs", split="dev")
+    assert len(downloaded) == 7
 
-    def unreachable(self, *arguments, **settings):
-        raise ConnectionError("no route")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+@pytest.mark.parametrize("error", [ConnectionError("no route"), httpx.ConnectError("no route")])
+def test_fleurs_without_the_hub_names_the_folder_to_give(monkeypatch, error):
+    def unreachable(repository, **settings):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(CorpusError, match="give a local copy as `path`: the folder that `hf download google/fleurs"):
         read("fleurs", "google/fleurs", split="dev", languages=["de"])
 
