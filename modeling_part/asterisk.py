@@ -152,14 +152,22 @@ def download_package(folder: Path, name: str) -> Path:
     if found := sorted(folder.glob(f"{name}_*.deb")):
         return found[-1]
     command = ["apt-get", "-qq"]
-    if subprocess.run(["apt-cache", "show", name], capture_output=True, check=False).returncode != 0:
-        lists, cache = folder / "apt" / "lists", folder / "apt" / "cache"
-        for part in (lists, cache / "archives"):
-            (part / "partial").mkdir(parents=True, exist_ok=True)
-        command += ["-o", f"Dir::State::lists={lists.resolve()}", "-o", f"Dir::Cache={cache.resolve()}"]
-        run([*command, "update"], folder)
-    run([*command, "download", name], folder)
+    try:
+        if subprocess.run(["apt-cache", "show", name], capture_output=True, check=False).returncode != 0:
+            lists, cache = folder / "apt" / "lists", folder / "apt" / "cache"
+            for part in (lists, cache / "archives"):
+                (part / "partial").mkdir(parents=True, exist_ok=True)
+            command += ["-o", f"Dir::State::lists={lists.resolve()}", "-o", f"Dir::Cache={cache.resolve()}"]
+            run([*command, "update"], folder)
+        run([*command, "download", name], folder)
+    except CorpusError as error:
+        raise CorpusError(f"{error}\n{elsewhere(name)}") from error
     return find_package(folder, name)
+
+
+def elsewhere(*names: str) -> str:
+    """How to get packages that this machine cannot fetch."""
+    return f"On another machine, `apt-get download {' '.join(names)}` gets it; give the folder with --packages."
 
 
 def unpack_package(archive: Path, folder: Path) -> None:
@@ -196,10 +204,8 @@ def download_tarball(folder: Path, language: str) -> Path:
                     sink.write(block)
                     progress.update(len(block))
     except (urllib.error.URLError, TimeoutError) as error:
-        raise CorpusError(
-            f"{url} could not be fetched ({error}). On another machine, `apt-get download asterisk-core-sounds-"
-            f"{language} asterisk-core-sounds-{language}-wav` gets the same files; give their folder with --packages."
-        ) from error
+        names = f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-wav"
+        raise CorpusError(f"{url} could not be fetched ({error}). {elsewhere(*names)}") from error
     return partial.rename(target)
 
 

@@ -148,6 +148,7 @@ def read_corpora(
             raise CorpusError(f"unknown reader {spec.reader!r}; the readers are {', '.join(READERS)}")
     if not checked:
         raise CorpusError("the recipe names no corpora")
+    corpus_weights((spec.corpus, spec.weight) for spec in checked if spec.name or spec.reader != "manifest")
     filters = RowFilters(min_duration, max_duration, min_characters_per_second, max_characters_per_second, languages)
     if any(spec.streaming for spec in checked):
         dataset, report = stream_corpora(checked, filters, max_bad_fraction)
@@ -198,17 +199,18 @@ def load_corpora(
         total.add(report)
         counts = {"rows": sum(report.rows.values()), "hours": round(sum(report.seconds.values()) / 3600, 4)}
         corpora.append({"reader": spec.reader, "path": spec.path, "split": spec.split, **counts})
-    weights = corpus_weights(specs, reports)
+    weights = corpus_weights(
+        (corpus, spec.weight) for spec, each in zip(specs, reports, strict=True) for corpus in each.corpora
+    )
     return dataset, {**total.as_dict(), "corpora": corpora, "weights": weights, "fingerprint": fingerprint(dataset)}
 
 
-def corpus_weights(specs: Sequence[CorpusSpec], reports: Sequence[DataReport]) -> dict[str, float]:
-    """`corpus` column -> weight, for the sampler. Raises `CorpusError` if two specs give one corpus two weights."""
+def corpus_weights(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """`corpus` column -> weight, for the sampler. Raises `CorpusError` if one corpus is given two weights."""
     weights: dict[str, float] = {}
-    for spec, report in zip(specs, reports, strict=True):
-        for corpus in report.corpora:
-            if weights.setdefault(corpus, spec.weight) != spec.weight:
-                raise CorpusError(f"corpus {corpus!r} has two weights; tell its parts apart with `name`")
+    for corpus, weight in pairs:
+        if weights.setdefault(corpus, weight) != weight:
+            raise CorpusError(f"corpus {corpus!r} has two weights; tell its parts apart with `name`")
     return weights
 
 
@@ -349,7 +351,7 @@ def stream_corpora(
     from datasets import interleave_datasets
 
     local = [spec for spec in specs if not spec.streaming]
-    report: dict = {**DataReport().as_dict(), "corpora": []}
+    report: dict = {**DataReport().as_dict(), "corpora": [], "weights": {}}
     streams, weights = [], []
     for spec in specs:
         if spec.streaming:

@@ -225,6 +225,8 @@ def test_weights_are_given_per_corpus_column(clips):
     assert read_corpora([{**mine, "weight": 3}, pairs])[1]["weights"] == {"mine": 3, "other": 3, "pairs": 0.5}
     with pytest.raises(CorpusError, match="corpus 'mine' has two weights; tell its parts apart with `name`"):
         read_corpora([{**mine, "weight": 3}, {**pairs, "name": "mine"}])
+    with pytest.raises(CorpusError, match="corpus 'fleurs' has two weights"):
+        read_corpora([{"reader": "fleurs", "path": "not/read"}, {"reader": "fleurs", "path": "x", "weight": 2}])
 
 
 @pytest.mark.parametrize(
