@@ -12,15 +12,14 @@ and ends as a folder that `from_pretrained` loads; a finished stage is not run a
 """
 
 import copy
-import json
 import logging
 import math
-import shutil
 import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ from modeling_part.reports import run_report, write_report
 from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
 from modeling_part.scoring import score
 from modeling_part.stages import Stage, add_lora, build_plan, cast_frozen, parameters_per_part
-from modeling_part.trainer import PARTTrainer, last_checkpoint
+from modeling_part.trainer import PARTTrainer, last_checkpoint, read_history, remove_checkpoints
 
 
 logger = logging.getLogger("train_part")
@@ -49,7 +48,7 @@ VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "tokeniz
 
 def main(argv: list[str] | None = None):
     """Parse, read the data, then per stage: load, train, evaluate, save, predict; at the end one report."""
-    model_args, data_args, args, recipe = parse_recipe(argv)
+    model_args, data_args, args, _ = parse_recipe(argv)
     set_up_logging(args)
     plan = build_plan(args.stages)
     if args.do_predict:
@@ -57,11 +56,13 @@ def main(argv: list[str] | None = None):
     data = {name: read_split(name, data_args, args) for name in ("train", "eval", "test")}
     check_before_training(plan, data, args)
     run_folder = Path(args.output_dir)
+    if args.force and not args.dry_run:
+        start_again([run_folder / stage.name for stage in plan if args.stage in (None, stage.name)])
     for position, stage in enumerate(plan):
         folder, parent = run_folder / stage.name, run_folder / plan[position - 1].name if position else None
         if args.stage is not None and stage.name != args.stage:
             continue
-        if (folder / "stage.json").is_file() and not args.force and not args.dry_run:
+        if (folder / "stage.json").is_file() and not args.dry_run:
             logger.info("Stage %s is finished (%s); --force runs it again.", stage.name, folder)
             continue
         if args.dry_run and parent is not None and not (parent / "config.json").is_file():
@@ -87,7 +88,11 @@ def run_stage(
     base_models = {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
-    sampler = make_sampler(stage, data["train"], processor, data_args, args)
+    checkpoint, history = find_checkpoint(folder, args)
+    table = make_table(data["train"], processor, data_args)
+    sampler = make_sampler(stage, table, data_args, args, history)
+    # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.
+    report = (make_sampler(stage, table, data_args, args) if history else sampler).epoch_report(0)
     stage_args = stage_arguments(stage, folder, sampler.num_steps, args)
     collator = PARTCollator(processor, data_args.pad_seconds_multiple, data_args.pad_tokens_multiple)
     record = {
@@ -97,7 +102,7 @@ def run_stage(
         "base_models": base_models,
         "data": {
             "fingerprint": fingerprint(data["train"]),
-            **{key: sampler.epoch_report(0)[key] for key in ("rows", "hours")},
+            **{key: report[key] for key in ("rows", "hours")},
         },
         "hyperparameters": hyperparameters(stage, sampler.num_steps, data_args, args),
         "versions": {package: version(package) for package in VERSIONED},
@@ -109,8 +114,8 @@ def run_stage(
         train_dataset=data["train"],
         eval_dataset=data["eval"],
         batch_sampler=sampler,
-        eval_batches=eval_batches(stage, data["eval"], processor, data_args),
-        groups=list(sampler.table.groups),
+        eval_batches=eval_batches(data["eval"], processor, data_args),
+        groups=groups_of(data["train"], data["eval"]),
         data_collator=PARTCollator(
             processor,
             data_args.pad_seconds_multiple,
@@ -120,16 +125,16 @@ def run_stage(
         ),
         eval_collator=collator,
         processing_class=processor,
+        history=history,
         on_save=lambda checkpoint: write_stage_json(checkpoint, {**record, "metrics": {}}),
     )
     if model_args.frozen_dtype is not None:
         cast_frozen(model, getattr(torch, model_args.frozen_dtype))
     record["trainable_parameters"] = trainable_parameters(trainer)
-    log_plan(stage, trainer, sampler)
+    log_plan(stage, trainer, sampler.num_steps, report)
     if args.dry_run:
         return dry_run(stage, trainer, sampler, collator, data["train"])
 
-    checkpoint = last_checkpoint(folder) if args.resume else None
     if checkpoint is not None:
         logger.info("Stage %s continues from %s", stage.name, checkpoint)
     with stopping(trainer):
@@ -141,6 +146,37 @@ def run_stage(
     trainer.save_model(str(folder))
     history = trainer.state.log_history
     finish_stage(folder, {**record, "metrics": metrics}, history, data["test"], args, trainer)
+
+
+def start_again(folders: list[Path]):
+    """`--force`: forget that these stages are finished, and their checkpoints for resuming."""
+    if PartialState().is_main_process:
+        for folder in folders:
+            remove_checkpoints(folder)
+    PartialState().wait_for_everyone()
+
+
+def find_checkpoint(folder: Path, args: PARTTrainingArguments) -> tuple[Path | None, list[tuple[int, int]]]:
+    """Where an interrupted stage continues, and the steps that it made with another number of batches."""
+    checkpoint = None if args.dry_run else last_checkpoint(folder)
+    if checkpoint is None:
+        return None, []
+    if not args.resume:
+        raise ValueError(
+            f"{folder} holds checkpoints of an interrupted run: continue it with --resume, or start again with --force "
+            "(which removes them)."
+        )
+    batches_per_step = args.world_size * args.gradient_accumulation_steps
+    history = read_history(checkpoint, batches_per_step)
+    if history:
+        logger.info(
+            "%s was made with %d batches per optimizer step (ranks times accumulation), now there are %d: the rows that "
+            "the stage has not yet seen are dealt anew",
+            checkpoint,
+            history[-1][0],
+            batches_per_step,
+        )
+    return checkpoint, history
 
 
 def finish_stage(
@@ -269,10 +305,27 @@ def load_model(parent: Path | None, model_args: ModelArguments, args: PARTTraini
     return model, PARTProcessor.from_pretrained(checkpoint)
 
 
-def make_sampler(stage: Stage, dataset, processor, data_args: DataArguments, args: PARTTrainingArguments):
-    """Batches of a whole stage."""
+def groups_of(*datasets) -> list[tuple[str, str, str]]:
+    """Every (task, source language, target language), in the same order on every rank."""
+    groups = set()
+    for dataset in datasets:
+        if dataset is not None:
+            columns = dataset.select_columns(["task", "source_lang", "target_lang"])
+            for batch in columns.iter(batch_size=100_000):
+                groups.update(zip(*batch.values(), strict=True))
+    return sorted(groups)
+
+
+def make_table(dataset, processor, data_args: DataArguments) -> RowTable:
+    """Lengths, groups and weights of the training rows."""
     weights = {spec.get("name") or spec["reader"]: spec.get("weight", 1.0) for spec in data_args.train_data}
-    table = RowTable.from_dataset(dataset, count_tokens(dataset, processor), weights)
+    return RowTable.from_dataset(dataset, count_tokens(dataset, processor), weights)
+
+
+def make_sampler(
+    stage: Stage, table: RowTable, data_args: DataArguments, args: PARTTrainingArguments, history=()
+) -> TaskBatchSampler:
+    """Batches of a whole stage."""
     return TaskBatchSampler(
         table,
         Mixture(stage.tasks, data_args.temperature, data_args.direction_weights or {}),
@@ -286,10 +339,11 @@ def make_sampler(stage: Stage, dataset, processor, data_args: DataArguments, arg
         seed=args.seed,
         pad_seconds_multiple=data_args.pad_seconds_multiple,
         pad_tokens_multiple=data_args.pad_tokens_multiple,
+        history=history,
     )
 
 
-def eval_batches(stage: Stage, dataset, processor, data_args: DataArguments) -> list[list[int]] | None:
+def eval_batches(dataset, processor, data_args: DataArguments) -> list[list[int]] | None:
     """Batches for the dev loss: every row once, one task per batch."""
     if dataset is None:
         return None
@@ -333,10 +387,9 @@ def trainable_parameters(trainer: PARTTrainer) -> dict[str, int]:
     return counts
 
 
-def log_plan(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler):
+def log_plan(stage: Stage, trainer: PARTTrainer, num_steps: int, report: dict):
     """What is about to happen, in a few lines."""
-    report = sampler.epoch_report(0)
-    logger.info("Stage %s: %d steps, %d per epoch, gate %s", stage.name, sampler.num_steps, report["steps"], stage.gate)
+    logger.info("Stage %s: %d steps, %d per epoch, gate %s", stage.name, num_steps, report["steps"], stage.gate)
     trainable = trainable_parameters(trainer)
     for part, total in parameters_per_part(trainer.model).items():
         rate = stage.learning_rates.get(part)
@@ -352,7 +405,7 @@ def log_plan(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler):
 
 def dry_run(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler, collator: PARTCollator, dataset):
     """Two batches, one forward."""
-    batches = [collator([dataset[row] for row in rows]) for _, rows in zip(range(2), sampler)]
+    batches = [collator([dataset[row] for row in rows]) for rows in islice(sampler, 2)]
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
     with torch.no_grad(), trainer.compute_loss_context_manager():

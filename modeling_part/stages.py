@@ -31,6 +31,14 @@ def _check_known(what: str, values: Iterable[str], known: Iterable[str]):
             raise ValueError(f"Unknown {what} {value!r}.{hint} Known: {', '.join(known)}.")
 
 
+def _number(what: str, value) -> float:
+    """YAML 1.1 reads 1e-3 (without a point) as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{what}` of a stage is {value!r}; it must be a number.") from None
+
+
 @dataclass(frozen=True)
 class Stage:
     """
@@ -79,9 +87,19 @@ class Stage:
             raise ValueError(f"Stage {self.name!r}: `warmup_ratio` is {self.warmup_ratio}; it must be in [0, 1).")
         if self.encoder_layers is not None and "encoder" not in self.learning_rates:
             raise ValueError(f"Stage {self.name!r}: `encoder_layers` needs a learning rate for `encoder`.")
+        if self.encoder_layers is not None and self.encoder_layers < 1:
+            raise ValueError(
+                f"Stage {self.name!r}: `encoder_layers` is {self.encoder_layers}; give at least 1, or leave `encoder` out "
+                "of `learning_rates`."
+            )
         for part, rate in self.learning_rates.items():
             if not rate > 0.0:
                 raise ValueError(f"Stage {self.name!r}: the learning rate of {part} is {rate}; leave the part out.")
+        if "mt" in self.active_tasks and not self.opens_language_model("mt"):
+            raise ValueError(
+                f"Stage {self.name!r}: `mt` batches hold no audio and can only train the language model, which this stage "
+                "keeps frozen. Leave `mt` out of `tasks`."
+            )
 
     @property
     def trains_language_model(self) -> bool:
@@ -141,9 +159,11 @@ def build_plan(stages: list[dict | str] | None) -> list[Stage]:
         _check_known("field of a stage", entry, known)
         if "name" not in entry:
             raise ValueError(f"A stage of the recipe has no `name`: {entry}.")
-        if isinstance(entry.get("learning_rates"), dict):
-            # YAML 1.1 reads 1e-3 (without a point) as text.
-            entry["learning_rates"] = {part: float(rate) for part, rate in entry["learning_rates"].items()}
+        for key in ("learning_rates", "tasks"):
+            if isinstance(entry.get(key), dict):
+                entry[key] = {name: _number(f"{key}: {name}", value) for name, value in entry[key].items()}
+        if "warmup_ratio" in entry:
+            entry["warmup_ratio"] = _number("warmup_ratio", entry["warmup_ratio"])
         base = BUILT_IN_STAGES.get(entry["name"])
         if base is None and not {"tasks", "learning_rates"} <= set(entry):
             raise ValueError(
@@ -184,7 +204,10 @@ def _top_encoder_patterns(model: nn.Module, layers: int) -> list[str]:
             "the whole encoder (`encoder_layers: null`)."
         )
     top = "|".join(str(index) for index in sorted(indices)[-layers:])
-    return [rf"^model\.audio_tower\.(?:encoder\.)?layers\.(?:{top})\.", r"^model\.audio_tower\.(?:encoder\.)?layer_norm\."]
+    return [
+        rf"^model\.audio_tower\.(?:encoder\.)?layers\.(?:{top})\.",
+        r"^model\.audio_tower\.(?:encoder\.)?layer_norm\.",
+    ]
 
 
 def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
@@ -249,7 +272,8 @@ class LanguageModelGate:
     Opens and closes the gradients of the language model's trainable parameters (the task gate).
 
     A closed parameter gets no gradient at all (`grad` stays None), so that the optimizer touches neither it nor its
-    state; gradients still flow *through* the language model to the adapter.
+    state; gradients still flow *through* the language model to the adapter. FSDP2 replaces a model's parameters when
+    it wraps it: build the gate from those of the wrapped model.
 
     Args:
         stage: decides which tasks open the gate.
@@ -303,6 +327,9 @@ def split_lora(
         state_dict: may hold `X.base_layer.weight`, `X.lora_A.default.weight` `(r, in)` and
             `X.lora_B.default.weight` `(out, r)`.
         scaling: alpha / rank.
+
+    Returns:
+        Both dicts; what was merged is in float32, whatever the dtype of the weight under LoRA.
     """
     lora = {name: tensor for name, tensor in state_dict.items() if ".lora_" in name}
     merged = {}
@@ -315,6 +342,6 @@ def split_lora(
             delta = (up.float() @ down.float()) * scaling
             if delta.shape != tensor.shape:  # transformers' Conv1D keeps (in, out)
                 delta = delta.T
-            tensor = (tensor.float() + delta).to(tensor.dtype)
+            tensor = tensor.float() + delta
         merged[name.replace(".base_layer.", ".")] = tensor
     return merged, lora

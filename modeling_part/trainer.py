@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora
 logger = logging.getLogger(__name__)
 
 LORA_FILE = "lora.safetensors"
+HISTORY_FILE = "batches.json"  # [[batches per optimizer step, optimizer steps], ...] up to the checkpoint
 INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
 
 
@@ -47,10 +49,12 @@ class PARTTrainer(Trainer):
         eval_batches (list of lists of int, *optional*): batches of `eval_dataset`, each of one task.
         groups (list of tuple): every (task, source language, target language) that may be logged.
         on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
+        history (list of tuple, *optional*): the `history` that `batch_sampler` was given, see [`read_history`].
         **kwargs: of `transformers.Trainer`; `data_collator` is a [`PARTCollator`].
 
     Raises:
-        ValueError: DeepSpeed ZeRO or FSDP1, whose wrappers break the task gate; or a pattern that matches nothing.
+        ValueError: DeepSpeed ZeRO, FSDP1 or a setting that breaks the task gate or the loss; or a pattern that
+            matches nothing.
     """
 
     def __init__(
@@ -63,21 +67,21 @@ class PARTTrainer(Trainer):
         eval_collator: Callable | None = None,
         groups: list[tuple[str, str, str]] | None = None,
         on_save: Callable[[Path], None] | None = None,
+        history: list[tuple[int, int]] | None = None,
         **kwargs,
     ):
         self.stage = stage
+        self.history = list(history or [])
         self.batch_sampler = batch_sampler
         self.eval_batches = eval_batches
         self.eval_collator = eval_collator or kwargs.get("data_collator")
         self.on_save = on_save
         self.trainable_names = set_trainable(stage, model)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self.gate = LanguageModelGate(
-            stage, [parameters[name] for name in self.trainable_names.get("language_model", [])]
-        )
+        self.gate = self._make_gate(model)
         args = kwargs["args"]
+        self._refuse_wrong_settings(args)
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = self._has_unused_parameters(model)
+            args.ddp_find_unused_parameters = self._has_unused_parameters()
         super().__init__(model=model, **kwargs)
         self._refuse_wrong_wrappers()
         # The model divides by `num_items_in_batch` itself, whatever `Trainer` infers from a wrapped forward.
@@ -87,10 +91,21 @@ class PARTTrainer(Trainer):
         self._reset_statistics()
         self.stop_requested = self._stop_agreed = False
         self._bad_steps = self._bad_steps_in_a_row = 0
-        self._batch_info = None
+        self._step_batches: list[tuple[list[str], torch.Tensor]] = []  # row ids and loss of each batch of the step
         self._saving = False
 
-    def _has_unused_parameters(self, model: nn.Module) -> bool:
+    def _make_gate(self, model: nn.Module) -> LanguageModelGate:
+        parameters = named_parameters(model)
+        return LanguageModelGate(
+            self.stage, [parameters[name] for name in self.trainable_names.get("language_model", [])]
+        )
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self.gate = self._make_gate(self.model)  # FSDP2 has replaced the parameters
+        return prepared
+
+    def _has_unused_parameters(self) -> bool:
         """Whether some batch leaves a trainable parameter without gradient, which DDP must then search for."""
         gated = self.stage.trains_language_model and not all(
             self.stage.opens_language_model(task) for task in self.stage.active_tasks
@@ -99,6 +114,25 @@ class PARTTrainer(Trainer):
         # The mask embedding of wav2vec2's own SpecAugment, which PART switches off.
         masked = any(name.endswith("masked_spec_embed") for names in self.trainable_names.values() for name in names)
         return gated or text_only or masked
+
+    def _refuse_wrong_settings(self, args):
+        if args.ddp_static_graph:
+            raise ValueError(
+                "`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it."
+            )
+        if args.ddp_find_unused_parameters is False and self._has_unused_parameters():
+            raise ValueError(
+                f"`ddp_find_unused_parameters: false` lets the ranks drift apart in stage {self.stage.name!r}, whose "
+                "batches do not all reach every trainable parameter; leave it out."
+            )
+        if not args.average_tokens_across_devices:
+            raise ValueError("`average_tokens_across_devices: false` weighs tokens by rank in the loss; leave it out.")
+        if args.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` is not supported: the loss is the model's own; unset it.")
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "`load_best_model_at_end` is not supported: a stage ends with its last weights; unset it."
+            )
 
     def _refuse_wrong_wrappers(self):
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -112,8 +146,6 @@ class PARTTrainer(Trainer):
                 "FSDP1 flattens frozen and trained parameters together, which the task gate cannot toggle. Set "
                 "`fsdp_version: 2` (see accelerate_configs/fsdp2_bf16.yaml)."
             )
-        if self.args.ddp_static_graph:
-            raise ValueError("`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it.")
 
     # ---- data ----
 
@@ -135,9 +167,7 @@ class PARTTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         tasks = {batch["batch_info"]["task"] for batch in batches}
         code = TASKS.index(next(iter(tasks))) if len(tasks) == 1 else -1
-        votes = torch.tensor([[code, int(self.stop_requested)]], device=device)
-        if self.args.world_size > 1:
-            votes = self.accelerator.gather(votes)
+        votes = self._gather([code, int(self.stop_requested)])
         if batches and (code == -1 or int(votes[:, 0].min()) != int(votes[:, 0].max())):
             raise ValueError(
                 f"Step {self.state.global_step}: ranks hold batches of the tasks "
@@ -145,7 +175,13 @@ class PARTTrainer(Trainer):
                 "use TaskBatchSampler with this world size and gradient_accumulation_steps."
             )
         self._stop_agreed = bool(votes[:, 1].any())
+        self._step_batches = []
         return batches, num_items
+
+    def _gather(self, values: list[int]) -> torch.Tensor:
+        """`(world size, values)`: what every rank holds."""
+        votes = torch.tensor([values], device=self.args.device)
+        return self.accelerator.gather(votes) if self.args.world_size > 1 else votes
 
     # ---- the step ----
 
@@ -154,7 +190,7 @@ class PARTTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(model))
-            parameters = dict(model.named_parameters())
+            parameters = dict(model.named_parameters())  # tied weights once
             groups = []
             for part, names in self.trainable_names.items():
                 for decay in (True, False):
@@ -177,7 +213,9 @@ class PARTTrainer(Trainer):
         info = inputs["batch_info"]
         self.gate.set_task(info["task"])
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self._step_batches.append((info["ids"], loss))
+            return loss
         except torch.OutOfMemoryError as error:
             tokens = int(inputs["attention_mask"].sum())
             raise RuntimeError(
@@ -190,23 +228,30 @@ class PARTTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; notes what the log needs."""
         inputs = dict(inputs)
-        self._batch_info = info = inputs.pop("batch_info")
+        info = inputs.pop("batch_info")
         if model.training:
             for module in self._frozen_modules:  # no dropout where nothing learns
-                module.eval()
+                # Layers recompute their activations only in training mode.
+                if not any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
+                    module.eval()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self._note_batch(info, inputs, outputs)
         # Trainer multiplies by the world size because DDP averages gradients; that is the loss it wants back.
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model):
-        """Norms per part for the log; a step whose gradient is not finite is dropped before the optimizer."""
-        self._note_part_norms(model)
-        norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
-            self._skip_step(float(norm))
-        else:
+        self._note_part_norms()
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm before clipping; a step whose gradient is not finite is dropped before the optimizer."""
+        if grad_norm is None:  # nothing is clipped
+            self._note_part_norms()
+        norm = super()._get_grad_norm(model, grad_norm)
+        if math.isfinite(float(norm)):
             self._bad_steps_in_a_row = 0
+        else:
+            self._skip_step(float(norm))
         return norm
 
     def _skip_step(self, norm: float):
@@ -214,19 +259,19 @@ class PARTTrainer(Trainer):
         self._bad_steps_in_a_row += 1
         # Without gradients the optimizer touches nothing; the learning rate schedule goes on.
         self.model.zero_grad(set_to_none=True)
-        ids = self._batch_info["ids"]
-        logger.warning(
-            "Step %d is skipped: gradient norm %s (skipped so far: %d). Last batch of this rank: %s",
-            self.state.global_step,
-            norm,
-            self._bad_steps,
-            ids,
-        )
+        ids = [row for rows, loss in self._step_batches if not bool(loss.isfinite().all()) for row in rows]
+        step = self.state.global_step + 1
+        logger.warning("Step %d is skipped: gradient norm %s (skipped so far: %d).", step, norm, self._bad_steps)
+        if ids:
+            logger.warning("The loss of these rows is not finite: %s", ", ".join(ids))
+        else:
+            rows = [row for batch, _ in self._step_batches for row in batch]
+            logger.warning("The losses of rank %d are finite: %s", self.args.process_index, ", ".join(rows))
         if self._bad_steps_in_a_row >= self.args.max_bad_steps:
             raise NonFiniteTrainingError(
-                f"{self._bad_steps_in_a_row} steps in a row had a loss or gradient that is not finite (the last of "
-                f"them with rows {ids[:5]}). The last good checkpoint is in {self.args.output_dir}; lower the "
-                "learning rate or remove these rows, then run again with --resume."
+                f"{self._bad_steps_in_a_row} steps in a row had a loss or gradient that is not finite (rows of the last "
+                f"one: {ids[:5]}). The last good checkpoint is in {self.args.output_dir}; lower the learning rate or "
+                "remove these rows, then run again with --resume."
             )
 
     # ---- stopping ----
@@ -237,6 +282,8 @@ class PARTTrainer(Trainer):
         logger.warning("Received %s: saving after this step.", signal.Signals(signal_number).name)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # no step follows whose beginning could ask
+            self._stop_agreed |= bool(self._gather([int(self.stop_requested)]).any())
         if self._stop_agreed:
             self.control.should_save = True
             self.control.should_training_stop = True
@@ -266,6 +313,7 @@ class PARTTrainer(Trainer):
         counts = kept.sum(-1).cpu()
         nats = _token_losses(outputs["logits"], targets[kept]).split(counts.tolist())
         nats = torch.stack([row.sum() for row in nats]).double().cpu()
+        counts, nats = counts * nats.isfinite(), nats.nan_to_num(0.0, 0.0, 0.0)  # skipped steps are counted apart
         index = torch.tensor([self._groups.setdefault(group, len(self._groups)) for group in info["groups"]])
         if len(self._groups) > len(self._loss_sums):
             extra = torch.zeros(len(self._groups) - len(self._loss_sums), 2, dtype=torch.float64)
@@ -280,10 +328,11 @@ class PARTTrainer(Trainer):
         self._gate_open[0] += self.gate.is_open and bool(self.gate.parameters)
         self._gate_open[1] += 1
 
-    def _note_part_norms(self, model: nn.Module):
-        parameters = dict(self.model.named_parameters())
+    def _note_part_norms(self):
+        parameters = named_parameters(self.model)
         for part, names in self.trainable_names.items():
-            gradients = [parameters[name].grad for name in names if name in parameters]
+            # Tied weights have two names.
+            gradients = {parameters[name]: parameters[name].grad for name in names}.values()
             gradients = [gradient for gradient in gradients if gradient is not None]
             norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -325,6 +374,7 @@ class PARTTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None or not self.eval_batches:
             raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
+        started = time.perf_counter()
         mine = self.eval_batches[self.args.process_index :: self.args.world_size]
         loader = DataLoader(dataset, batch_sampler=mine, collate_fn=self.eval_collator)
         model, was_training = self.model_wrapped, self.model.training
@@ -332,9 +382,13 @@ class PARTTrainer(Trainer):
         rounds = math.ceil(len(self.eval_batches) / self.args.world_size)
         model.eval()
         kept = (self._loss_sums, self._totals, self._gate_open)
-        self._loss_sums, self._totals, self._gate_open = torch.zeros(len(self._groups), 2).double(), kept[1].clone(), [0, 0]
+        self._loss_sums, self._totals, self._gate_open = (
+            torch.zeros(len(self._groups), 2).double(),
+            kept[1].clone(),
+            [0, 0],
+        )
         last = None
-        for index, batch in zip(range(rounds), _padded(loader, rounds)):
+        for index, batch in enumerate(_padded(loader, rounds)):
             batch = last if batch is None else batch
             if batch is None:
                 batch = self.eval_collator([dataset[row] for row in self.eval_batches[0]])
@@ -354,6 +408,7 @@ class PARTTrainer(Trainer):
             sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         if was_training:
             model.train()
+        self._since += time.perf_counter() - started  # the log's speed is that of training
         metrics = {f"{metric_key_prefix}_loss": float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))}
         metrics |= losses_by_group(sums, self._groups, f"{metric_key_prefix}_")
         self.log(metrics)
@@ -371,6 +426,9 @@ class PARTTrainer(Trainer):
         run_folder = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         staged, final = run_folder / INCOMPLETE / name, run_folder / name
+        if self.args.should_save:  # what an interrupted run had only half written
+            shutil.rmtree(staged, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
@@ -378,6 +436,9 @@ class PARTTrainer(Trainer):
             self._saving = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            steps = self.state.global_step - sum(steps for _, steps in self.history)
+            history = [*self.history, (self.args.world_size * self.args.gradient_accumulation_steps, steps)]
+            (staged / HISTORY_FILE).write_text(json.dumps(history))
             if self.on_save is not None:
                 self.on_save(staged)
             if final.exists():
@@ -421,13 +482,17 @@ class PARTTrainer(Trainer):
         # Weights under LoRA are merged in the file; the frozen originals are already here.
         bases = {name.replace(".base_layer.", ".") for name in state_dict if ".base_layer." in name}
         loaded = {
-            name: tensor for name, tensor in loaded.items() if name not in bases or not name.endswith((".weight", ".bias"))
+            name: tensor
+            for name, tensor in loaded.items()
+            if name not in bases or not name.endswith((".weight", ".bias"))
         }
         missing, surplus = model.load_state_dict(loaded, strict=False)
         tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
         missing = [name for name in missing if ".base_layer." not in name and name not in tied]
         if missing or surplus:
-            raise ValueError(f"{folder} does not fit stage {self.stage.name!r}: missing {missing[:5]}, surplus {surplus[:5]}.")
+            raise ValueError(
+                f"{folder} does not fit stage {self.stage.name!r}: missing {missing[:5]}, surplus {surplus[:5]}."
+            )
 
 
 def losses_by_group(sums: torch.Tensor, groups: dict[tuple[str, str, str], int], prefix: str) -> dict[str, float]:
@@ -439,7 +504,7 @@ def losses_by_group(sums: torch.Tensor, groups: dict[tuple[str, str, str], int],
             continue
         rows = sums[[index for _, index in members]]
         losses[f"{prefix}{task}_loss"] = float(rows[:, 0].sum() / rows[:, 1].sum())
-        for (_, source, target), row in zip((group for group, _ in members), rows):
+        for (_, source, target), row in zip((group for group, _ in members), rows, strict=True):
             direction = source if task == "asr" else f"{source}-{target}"
             losses[f"{prefix}{task}/{direction}_loss"] = float(row[0] / row[1])
     return losses
@@ -449,18 +514,14 @@ def _token_losses(logits: torch.Tensor, targets: torch.Tensor, chunk: int = 256)
     """`(N, V)` logits and `(N,)` targets -> `(N,)` nats, without a second copy of all logits."""
     pieces = [
         nn.functional.cross_entropy(piece.float(), target, reduction="none")
-        for piece, target in zip(logits.split(chunk), targets.split(chunk))
+        for piece, target in zip(logits.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(pieces) if pieces else logits.new_zeros(0)
 
 
-def _padded(items, size: int):
+def _padded(items: DataLoader, size: int) -> Iterator:
     """`items`, then None until there are `size`."""
-    count = 0
-    for count, item in enumerate(items, start=1):
-        yield item
-    for _ in range(size - count):
-        yield None
+    yield from chain(items, repeat(None, size - len(items)))
 
 
 def _frozen_modules(model: nn.Module) -> list[nn.Module]:
@@ -477,6 +538,14 @@ def _retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, 
     return state_dict
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names that they have in an unwrapped model, tied ones under each of their names."""
+    return {
+        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder's safetensors files, sharded or not."""
     index = folder / "model.safetensors.index.json"
@@ -490,7 +559,25 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint inside a stage's folder; what was only half written is removed."""
-    shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
+    """The newest whole checkpoint inside a stage's folder; one that was only half written is not looked at."""
     found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def remove_checkpoints(folder: Path):
+    """What an earlier run has left inside a stage's folder for resuming, and its claim to be finished."""
+    (folder / "stage.json").unlink(missing_ok=True)
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def read_history(checkpoint: Path, batches_per_step: int) -> list[tuple[int, int]]:
+    """
+    What [`TaskBatchSampler`] must know of the steps before a checkpoint, to go on with `batches_per_step`.
+
+    Returns:
+        `(batches per step, steps)` of the parts that ran with another number of ranks times accumulation; empty when
+        nothing has changed.
+    """
+    history = [tuple(part) for part in json.loads((checkpoint / HISTORY_FILE).read_text())]
+    return history[:-1] if history[-1][0] == batches_per_step else history
