@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_part.processing_part import TASKS
-from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler, largest_remainder, split_batches
+from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler, largest_remainder, round_up, split_batches
 
 
 GROUPS = (("asr", "sv", "sv"), ("asr", "en", "en"), ("s2tt", "en", "sv"), ("mt", "en", "sv"))
@@ -141,6 +141,21 @@ def test_resuming_with_another_number_of_ranks_loses_and_doubles_nothing(table, 
     # only steps that nothing else could fill repeat rows: fewer than one step per task and part
     widths = [batches_per_step for batches_per_step, _ in history] + [3]
     assert sum(drawn.values()) - 2 * len(table) <= sum(width - 1 for width in widths) * len(tasks_present(table))
+
+
+def test_rows_that_were_waiting_when_the_number_of_ranks_changed_come_still():
+    # four ranks: two steps of transcription per epoch, and three text rows that cannot fill a step and wait
+    table = make_table([(0, 1.0, 8)] * 8 + [(3, 0.0, 8)] * 3)
+    before = make_sampler(table, world_size=4, max_rows=1, epochs=2)
+    assert before.epoch_report(0)["steps"] == 2 and before.epoch_report(0)["carried_rows"] == 3
+    after = make_sampler(table, world_size=1, max_rows=1, epochs=2, history=[(4, 1)])
+    drawn = Counter(row for batch in [*list(before)[:4], *after] for row in batch)
+    assert drawn == dict.fromkeys(range(11), 2)
+
+
+def test_lengths_that_are_whole_multiples_are_not_rounded_up_again():
+    seconds = np.array([0.2, 0.6, 1.0, 1.21, 0.0], dtype=np.float32)
+    assert round_up(seconds, 0.2).tolist() == [1, 3, 5, 7, 0]
 
 
 def test_ranks_and_accumulation_matter_by_their_product_only():
