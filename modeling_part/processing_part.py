@@ -247,7 +247,10 @@ class PARTProcessor(ProcessorMixin):
             task: `"asr"`, `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
             source_lang: BCP-47 code of the speech or the source text; None: not named in the prompt.
             target_lang: BCP-47 code of the answer; not needed for `"asr"`.
-            text: the answer. Gives `labels` that cover the answer and its end token only.
+            text: the answer. Gives `labels` that cover the answer and its end token only. A text that holds the
+                `audio_token` is instead a whole prompt with one placeholder per clip, as vLLM's Transformers backend
+                gives it; the other arguments then say nothing, and with `return_text_replacement_offsets=True` the
+                batch says what the placeholders became.
             source_text: the sentence to translate, for `"mt"`.
             prompt: replaces the instruction of the task.
             sampling_rate: of arrays, Hz; the encoder's when None. Files carry their own.
@@ -265,9 +268,13 @@ class PARTProcessor(ProcessorMixin):
         """
         if return_tensors not in ("pt", None):
             raise ValueError(f"`return_tensors` is {return_tensors!r}; PARTProcessor gives PyTorch tensors (`'pt'`).")
+        with_offsets = kwargs.pop("return_text_replacement_offsets", False)
         if kwargs:
             raise TypeError(f"PARTProcessor got unknown arguments {sorted(kwargs)}; see its docstring.")
         clips = _as_list(audio)
+        if any(self.audio_token in one for one in _as_list(text) if one is not None):
+            batch, offsets = self._fill_prompts(_as_list(text), clips, sampling_rate, padding_side or "left")
+            return BatchFeature({**batch, "text_replacement_offsets": offsets} if with_offsets else batch)
         rows = _broadcast(
             audio=clips,
             task=_as_list(task),
@@ -286,6 +293,26 @@ class PARTProcessor(ProcessorMixin):
             pad_to_multiple_of,
             pad_features_to_multiple_of,
         )
+
+    def _fill_prompts(
+        self, prompts: list[str], clips: list, sampling_rate: int | None, padding_side: str
+    ) -> tuple[dict[str, torch.Tensor], list[list[dict]]]:
+        """Whole prompts with one placeholder per clip -> the batch, and the offsets of what replaced them."""
+        clips = [clip for clip in clips if clip is not None]
+        placeholders = sum(prompt.count(self.audio_token) for prompt in prompts)
+        if placeholders != len(clips):
+            raise ValueError(
+                f"The prompts hold {placeholders} placeholders {self.audio_token!r} for {len(clips)} clips; give one "
+                "for each clip."
+            )
+        features = [self.extract_features(clip, sampling_rate) for clip in clips]
+        counts = [self.num_audio_tokens(clip.shape[self.feature_time_axis]) for clip in features]
+        filled, offsets = self.get_text_with_replacements(
+            list(prompts), audio_replacements=[self.audio_token * count for count in counts]
+        )
+        encoded = [(self.tokenizer(prompt, add_special_tokens=False)["input_ids"], []) for prompt in filled]
+        batch = self._pad_tokens(encoded, False, padding_side, None)
+        return {**batch, **self.pad_features(features)}, offsets
 
     def assemble(
         self,

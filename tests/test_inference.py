@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, TextIteratorStreamer, TextStreamer
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    TextIteratorStreamer,
+    TextStreamer,
+)
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 
@@ -197,6 +203,23 @@ def test_decoding_skips_a_prompt_with_audio(processor, with_template, answer):
         tokenizer.chat_template = saved
 
 
+def test_whole_prompts_with_placeholders_are_filled(processor):
+    """As vLLM's Transformers backend calls processors."""
+    clips = [np.zeros(samples, np.float32) for samples in (16_000, 9_000)]
+    prompt = "<|im_start|>user\n<|audio|>\nTranscribe the speech.<|im_end|>\n<|im_start|>assistant\n"
+    expected = processor(clips)
+    filled = processor(text=[prompt, prompt], audio=clips, return_text_replacement_offsets=True)
+    offsets = filled.pop("text_replacement_offsets")
+    assert filled.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(filled[name], tensor)
+    for row, (entry,) in enumerate(offsets):
+        count = int((expected["input_ids"][row] == processor.audio_token_id).sum())
+        assert (entry["type"], entry["replacement"]) == ("audio", "<|audio|>" * count)
+    with pytest.raises(ValueError, match=r"2 placeholders .* for 1 clips"):
+        processor(text=[prompt, prompt], audio=clips[:1])
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Loading
 # --------------------------------------------------------------------------------------------------------------------
@@ -255,6 +278,22 @@ def test_parts_on_two_devices(tiny_checkpoint, model, one, tmp_path):
     split = AutoModelForSpeechSeq2Seq.from_pretrained(tiny_checkpoint, device_map=device_map, offload_folder=tmp_path)
     assert split.model.language_model.layers[1].mlp.up_proj.weight.device.type == "meta"
     assert answer_of(split, one) == answer_of(model, one)
+
+
+def test_quantised_to_eight_bits_with_bitsandbytes(tiny_checkpoint, model, one):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install .[quantization]")
+    quantised = AutoModelForSpeechSeq2Seq.from_pretrained(
+        tiny_checkpoint,
+        quantization_config=BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=["model.audio_tower", "model.adapter", "lm_head"]
+        ),
+    )
+    assert isinstance(quantised.model.language_model.layers[0].mlp.up_proj, bitsandbytes.nn.Linear8bitLt)
+    assert type(quantised.model.adapter.projection) is torch.nn.Linear
+    with torch.no_grad():
+        difference = quantised(**one).logits - model(**one).logits
+    assert 0 < difference.abs().max() < 0.2 * model(**one).logits.std()
+    assert answer_of(quantised, one)
 
 
 def test_quantised_to_eight_bits_with_torchao(tiny_checkpoint, model, one):
