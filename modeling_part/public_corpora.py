@@ -120,7 +120,7 @@ def fleurs_folder(spec: CorpusSpec) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
     if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
         return spec.folder()
-    import httpx
+    import httpx2
     from huggingface_hub import snapshot_download
 
     spoken = spec.languages or ("*",)
@@ -132,7 +132,7 @@ def fleurs_folder(spec: CorpusSpec) -> Path:
     settings = {"repo_type": "dataset", "revision": spec.revision, "allow_patterns": patterns}
     try:
         return Path(snapshot_download(spec.path, **settings))
-    except (OSError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:
         raise unreachable(spec, error) from error
 
 

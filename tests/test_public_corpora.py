@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 
 import datasets
-import httpx
+import httpx2
 import huggingface_hub
 import numpy as np
 import pytest
@@ -247,7 +247,7 @@ def test_fleurs_from_the_hub_downloads_what_is_asked_for(fleurs_archives, monkey
     assert len(downloaded) == 7
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), httpx.ConnectError("no route")])
+@pytest.mark.parametrize("error", [ConnectionError("no route"), httpx2.ConnectError("no route")])
 def test_fleurs_without_the_hub_names_the_folder_to_give(monkeypatch, error):
     def unreachable(repository, **settings):
         raise error
