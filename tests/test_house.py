@@ -21,12 +21,12 @@ MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem
 
 # The Hub copies these flat beside a checkpoint, so that they run where this package is not installed.
 HUB = {"configuration_part", "processing_part", "modeling_part", "pipeline_part"}
-# A module imports its own family and the Hub files; train_part.py, the notebooks and __init__.py bring families together.
+# A module imports its own family, the Hub files and the definition of a row; train_part.py, the notebooks and __init__.py bring families together.
 FAMILIES = {
     "hub": HUB,
     "training": {"arguments", "stages", "trainer"},
+    "row": {"canonical"},
     "data": {
-        "canonical",
         "asterisk",
         "generic_corpora",
         "public_corpora",
