@@ -379,9 +379,9 @@ def read_digits(root: Path, language: str) -> tuple[list[np.ndarray], list[str],
 
 
 def draw_strings(sizes: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """Different strings of 3 to 5 digits for every split, `sizes[split]` of them, the same for the same seed."""
+    """Different strings of 2 to 4 digits for every split, `sizes[split]` of them, the same for the same seed."""
     generator = random.Random(seed)
-    available = 10**3 + 10**4 + 10**5
+    available = 10**2 + 10**3 + 10**4
     if sum(sizes.values()) > available // 2:
         raise CorpusError(f"{sum(sizes.values())} digit strings asked for; ask for at most {available // 2}.")
     drawn: dict[str, None] = {}
