@@ -31,12 +31,13 @@ from modeling_part.arguments import DataArguments, ModelArguments, PARTTrainingA
 from modeling_part.augmentation import build_augmentation
 from modeling_part.checkpoints import write_json, write_stage_json
 from modeling_part.collator import PARTCollator, count_tokens
+from modeling_part.configuration_part import convolved_length
 from modeling_part.corpora import fingerprint, open_corpora, read_corpora
 from modeling_part.evaluation import predict
-from modeling_part.normalization import check_languages
+from modeling_part.memory import estimate_memory
 from modeling_part.reports import run_report, write_report
 from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
-from modeling_part.scoring import score
+from modeling_part.scoring import check_scorable, score
 from modeling_part.stages import Stage, add_lora, build_plan, cast_frozen, parameters_per_part
 from modeling_part.trainer import PARTTrainer, last_checkpoint, read_history, remove_checkpoints
 
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None):
     data = {name: read_split(name, data_args, args) for name in ("train", "eval", "test")}
     check_before_training(plan, data, args)
     run_folder = Path(args.output_dir)
+    unpublished: list[str] = []
     if args.force and not args.dry_run:
         start_again([run_folder / stage.name for stage in plan if args.stage in (None, stage.name)])
     for position, stage in enumerate(plan):
@@ -68,9 +70,14 @@ def main(argv: list[str] | None = None):
         if args.dry_run and parent is not None and not (parent / "config.json").is_file():
             parent = None  # the plan can be shown before any stage has run
         run_stage(stage, parent, folder, model_args, data_args, args, data)
+        # After the ranks' last meeting of the stage: no time-out runs while the main process uploads.
+        if args.push_to_hub and not args.dry_run and PartialState().is_main_process and not push_stage(folder, args):
+            unpublished.append(stage.name)
     if not args.dry_run and PartialState().is_main_process:
         run_report(run_folder)
         logger.info("The report is in %s", run_folder / "report.md")
+    if unpublished:
+        sys.exit(f"Trained, but not published: {', '.join(unpublished)}; the messages above say how to publish them.")
 
 
 def run_stage(
@@ -130,6 +137,7 @@ def run_stage(
     )
     if model_args.frozen_dtype is not None:
         cast_frozen(model, getattr(torch, model_args.frozen_dtype))
+    check_disk(folder, model, stage, args)
     record["trainable_parameters"] = trainable_parameters(trainer)
     log_plan(stage, trainer, sampler.num_steps, report)
     if args.dry_run:
@@ -196,16 +204,20 @@ def finish_stage(
     if state.is_main_process:
         write_stage_json(folder, record)
         logger.info("Stage %s is finished: %s", record["stage"], folder)
-        if args.push_to_hub:
-            push_stage(folder, args)
     state.wait_for_everyone()
 
 
-def push_stage(folder: Path, args: PARTTrainingArguments):
-    """One commit and one tag on the Hub."""
-    from modeling_part.publishing import publish
+def push_stage(folder: Path, args: PARTTrainingArguments) -> bool:
+    """One commit and one tag on the Hub; training goes on if the Hub cannot be reached. Returns whether it worked."""
+    from modeling_part.publishing import PublishingError, publish
 
-    publish(folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
+    try:
+        publish(folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
+    except PublishingError as error:
+        command = f"python -m modeling_part.publishing {folder} --repo_id {args.hub_model_id}"
+        logger.error("%s is trained but not published: %s Publish it later with: %s", folder, error, command)
+        return False
+    return True
 
 
 def predict_and_score(checkpoint: Path, dataset, folder: Path, args: PARTTrainingArguments, device, accelerator=None):
@@ -235,7 +247,7 @@ def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, arg
         raise FileNotFoundError(f"{checkpoint} is no checkpoint (no config.json); give `--checkpoint` or `--stage`.")
     target = folder if model_args.checkpoint else checkpoint
     dataset = read_split("test", data_args, args)
-    check_languages({*dataset.unique("source_lang"), *dataset.unique("target_lang")})
+    check_languages_of(dataset)
     predict_and_score(checkpoint, dataset, target, args, args.device)
     logger.info("The report is in %s", target / "report.md")
 
@@ -280,8 +292,28 @@ def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArgum
         raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
     for dataset in data.values():
         if dataset is not None:
-            check_languages({*dataset.unique("source_lang"), *dataset.unique("target_lang")})
+            check_languages_of(dataset)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def check_languages_of(dataset):
+    """Every language has a text normaliser, every translation a BLEU tokenizer."""
+    tasks, targets = dataset["task"], dataset["target_lang"]
+    check_scorable(dataset.unique("source_lang"), {target for task, target in zip(tasks, targets) if task != "asr"})
+
+
+def check_disk(folder: Path, model, stage: Stage, args: PARTTrainingArguments):
+    """The stage's folder and its checkpoints (weights, gradients' averages) fit on the disk."""
+    weights = sum(parameter.numel() * 4 for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    checkpoints = 0 if args.save_strategy == "no" else 1 + (args.save_total_limit or 1)
+    needed = weights * (1 + checkpoints) + 8 * trained * checkpoints
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise OSError(
+            f"Stage {stage.name!r} writes up to {needed / 2**30:.1f} GiB into {folder}, and {free / 2**30:.1f} GiB are free: "
+            "make room, set another `output_dir`, or lower `save_total_limit`."
+        )
 
 
 def load_model(parent: Path | None, model_args: ModelArguments, args: PARTTrainingArguments):
@@ -411,6 +443,22 @@ def dry_run(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler, colla
     with torch.no_grad(), trainer.compute_loss_context_manager():
         loss = trainer.model(**inputs).loss
     logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
+    config, args = trainer.model.config, trainer.args
+    steps = max(batch["input_features_mask"].numel() if "input_features_mask" in batch else 0 for batch in batches)
+    gibibytes = estimate_memory(
+        trainer.model,
+        trainable_parameters(trainer),
+        {
+            "frames": convolved_length(steps, config.encoder_convolutions),
+            "positions": max(batch["input_ids"].numel() for batch in batches),
+            "targets": max(int((batch["labels"] != -100).sum()) for batch in batches),
+        },
+        world_size=args.world_size,
+        sharded=trainer.is_fsdp_enabled,
+        gradient_checkpointing=args.gradient_checkpointing,
+        autocast=args.bf16,
+    )
+    logger.info("  memory per device, GiB: %s", ", ".join(f"{name} {size:.2f}" for name, size in gibibytes.items()))
 
 
 @contextmanager

@@ -47,7 +47,9 @@ class ModelArguments:
     )
     frozen_dtype: str | None = field(
         default=None,
-        metadata={"help": "dtype of the parts that a stage freezes, such as bfloat16; the same as model_dtype if none."},
+        metadata={
+            "help": "dtype of the parts that a stage freezes, such as bfloat16; the same as model_dtype if none."
+        },
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; transformers chooses if none."}
@@ -65,11 +67,17 @@ class DataArguments:
 
     train_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora to train on."})
     eval_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora for the dev loss."})
-    test_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora that each finished stage predicts."})
+    test_data: None | str | list[dict] = field(
+        default=None, metadata={"help": "Corpora that each finished stage predicts."}
+    )
     min_duration: float = field(default=0.1, metadata={"help": "Shortest clip, seconds."})
     max_duration: float = field(default=30.0, metadata={"help": "Longest clip, seconds."})
-    min_characters_per_second: float | None = field(default=None, metadata={"help": "Drop rows with less text per audio."})
-    max_characters_per_second: float | None = field(default=None, metadata={"help": "Drop rows with more text per audio."})
+    min_characters_per_second: float | None = field(
+        default=None, metadata={"help": "Drop rows with less text per audio."}
+    )
+    max_characters_per_second: float | None = field(
+        default=None, metadata={"help": "Drop rows with more text per audio."}
+    )
     max_bad_fraction: float = field(default=0.01, metadata={"help": "Broken rows to skip before the run stops."})
     temperature: float = field(default=1.0, metadata={"help": "Languages are drawn by p ~ n^(1/temperature)."})
     direction_weights: None | str | dict = field(
@@ -132,6 +140,8 @@ class PARTTrainingArguments(TrainingArguments):
             "split_batches": False,
             "dispatch_batches": False,
         }
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("`push_to_hub` needs `hub_model_id`, such as USER/NAME.")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: the collator needs every canonical column.")
         super().__post_init__()

@@ -30,7 +30,7 @@ class PARTCollator:
         pad_seconds_multiple: features are padded to multiples of so many seconds.
         pad_tokens_multiple: positions are padded to a multiple of this.
         augmentation: for training only; None: off.
-        seed: of the augmentation, which depends on it, the row and the epoch only.
+        seed: of the augmentation, which depends on it, the row and the rows beside it only.
 
     Raises:
         ValueError: rows of different tasks, or a row that cannot be used; the message names the row.
@@ -60,7 +60,9 @@ class PARTCollator:
         task = tasks.pop()
         if task == "mt":
             rows = [{**row, "audio": None} for row in rows]
-        features = [self._features(row) for row in rows if row["audio"] is not None]
+        # What a row is batched with changes from epoch to epoch, and so does its augmentation; a resumed run repeats it.
+        batch_key = "/".join(row["id"] for row in rows)
+        features = [self._features(row, batch_key) for row in rows if row["audio"] is not None]
         multiple = max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
         batch = self.processor.assemble(
             rows,
@@ -78,14 +80,14 @@ class PARTCollator:
         }
         return batch
 
-    def _features(self, row: dict) -> np.ndarray:
+    def _features(self, row: dict, batch_key: str) -> np.ndarray:
         """Features of one row's audio, augmented in training."""
         rate = self.processor.sampling_rate
         try:
             waveform = load_audio(row["audio"], rate, row.get("start"), row.get("end"))
             if self.augmentation is None:
                 return self.processor.extract_features(waveform)
-            generator = row_generator(self.seed, row.get("epoch", 0), row["id"])
+            generator = row_generator(self.seed, batch_key, row["id"])
             waveform = self.augmentation.augment_waveform(waveform, rate, generator)
             features = self.processor.extract_features(waveform)
             return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
