@@ -14,6 +14,7 @@ and ends as a folder that `from_pretrained` loads; a finished stage is not run a
 import copy
 import logging
 import math
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -299,7 +300,7 @@ def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArgum
 def check_languages_of(dataset):
     """Every language has a text normaliser, every translation a BLEU tokenizer."""
     tasks, targets = dataset["task"], dataset["target_lang"]
-    check_scorable(dataset.unique("source_lang"), {target for task, target in zip(tasks, targets) if task != "asr"})
+    check_scorable(dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"})
 
 
 def check_disk(folder: Path, model, stage: Stage, args: PARTTrainingArguments):
@@ -466,7 +467,7 @@ def stopping(trainer: PARTTrainer):
     """SIGTERM and SIGINT save and stop at the next step; a second SIGINT stops at once."""
 
     def interrupt(number, frame):
-        if trainer.stop_requested:
+        if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.request_stop(number, frame)
 

@@ -167,21 +167,20 @@ class PARTTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         tasks = {batch["batch_info"]["task"] for batch in batches}
         code = TASKS.index(next(iter(tasks))) if len(tasks) == 1 else -1
-        votes = self._gather([code, int(self.stop_requested)])
-        if batches and (code == -1 or int(votes[:, 0].min()) != int(votes[:, 0].max())):
+        codes = self._gather([code]).flatten().tolist()
+        if batches and (code == -1 or len(set(codes)) > 1):
             raise ValueError(
                 f"Step {self.state.global_step}: ranks hold batches of the tasks "
-                f"{[TASKS[i] if i >= 0 else 'several' for i in votes[:, 0].tolist()]}. A global step is of one task; "
+                f"{[TASKS[i] if i >= 0 else 'several' for i in codes]}. A global step is of one task; "
                 "use TaskBatchSampler with this world size and gradient_accumulation_steps."
             )
-        self._stop_agreed = bool(votes[:, 1].any())
         self._step_batches = []
         return batches, num_items
 
     def _gather(self, values: list[int]) -> torch.Tensor:
         """`(world size, values)`: what every rank holds."""
-        votes = torch.tensor([values], device=self.args.device)
-        return self.accelerator.gather(votes) if self.args.world_size > 1 else votes
+        mine = torch.tensor([values], device=self.args.device)
+        return self.accelerator.gather(mine) if self.args.world_size > 1 else mine
 
     # ---- the step ----
 
@@ -277,16 +276,14 @@ class PARTTrainer(Trainer):
     # ---- stopping ----
 
     def request_stop(self, signal_number: int, frame=None):
-        """Signal handler: all ranks agree at the next step, save there and stop."""
+        """Signal handler: all ranks agree after the step, save there and stop."""
         self.stop_requested = True
         logger.warning("Received %s: saving after this step.", signal.Signals(signal_number).name)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # no step follows whose beginning could ask
-            self._stop_agreed |= bool(self._gather([int(self.stop_requested)]).any())
-        if self._stop_agreed:
-            self.control.should_save = True
-            self.control.should_training_stop = True
+        if not self._stop_agreed and bool(self._gather([int(self.stop_requested)]).any()):
+            self._stop_agreed = True
+            self.control.should_save = self.control.should_training_stop = True
             self.control.should_evaluate = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
