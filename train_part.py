@@ -300,7 +300,9 @@ def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArgum
 def check_languages_of(dataset):
     """Every language has a text normaliser, every translation a BLEU tokenizer."""
     tasks, targets = dataset["task"], dataset["target_lang"]
-    check_scorable(dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"})
+    check_scorable(
+        dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"}
+    )
 
 
 def check_disk(folder: Path, model, stage: Stage, args: PARTTrainingArguments):

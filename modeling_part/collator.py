@@ -101,7 +101,7 @@ def count_tokens(dataset, processor: PARTProcessor, batch_size: int = 1000) -> n
     for batch in dataset.select_columns(["task", "text", "source_text"]).iter(batch_size=batch_size):
         texts = [
             f"{source} {text}" if task == "mt" else text
-            for task, text, source in zip(batch["task"], batch["text"], batch["source_text"])
+            for task, text, source in zip(batch["task"], batch["text"], batch["source_text"], strict=True)
         ]
         counts += [len(ids) + 1 for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
     return np.array(counts, dtype=np.int32)
