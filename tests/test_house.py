@@ -25,7 +25,7 @@ HUB = {"configuration_part", "processing_part", "modeling_part", "pipeline_part"
 # __init__.py bring families together.
 FAMILIES = {
     "hub": HUB,
-    "training": {"arguments", "stages", "trainer"},
+    "training": {"arguments", "stages", "trainer", "memory"},
     "row": {"canonical"},
     "data": {
         "asterisk",
