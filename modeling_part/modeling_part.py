@@ -431,6 +431,8 @@ class PARTModel(PARTPreTrainedModel):
         Returns:
             [`PARTAudioOutput`]; `pooler_output` holds the audio embeddings `(sum of A, H)`.
         """
+        if isinstance(input_features_mask, list):  # vLLM gives the masks of unequal clips one by one
+            input_features_mask = torch.stack(input_features_mask)
         output = self.encode(input_features, input_features_mask, **kwargs)
         frames = output.last_hidden_state
         frame_lengths = token_lengths = None

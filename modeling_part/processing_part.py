@@ -269,6 +269,8 @@ class PARTProcessor(ProcessorMixin):
         if return_tensors not in ("pt", None):
             raise ValueError(f"`return_tensors` is {return_tensors!r}; PARTProcessor gives PyTorch tensors (`'pt'`).")
         with_offsets = kwargs.pop("return_text_replacement_offsets", False)
+        if kwargs.get("truncation") is False:  # vLLM says so; nothing is ever truncated here
+            del kwargs["truncation"]
         if kwargs:
             raise TypeError(f"PARTProcessor got unknown arguments {sorted(kwargs)}; see its docstring.")
         clips = _as_list(audio)

@@ -208,7 +208,7 @@ def test_whole_prompts_with_placeholders_are_filled(processor):
     clips = [np.zeros(samples, np.float32) for samples in (16_000, 9_000)]
     prompt = "<|im_start|>user\n<|audio|>\nTranscribe the speech.<|im_end|>\n<|im_start|>assistant\n"
     expected = processor(clips)
-    filled = processor(text=[prompt, prompt], audio=clips, return_text_replacement_offsets=True)
+    filled = processor(text=[prompt] * 2, audio=clips, return_text_replacement_offsets=True, truncation=False)
     offsets = filled.pop("text_replacement_offsets")
     assert filled.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -218,6 +218,15 @@ def test_whole_prompts_with_placeholders_are_filled(processor):
         assert (entry["type"], entry["replacement"]) == ("audio", "<|audio|>" * count)
     with pytest.raises(ValueError, match=r"2 placeholders .* for 1 clips"):
         processor(text=[prompt, prompt], audio=clips[:1])
+
+
+def test_audio_features_take_the_masks_one_by_one(model, inputs):
+    """As vLLM gives them for clips of unequal lengths."""
+    features, mask = inputs["input_features"], inputs["input_features_mask"]
+    with torch.no_grad():
+        whole = model.get_audio_features(features, mask).pooler_output
+        listed = model.get_audio_features(features, list(mask)).pooler_output
+    torch.testing.assert_close(listed, whole)
 
 
 # --------------------------------------------------------------------------------------------------------------------
