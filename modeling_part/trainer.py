@@ -361,7 +361,7 @@ class PARTTrainer(Trainer):
             "gate_open_share": self._gate_open[0] / max(self._gate_open[1], 1),
             "skipped_steps": self._bad_steps,
         }
-        return {name: round(value, 6) for name, value in logs.items()}
+        return {name: float(f"{value:.6g}") for name, value in logs.items()}
 
     # ---- evaluation ----
 

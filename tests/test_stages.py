@@ -57,7 +57,12 @@ def test_a_recipe_states_only_what_it_changes():
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers():
-    entry = {"name": "adapter", "learning_rates": {"adapter": "1e-3"}, "tasks": {"asr": "5e-1"}, "warmup_ratio": "1e-1"}
+    entry = {
+        "name": "adapter",
+        "learning_rates": {"adapter": "1e-3"},
+        "tasks": {"asr": "5e-1"},
+        "warmup_ratio": "1e-1",
+    }
     (stage,) = build_plan([entry])
     assert (stage.learning_rates, stage.tasks, stage.warmup_ratio) == ({"adapter": 1e-3}, {"asr": 0.5}, 0.1)
 
@@ -228,7 +233,9 @@ def test_split_lora_equals_pefts_own_merge(model, rank, alpha):
     assert not missing.unexpected_keys
     expected = wrapped.merge_and_unload().state_dict()
     assert merged.keys() == expected.keys()
-    moved = [name for name in expected if not torch.equal(expected[name], model.state_dict().get(name, torch.zeros(())))]
+    moved = [
+        name for name in expected if not torch.equal(expected[name], model.state_dict().get(name, torch.zeros(())))
+    ]
     assert len(moved) >= 14, "the adapters are not trivial"
     for name in expected:
         torch.testing.assert_close(merged[name], expected[name], rtol=0, atol=1e-6)
