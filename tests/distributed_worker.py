@@ -26,7 +26,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].detach().contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(tensors[name].detach().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
