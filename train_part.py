@@ -31,7 +31,7 @@ from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.arguments import DataArguments, ModelArguments, PARTTrainingArguments, parse_recipe
 from modeling_part.augmentation import build_augmentation
 from modeling_part.checkpoints import write_json, write_stage_json
-from modeling_part.collator import PARTCollator, count_tokens
+from modeling_part.collator import PARTCollator, count_row_tokens, count_tokens
 from modeling_part.configuration_part import convolved_length
 from modeling_part.corpora import fingerprint, open_corpora, read_corpora
 from modeling_part.evaluation import predict
@@ -39,7 +39,8 @@ from modeling_part.memory import estimate_memory
 from modeling_part.reports import run_report, write_report
 from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
 from modeling_part.scoring import check_scorable, score
-from modeling_part.stages import Stage, add_lora, build_plan, cast_frozen, parameters_per_part
+from modeling_part.stages import TASKS, Stage, add_lora, build_plan, cast_frozen, parameters_per_part
+from modeling_part.streaming import StreamingTaskBatches
 from modeling_part.trainer import PARTTrainer, last_checkpoint, read_history, remove_checkpoints
 
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None):
     plan = build_plan(args.stages)
     if args.do_predict:
         return predict_checkpoint(model_args, data_args, args)
-    data = {name: read_split(name, data_args, args) for name in ("train", "eval", "test")}
+    data = read_data(data_args, args)
     check_before_training(plan, data, args)
     run_folder = Path(args.output_dir)
     unpublished: list[str] = []
@@ -97,11 +98,8 @@ def run_stage(
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     checkpoint, history = find_checkpoint(folder, args)
-    table = make_table(data["train"], processor, data_args)
-    sampler = make_sampler(stage, table, data_args, args, history)
-    # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.
-    report = (make_sampler(stage, table, data_args, args) if history else sampler).epoch_report(0)
-    stage_args = stage_arguments(stage, folder, sampler.num_steps, args)
+    sampler, report = plan_batches(stage, data, processor, data_args, args, checkpoint, history)
+    stage_args = stage_arguments(stage, folder, sampler.num_steps, args, isinstance(data["train"], dict))
     collator = PARTCollator(processor, data_args.pad_seconds_multiple, data_args.pad_tokens_multiple)
     record = {
         "stage": stage.name,
@@ -109,7 +107,7 @@ def run_stage(
         "seed": args.seed,
         "base_models": base_models,
         "data": {
-            "fingerprint": fingerprint(data["train"]),
+            "fingerprint": "streamed" if isinstance(data["train"], dict) else fingerprint(data["train"]),
             **{key: report[key] for key in ("rows", "hours")},
         },
         "hyperparameters": hyperparameters(stage, sampler.num_steps, data_args, args),
@@ -119,11 +117,10 @@ def run_stage(
         model=model,
         args=stage_args,
         stage=stage,
-        train_dataset=data["train"],
+        train_dataset=sampler if isinstance(data["train"], dict) else data["train"],
         eval_dataset=data["eval"],
         batch_sampler=sampler,
         eval_batches=eval_batches(data["eval"], processor, data_args),
-        groups=groups_of(data["train"], data["eval"]),
         data_collator=PARTCollator(
             processor,
             data_args.pad_seconds_multiple,
@@ -142,7 +139,7 @@ def run_stage(
     record["trainable_parameters"] = trainable_parameters(trainer)
     log_plan(stage, trainer, sampler.num_steps, report)
     if args.dry_run:
-        return dry_run(stage, trainer, sampler, collator, data["train"])
+        return dry_run(stage, trainer, sampler, collator)
 
     if checkpoint is not None:
         logger.info("Stage %s continues from %s", stage.name, checkpoint)
@@ -247,7 +244,9 @@ def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, arg
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint (no config.json); give `--checkpoint` or `--stage`.")
     target = folder if model_args.checkpoint else checkpoint
-    dataset = read_split("test", data_args, args)
+    dataset, _ = read_split("test", data_args, args)
+    if dataset is None:
+        raise ValueError("There is nothing to predict: name `test_data` in the recipe.")
     check_languages_of(dataset)
     predict_and_score(checkpoint, dataset, target, args, args.device)
     logger.info("The report is in %s", target / "report.md")
@@ -261,28 +260,48 @@ def set_up_logging(args: PARTTrainingArguments):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def read_split(name: str, data_args: DataArguments, args: PARTTrainingArguments):
-    """The canonical rows of `train_data`, `eval_data` or `test_data`; None where the recipe names none."""
+def read_data(data_args: DataArguments, args: PARTTrainingArguments) -> dict:
+    """`train`, `eval` and `test` rows (None where the recipe names none) and the training corpora's `weights`."""
+    if any(spec.get("streaming") for spec in data_args.train_data or []):
+        data = {"train": read_streams(data_args), "weights": {}}
+    else:
+        data = dict(zip(("train", "weights"), read_split("train", data_args, args), strict=True))
+    return data | {name: read_split(name, data_args, args)[0] for name in ("eval", "test")}
+
+
+def filters(data_args: DataArguments) -> dict:
+    names = ("min_duration", "max_duration", "min_characters_per_second", "max_characters_per_second")
+    return {name: getattr(data_args, name) for name in (*names, "max_bad_fraction")}
+
+
+def read_streams(data_args: DataArguments) -> dict:
+    """One stream of canonical rows per task: a global step takes its rows from one of them."""
+    streams = {}
+    for task in TASKS:
+        specs = [
+            {**spec, "tasks": [task], "streaming": True}
+            for spec in data_args.train_data
+            if task in spec.get("tasks", TASKS)
+        ]
+        if specs:
+            streams[task], _ = read_corpora(specs, **filters(data_args))
+    return streams
+
+
+def read_split(name: str, data_args: DataArguments, args: PARTTrainingArguments) -> tuple:
+    """The canonical rows of `train_data`, `eval_data` or `test_data` and the corpora's weights; None, {} without."""
     specs = getattr(data_args, f"{name}_data")
     if not specs:
-        return None
+        return None, {}
     cache = Path(args.output_dir) / "data" / name
     if PartialState().is_main_process:
-        read_corpora(
-            specs,
-            min_duration=data_args.min_duration,
-            max_duration=data_args.max_duration,
-            min_characters_per_second=data_args.min_characters_per_second,
-            max_characters_per_second=data_args.max_characters_per_second,
-            max_bad_fraction=data_args.max_bad_fraction,
-            report_path=Path(args.output_dir) / f"data_report_{name}.json",
-            cache_dir=cache,
-        )
+        report_path = Path(args.output_dir) / f"data_report_{name}.json"
+        read_corpora(specs, **filters(data_args), report_path=report_path, cache_dir=cache)
     PartialState().wait_for_everyone()
-    dataset, _ = open_corpora(cache)
+    dataset, report = open_corpora(cache)
     if name == "eval" and args.max_eval_rows is not None and len(dataset) > args.max_eval_rows:
         dataset = dataset.shuffle(seed=0).select(range(args.max_eval_rows))
-    return dataset
+    return dataset, report["weights"]
 
 
 def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArguments):
@@ -291,9 +310,9 @@ def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArgum
         raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {[stage.name for stage in plan]}.")
     if data["train"] is None or len(data["train"]) == 0:
         raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
-    for dataset in data.values():
-        if dataset is not None:
-            check_languages_of(dataset)
+    for name in ("train", "eval", "test"):
+        if data[name] is not None and not isinstance(data[name], dict):
+            check_languages_of(data[name])
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
 
@@ -340,21 +359,48 @@ def load_model(parent: Path | None, model_args: ModelArguments, args: PARTTraini
     return model, PARTProcessor.from_pretrained(checkpoint)
 
 
-def groups_of(*datasets) -> list[tuple[str, str, str]]:
-    """Every (task, source language, target language), in the same order on every rank."""
-    groups = set()
-    for dataset in datasets:
-        if dataset is not None:
-            columns = dataset.select_columns(["task", "source_lang", "target_lang"])
-            for batch in columns.iter(batch_size=100_000):
-                groups.update(zip(*batch.values(), strict=True))
-    return sorted(groups)
+def plan_batches(
+    stage: Stage,
+    data: dict,
+    processor: PARTProcessor,
+    data_args: DataArguments,
+    args: PARTTrainingArguments,
+    checkpoint: Path | None,
+    history: list[tuple[int, int]],
+) -> tuple[TaskBatchSampler | StreamingTaskBatches, dict]:
+    """The batches of a whole stage, and what its first epoch draws (nothing is known of streams)."""
+    if isinstance(data["train"], dict):
+        stream = make_stream(stage, data["train"], processor, data_args, args, checkpoint)
+        return stream, {"steps": stage.max_steps, "rows": {}, "hours": {}, "padding_share": 0.0}
+    table = RowTable.from_dataset(data["train"], count_tokens(data["train"], processor), data["weights"])
+    sampler = make_sampler(stage, table, data_args, args, history)
+    # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.
+    return sampler, (make_sampler(stage, table, data_args, args) if history else sampler).epoch_report(0)
 
 
-def make_table(dataset, processor, data_args: DataArguments) -> RowTable:
-    """Lengths, groups and weights of the training rows."""
-    weights = {spec.get("name") or spec["reader"]: spec.get("weight", 1.0) for spec in data_args.train_data}
-    return RowTable.from_dataset(dataset, count_tokens(dataset, processor), weights)
+def make_stream(
+    stage: Stage, streams: dict, processor, data_args: DataArguments, args: PARTTrainingArguments, checkpoint
+) -> StreamingTaskBatches:
+    """Batches of streamed corpora: their number is given, not counted."""
+    if stage.max_steps is None:
+        raise ValueError(f"Stage {stage.name!r} streams its corpora, whose size is not known: give it `max_steps`.")
+    done = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    return StreamingTaskBatches(
+        {task: streams[task] for task in stage.active_tasks if task in streams},
+        {task: weight for task, weight in stage.tasks.items() if task in streams},
+        lambda row: count_row_tokens(row, processor),
+        max_audio_seconds=data_args.max_audio_seconds,
+        max_tokens=data_args.max_tokens,
+        max_rows=data_args.max_rows,
+        num_steps=stage.max_steps,
+        rank=args.process_index,
+        world_size=args.world_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        seed=args.seed,
+        first_step=done,
+        pad_seconds_multiple=data_args.pad_seconds_multiple,
+        pad_tokens_multiple=data_args.pad_tokens_multiple,
+    )
 
 
 def make_sampler(
@@ -388,7 +434,7 @@ def eval_batches(dataset, processor, data_args: DataArguments) -> list[list[int]
     return list(TaskBatchSampler(table, Mixture(tasks), max_rows=data_args.max_rows, epochs=1, **budgets))
 
 
-def stage_arguments(stage: Stage, folder: Path, num_steps: int, args: PARTTrainingArguments):
+def stage_arguments(stage: Stage, folder: Path, num_steps: int, args: PARTTrainingArguments, streaming: bool):
     """The run's arguments with what the stage sets."""
     stage_args = copy.copy(args)
     stage_args.output_dir = str(folder)
@@ -396,6 +442,7 @@ def stage_arguments(stage: Stage, folder: Path, num_steps: int, args: PARTTraini
     stage_args.warmup_steps = math.ceil(stage.warmup_ratio * num_steps)
     stage_args.learning_rate = max(stage.learning_rates.values())
     stage_args.run_name = f"{args.run_name or Path(args.output_dir).name}-{stage.name}"
+    stage_args.ignore_data_skip = streaming  # a stream begins at the step where training stopped
     stage_args.push_to_hub = False  # publishing is per finished stage, not Trainer's
     return stage_args
 
@@ -438,9 +485,12 @@ def log_plan(stage: Stage, trainer: PARTTrainer, num_steps: int, report: dict):
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
 
 
-def dry_run(stage: Stage, trainer: PARTTrainer, sampler: TaskBatchSampler, collator: PARTCollator, dataset):
+def dry_run(stage: Stage, trainer: PARTTrainer, sampler, collator: PARTCollator):
     """Two batches, one forward."""
-    batches = [collator([dataset[row] for row in rows]) for rows in islice(sampler, 2)]
+    rows = islice(sampler, 2)
+    if isinstance(sampler, TaskBatchSampler):
+        rows = [[trainer.train_dataset[index] for index in batch] for batch in rows]
+    batches = [collator(batch) for batch in rows]
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
     with torch.no_grad(), trainer.compute_loss_context_manager():

@@ -93,7 +93,6 @@ class DataArguments:
     augmentation: None | str | dict = field(
         default=None, metadata={"help": "Training only: fields of modeling_part.augmentation.Augmentation."}
     )
-    streaming: bool = field(default=False, metadata={"help": "Read the corpora as streams (needs max_steps)."})
 
     def __post_init__(self):
         _structured(self, "train_data", "eval_data", "test_data", "direction_weights", "augmentation")

@@ -95,13 +95,21 @@ class PARTCollator:
             raise ValueError(f"Row {row['id']!r} of corpus {row.get('corpus')!r}: {error}") from error
 
 
+def _scored_text(task: str, text: str, source_text: str | None) -> str:
+    """What counts against the token budget: the answer, and the source sentence of text tasks."""
+    return f"{source_text} {text}" if task == "mt" else text
+
+
+def count_row_tokens(row: dict, processor: PARTProcessor) -> int:
+    """Tokens of one row's answer with its end (and of its source sentence, for text tasks)."""
+    text = _scored_text(row["task"], row["text"], row["source_text"])
+    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
+
 def count_tokens(dataset, processor: PARTProcessor, batch_size: int = 1000) -> np.ndarray:
-    """Tokens of every row's answer with its end (and of its source sentence, for text tasks), for the sampler."""
+    """`count_row_tokens` of every row, for the sampler: `(rows,)` int32."""
     counts = []
     for batch in dataset.select_columns(["task", "text", "source_text"]).iter(batch_size=batch_size):
-        texts = [
-            f"{source} {text}" if task == "mt" else text
-            for task, text, source in zip(batch["task"], batch["text"], batch["source_text"], strict=True)
-        ]
+        texts = list(map(_scored_text, batch["task"], batch["text"], batch["source_text"]))
         counts += [len(ids) + 1 for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
     return np.array(counts, dtype=np.int32)

@@ -13,10 +13,10 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 LORA_FILE = "lora.safetensors"
 HISTORY_FILE = "batches.json"  # [[batches per optimizer step, optimizer steps], ...] up to the checkpoint
 INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
+
+
+# (task, source language, target language) -> nats and target tokens
+GroupLosses = dict[tuple[str, str, str], tuple[float, int]]
 
 
 class NonFiniteTrainingError(RuntimeError):
@@ -47,7 +51,6 @@ class PARTTrainer(Trainer):
         stage ([`Stage`]): what trains.
         batch_sampler ([`TaskBatchSampler`]): batches of `train_dataset`; every global step is of one task.
         eval_batches (list of lists of int, *optional*): batches of `eval_dataset`, each of one task.
-        groups (list of tuple): every (task, source language, target language) that may be logged.
         on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
         history (list of tuple, *optional*): the `history` that `batch_sampler` was given, see [`read_history`].
         **kwargs: of `transformers.Trainer`; `data_collator` is a [`PARTCollator`].
@@ -65,7 +68,6 @@ class PARTTrainer(Trainer):
         batch_sampler=None,
         eval_batches: list[list[int]] | None = None,
         eval_collator: Callable | None = None,
-        groups: list[tuple[str, str, str]] | None = None,
         on_save: Callable[[Path], None] | None = None,
         history: list[tuple[int, int]] | None = None,
         **kwargs,
@@ -87,7 +89,6 @@ class PARTTrainer(Trainer):
         # The model divides by `num_items_in_batch` itself, whatever `Trainer` infers from a wrapped forward.
         self.model_accepts_loss_kwargs = True
         self._frozen_modules = _frozen_modules(model)
-        self._groups = {group: index for index, group in enumerate(groups or [])}
         self._reset_statistics()
         self.stop_requested = self._stop_agreed = False
         self._bad_steps = self._bad_steps_in_a_row = 0
@@ -151,16 +152,16 @@ class PARTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches as the sampler plans them; accelerate deals batch i to rank i modulo the world size."""
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batch_sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        return self.accelerator.prepare(loader)
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+        if isinstance(self.batch_sampler, IterableDataset):  # a stream deals its batches to the ranks itself
+            return DataLoader(self.batch_sampler, batch_size=None, **options)
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self.batch_sampler, **options))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimizer step: checked to be of one task on all ranks."""
@@ -295,27 +296,15 @@ class PARTTrainer(Trainer):
     # ---- log ----
 
     def _reset_statistics(self):
-        size = len(self._groups)
-        self._loss_sums = torch.zeros(size, 2, dtype=torch.float64)  # nats and target tokens of each group
+        self._losses: GroupLosses = {}
         self._totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
         self._part_norms: dict[str, float] = {}
         self._gate_open = [0, 0]  # open, all
         self._since = time.perf_counter()
 
-    @torch.no_grad()
     def _note_batch(self, info: dict, inputs: dict, outputs):
-        """Add one batch to the sums of the log: negative log-likelihood per group, tokens, audio, padding."""
-        targets = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
-        kept = targets != -100
-        counts = kept.sum(-1).cpu()
-        nats = _token_losses(outputs["logits"], targets[kept]).split(counts.tolist())
-        nats = torch.stack([row.sum() for row in nats]).double().cpu()
-        counts, nats = counts * nats.isfinite(), nats.nan_to_num(0.0, 0.0, 0.0)  # skipped steps are counted apart
-        index = torch.tensor([self._groups.setdefault(group, len(self._groups)) for group in info["groups"]])
-        if len(self._groups) > len(self._loss_sums):
-            extra = torch.zeros(len(self._groups) - len(self._loss_sums), 2, dtype=torch.float64)
-            self._loss_sums = torch.cat([self._loss_sums, extra])
-        self._loss_sums.index_add_(0, index, torch.stack([nats, counts.double()], dim=1))
+        """Add one batch to the sums of the log: losses per group, tokens, audio, padding."""
+        add_losses(self._losses, batch_losses(info["groups"], inputs["labels"], outputs["logits"]))
         mask = inputs["attention_mask"]
         rows = len(info["ids"])
         self._totals += torch.tensor(
@@ -343,14 +332,12 @@ class PARTTrainer(Trainer):
         super().log(logs, start_time)
 
     def _statistics(self) -> dict[str, float]:
-        sums, totals = self._loss_sums, self._totals
+        totals = self._totals
         if self.args.world_size > 1:
-            device = self.args.device
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            sums = self.accelerator.reduce(sums.to(device, dtype), "sum").cpu()
-            totals = self.accelerator.reduce(totals.to(device, dtype), "sum").cpu()
+            dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+            totals = self.accelerator.reduce(totals.to(self.args.device, dtype), "sum").cpu()
         seconds = time.perf_counter() - self._since
-        logs = losses_by_group(sums, self._groups, "")
+        logs = mean_losses(self._over_ranks(self._losses), "")
         logs |= {f"grad_norm/{part}": norm for part, norm in self._part_norms.items()}
         positions, valid, audio, padded = totals.tolist()
         logs |= {
@@ -362,6 +349,13 @@ class PARTTrainer(Trainer):
             "skipped_steps": self._bad_steps,
         }
         return {name: float(f"{value:.6g}") for name, value in logs.items()}
+
+    def _over_ranks(self, losses: GroupLosses) -> GroupLosses:
+        """The sums of all ranks, which may have met different languages."""
+        total: GroupLosses = {}
+        for one in gather_object([losses]) if self.args.world_size > 1 else [losses]:
+            add_losses(total, one)
+        return total
 
     # ---- evaluation ----
 
@@ -378,12 +372,7 @@ class PARTTrainer(Trainer):
         # FSDP gathers weights inside forward, so every rank must run as many forwards as the one with the most.
         rounds = math.ceil(len(self.eval_batches) / self.args.world_size)
         model.eval()
-        kept = (self._loss_sums, self._totals, self._gate_open)
-        self._loss_sums, self._totals, self._gate_open = (
-            torch.zeros(len(self._groups), 2).double(),
-            kept[1].clone(),
-            [0, 0],
-        )
+        losses: GroupLosses = {}
         last = None
         for index, batch in enumerate(_padded(loader, rounds)):
             batch = last if batch is None else batch
@@ -395,19 +384,13 @@ class PARTTrainer(Trainer):
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
             if index < len(mine):
-                self._note_batch(info, inputs, outputs)
-        sums = self._loss_sums
-        self._loss_sums, self._totals, self._gate_open = kept
-        if len(self._groups) > len(self._loss_sums):
-            extra = torch.zeros(len(self._groups) - len(self._loss_sums), 2, dtype=torch.float64)
-            self._loss_sums = torch.cat([self._loss_sums, extra])
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+                add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["logits"]))
         if was_training:
             model.train()
         self._since += time.perf_counter() - started  # the log's speed is that of training
-        metrics = {f"{metric_key_prefix}_loss": float(sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))}
-        metrics |= losses_by_group(sums, self._groups, f"{metric_key_prefix}_")
+        losses = self._over_ranks(losses)
+        nats, tokens = (sum(values) for values in zip(*losses.values(), strict=True))
+        metrics = {f"{metric_key_prefix}_loss": nats / max(tokens, 1)} | mean_losses(losses, f"{metric_key_prefix}_")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -459,6 +442,7 @@ class PARTTrainer(Trainer):
         merged, lora = split_lora(state_dict, self.stage.lora_alpha / self.stage.lora_rank)
         # Parts that a stage keeps frozen in another dtype are stored like the rest (bfloat16 -> float32 is exact).
         dtype = model.config.dtype or torch.float32
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         merged = {name: t.to(dtype) if t.is_floating_point() else t for name, t in merged.items()}
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, state_dict=_retied(merged, model))
@@ -492,19 +476,38 @@ class PARTTrainer(Trainer):
             )
 
 
-def losses_by_group(sums: torch.Tensor, groups: dict[tuple[str, str, str], int], prefix: str) -> dict[str, float]:
-    """`(groups, 2)` nats and tokens -> `{prefix}asr_loss`, `{prefix}asr/fr_loss`, ... of the groups that had tokens."""
-    losses = {}
-    for task in TASKS:
-        members = [(group, index) for group, index in groups.items() if group[0] == task and sums[index, 1] > 0]
-        if not members:
-            continue
-        rows = sums[[index for _, index in members]]
-        losses[f"{prefix}{task}_loss"] = float(rows[:, 0].sum() / rows[:, 1].sum())
-        for (_, source, target), row in zip((group for group, _ in members), rows, strict=True):
-            direction = source if task == "asr" else f"{source}-{target}"
-            losses[f"{prefix}{task}/{direction}_loss"] = float(row[0] / row[1])
+@torch.no_grad()
+def batch_losses(groups: list[tuple[str, str, str]], labels: torch.Tensor, logits: torch.Tensor) -> GroupLosses:
+    """`(B, L)` labels of rows of these groups and `(targets, V)` logits -> nats and target tokens per group."""
+    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    kept = targets != -100
+    counts = kept.sum(-1).tolist()
+    nats = torch.stack([row.sum() for row in _token_losses(logits, targets[kept]).split(counts)]).tolist()
+    losses: GroupLosses = {}
+    for group, row_nats, tokens in zip(groups, nats, counts, strict=True):
+        if math.isfinite(row_nats):  # skipped steps are counted apart
+            add_losses(losses, {group: (row_nats, tokens)})
     return losses
+
+
+def add_losses(total: GroupLosses, losses: GroupLosses):
+    """Add `losses` to `total`, in place."""
+    for group, (nats, tokens) in losses.items():
+        before = total.get(group, (0.0, 0))
+        total[group] = (before[0] + nats, before[1] + tokens)
+
+
+def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
+    """`{prefix}asr_loss`, `{prefix}asr/fr_loss`, ... in nats per target token."""
+    means = {}
+    for task in TASKS:
+        members = {group: sums for group, sums in sorted(losses.items()) if group[0] == task and sums[1] > 0}
+        if members:
+            means[f"{prefix}{task}_loss"] = sum(n for n, _ in members.values()) / sum(t for _, t in members.values())
+        for (_, source, target), (nats, tokens) in members.items():
+            direction = source if task == "asr" else f"{source}-{target}"
+            means[f"{prefix}{task}/{direction}_loss"] = nats / tokens
+    return means
 
 
 def _token_losses(logits: torch.Tensor, targets: torch.Tensor, chunk: int = 256) -> torch.Tensor:

@@ -130,7 +130,6 @@ def make_trainer(
         eval_dataset=eval_dataset,
         batch_sampler=sampler,
         eval_batches=eval_batches,
-        groups=list(table.groups),
         data_collator=PARTCollator(processor),
         processing_class=processor,
         callbacks=list(callbacks),
