@@ -375,6 +375,9 @@ def _build_audio_tower(config: PARTConfig) -> PreTrainedModel:
 class PARTModel(PARTPreTrainedModel):
     """Encoder, adapter and the language model without its head."""
 
+    # Of a whole checkpoint, which `AutoModel` may load too.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
     def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
         self.audio_tower = _build_audio_tower(config)

@@ -247,10 +247,10 @@ class PARTProcessor(ProcessorMixin):
             task: `"asr"`, `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
             source_lang: BCP-47 code of the speech or the source text; None: not named in the prompt.
             target_lang: BCP-47 code of the answer; not needed for `"asr"`.
-            text: the answer. Gives `labels` that cover the answer and its end token only. A text that holds the
-                `audio_token` is instead a whole prompt with one placeholder per clip, as vLLM's Transformers backend
-                gives it; the other arguments then say nothing, and with `return_text_replacement_offsets=True` the
-                batch says what the placeholders became.
+            text: the answer. Gives `labels` that cover the answer and its end token only. With
+                `return_text_replacement_offsets=True` it is instead a whole prompt with one placeholder per clip, as
+                vLLM's Transformers backend gives it; the other arguments then say nothing, and the batch says what
+                the placeholders became.
             source_text: the sentence to translate, for `"mt"`.
             prompt: replaces the instruction of the task.
             sampling_rate: of arrays, Hz; the encoder's when None. Files carry their own.
@@ -274,9 +274,10 @@ class PARTProcessor(ProcessorMixin):
         if kwargs:
             raise TypeError(f"PARTProcessor got unknown arguments {sorted(kwargs)}; see its docstring.")
         clips = _as_list(audio)
-        if any(self.audio_token in one for one in _as_list(text) if one is not None):
+        # Only on demand: otherwise a transcript that holds the placeholder would be taken for a prompt.
+        if with_offsets:
             batch, offsets = self._fill_prompts(_as_list(text), clips, sampling_rate, padding_side or "left")
-            return BatchFeature({**batch, "text_replacement_offsets": offsets} if with_offsets else batch)
+            return BatchFeature({**batch, "text_replacement_offsets": offsets})
         rows = _broadcast(
             audio=clips,
             task=_as_list(task),

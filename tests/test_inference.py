@@ -217,7 +217,7 @@ def test_whole_prompts_with_placeholders_are_filled(processor):
         count = int((expected["input_ids"][row] == processor.audio_token_id).sum())
         assert (entry["type"], entry["replacement"]) == ("audio", "<|audio|>" * count)
     with pytest.raises(ValueError, match=r"2 placeholders .* for 1 clips"):
-        processor(text=[prompt, prompt], audio=clips[:1])
+        processor(text=[prompt, prompt], audio=clips[:1], return_text_replacement_offsets=True)
 
 
 def test_audio_features_take_the_masks_one_by_one(model, inputs):
