@@ -1,0 +1,113 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Several recipes from the same seeds, and their comparison on the same utterances.
+
+::
+
+    python -m modeling_part.experiments baseline_2stage part no_text_tasks --seeds 42 43
+    python -m modeling_part.experiments baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
+
+Run it where `train_part.py` is. A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
+that was cut off goes on with the same command. What follows `--` goes to every run.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .comparison import compare
+from .reports import number, percent, print_table, read_json
+
+
+LAUNCH = f"{shlex.quote(sys.executable)} -m accelerate.commands.launch"
+MEASURES = (
+    ("asr", "error_rate", "error %", percent),
+    ("s2tt", "bleu", "BLEU", number),
+    ("mt", "bleu", "BLEU", number),
+)
+
+
+def run_recipes(
+    recipes: Sequence[str], seeds: Sequence[int], *, launch: str = LAUNCH, folder: str | Path = "runs", options=()
+) -> dict[int, list[Path]]:
+    """
+    Train every recipe from every seed, one after the other.
+
+    Args:
+        recipes: names or files, as for `train_part.py`.
+        launch: the command before `train_part.py`.
+        folder: gets a folder `NAME-SEED` per run.
+        options: further arguments of `train_part.py`.
+
+    Returns:
+        By seed, the `report.json` of the last stage of each recipe, in the order of `recipes`.
+
+    Raises:
+        FileNotFoundError: there is no `train_part.py` here, or a run left no report (its recipe has no `test_data`).
+        subprocess.CalledProcessError: a run failed.
+    """
+    if not Path("train_part.py").is_file():
+        raise FileNotFoundError("There is no train_part.py here; run this in the root of the repository.")
+    reports: dict[int, list[Path]] = {seed: [] for seed in seeds}
+    for seed in seeds:
+        for recipe in recipes:
+            run = Path(folder) / f"{Path(recipe).stem}-{seed}"
+            settings = ["--seed", str(seed), "--output_dir", str(run), *options]
+            subprocess.run([*shlex.split(launch), "train_part.py", recipe, *settings], check=True)
+            report = run / read_json(run / "report.json")["stages"][-1]["name"] / "report.json"
+            if not report.is_file():
+                raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare")
+            reports[seed].append(report)
+    return reports
+
+
+def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> list[list[str]]:
+    """Rows of the table over all seeds: the average over languages, mean and range over seeds, per recipe."""
+    rows = []
+    for task, measure, label, form in MEASURES:
+        cells = []
+        for index in range(len(recipes)):
+            macros = [read_json(found[index])["macro"].get(task, {}) for found in reports.values()]
+            values = [macro[measure] for macro in macros if macro.get(measure) is not None]
+            if not values:
+                cells.append("–")
+                continue
+            spread = f" ({form(min(values))} to {form(max(values))})" if len(values) > 1 else ""
+            cells.append(form(float(np.mean(values))) + spread)
+        if set(cells) != {"–"}:
+            rows.append([task, label, *cells])
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> list[list[str]]:
+    """The command `python -m modeling_part.experiments`; returns the rows of the table over the seeds."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    split = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(prog="python -m modeling_part.experiments", description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="+", help="the first is what the others are compared with")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="42 unless given")
+    parser.add_argument(
+        "--launch", default=LAUNCH, help="command before train_part.py; accelerate launch unless given"
+    )
+    parser.add_argument("--folder", default="runs", help="where the runs go")
+    args = parser.parse_args(argv[:split])
+    reports = run_recipes(args.recipes, args.seeds, launch=args.launch, folder=args.folder, options=argv[split + 1 :])
+    if len(args.recipes) > 1:
+        for seed, found in reports.items():
+            print(f"\nSeed {seed}")
+            compare(found)
+    rows = summarize(args.recipes, reports)
+    print_table(
+        f"Averages over languages, {len(args.seeds)} seed(s)",
+        ["task", "measure", *[Path(recipe).stem for recipe in args.recipes]],
+        rows,
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
