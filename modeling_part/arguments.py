@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import yaml
+from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 
 
@@ -132,6 +133,8 @@ class PARTTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         _structured(self, "stages")
+        # What the launcher was told (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
+        self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         # One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
         self.accelerator_config = {
             **({} if not isinstance(self.accelerator_config, dict) else self.accelerator_config),
