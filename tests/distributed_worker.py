@@ -3,8 +3,8 @@
     torchrun ... distributed_worker.py PROBE_FOLDER RECIPE.yaml [--overrides]
 
 Each rank appends a line of JSON per optimizer step to `PROBE_FOLDER/rank<N>.jsonl`. `WITHOUT_SEARCH=1` in the
-environment switches DDP's search for unused parameters off behind the trainer's back; `STOP_AFTER=N` ends the process
-after step N as if it had been killed.
+environment switches DDP's search for unused parameters off behind the trainer's back; `KILL_AFTER=N` ends the process
+after step N with SIGKILL, `TERMINATE_AFTER=N` sends SIGTERM to the last rank alone.
 """
 
 import hashlib
@@ -43,8 +43,13 @@ class Probe(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self._write("step", ids=self.ids)
         self.ids = []
-        if state.global_step == int(os.environ.get("STOP_AFTER", "-1")):
+        if state.global_step == int(os.environ.get("KILL_AFTER", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)
+        if (
+            state.global_step == int(os.environ.get("TERMINATE_AFTER", "-1"))
+            and args.process_index == args.world_size - 1
+        ):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _write(self, event: str, **extra):
         trainer = self.trainer

@@ -157,12 +157,13 @@ def test_more_processes_and_accumulation(tmp_path, tiny_parts, corpus, processes
     assert_same_weights(*folders, [stage["name"] for stage in STAGES])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_resuming_with_two_ranks_covers_the_same_rows(tmp_path, tiny_parts, corpus):
     """One epoch: what one process had seen when it was killed, and what two ranks see after it, is every row once."""
     stages = [{"name": "adapter", "epochs": 1}]
     saving = ["--save_strategy", "steps", "--save_steps", "2"]
-    lines, result = train(tmp_path, tiny_parts, corpus, 1, 1, stages, overrides=saving, STOP_AFTER="3")
+    lines, result = train(tmp_path, tiny_parts, corpus, 1, 1, stages, overrides=saving, KILL_AFTER="3")
     assert result.returncode == -9
     seen = [row for line in lines["rank0"] if line["event"] == "step" and line["step"] <= 2 for row in line["ids"]]
     (tmp_path / "rank0.jsonl").unlink()
@@ -175,6 +176,23 @@ def test_resuming_with_two_ranks_covers_the_same_rows(tmp_path, tiny_parts, corp
     expected = {row["id"] for row in expected if row["task"] == "asr"}
     assert set(seen) == expected
     assert len(seen) - len(expected) <= 1, "at most one row is repeated to fill the last step"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, tiny_parts, corpus):
+    stages = [{"name": "joint", "max_steps": 5, "learning_rates": RATES}]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    lines, result = train(whole, tiny_parts, corpus, 2, 1, stages)
+    assert result.returncode == 0, result.stdout[-3000:]
+    lines, result = train(stopped, tiny_parts, corpus, 2, 1, stages, TERMINATE_AFTER="3")
+    assert result.returncode != 0 and "Stopped. Continue with: --resume (stage joint, step 3)" in result.stdout
+    assert all(rank[-1]["step"] == 3 for rank in lines.values())
+    assert [path.name for path in (stopped / "run" / "joint").glob("checkpoint-*")] == ["checkpoint-3"]
+    lines, result = train(stopped, tiny_parts, corpus, 2, 1, stages, overrides=["--resume"])
+    assert result.returncode == 0, result.stdout[-3000:]
+    weights = [load_file(folder / "run" / "joint" / "model.safetensors") for folder in (whole, stopped)]
+    assert not training.changed(*weights), "bit-equal to the uninterrupted run"
 
 
 # ---- FSDP2 ----
