@@ -27,7 +27,7 @@ STAGES = [
     {"name": "adapter", "max_steps": 2, "learning_rates": {"adapter": 1e-3}},
     {"name": "encoder_top", "max_steps": 2, "encoder_layers": 1},
     {"name": "encoder", "max_steps": 2},
-    {"name": "joint", "max_steps": 8, "learning_rates": RATES},
+    {"name": "joint", "max_steps": 8, "learning_rates": RATES, "warmup_ratio": 0.0},  # every step moves something
 ]
 
 
@@ -133,14 +133,12 @@ def test_two_processes_give_the_weights_of_one_in_all_stages(tmp_path, tiny_part
 
 @pytest.mark.timeout(600)
 def test_the_check_catches_ddp_without_its_search(tmp_path, tiny_parts, corpus):
-    """Negative control: without `find_unused_parameters` the ranks drift apart, or DDP raises."""
-    joint = [{**STAGES[-1]}]
-    lines, result = train(tmp_path, tiny_parts, corpus, 2, 1, joint, timeout=200, WITHOUT_SEARCH="1")
+    """Negative control: without `find_unused_parameters` the ranks drift apart, and then DDP raises."""
+    lines, result = train(tmp_path, tiny_parts, corpus, 2, 1, STAGES[-1:], timeout=200, WITHOUT_SEARCH="1")
     assert {line["searches"] for line in lines["rank0"]} == {False}
-    with pytest.raises(AssertionError):
-        assert result.returncode == 0
-        assert_ranks_agree(lines, 2)
-        assert_gated(lines["rank0"])
+    drifted = [ours["weights"] != theirs["weights"] for ours, theirs in zip(*lines.values(), strict=False)]
+    raised = result.returncode != 0 and "find_unused_parameters" in result.stdout
+    assert any(drifted) or raised, result.stdout[-3000:]
 
 
 @pytest.mark.slow
