@@ -135,7 +135,9 @@ def run_stage(
     )
     if model_args.frozen_dtype is not None:
         if trainer.is_fsdp_enabled:
-            raise ValueError("`frozen_dtype` mixes dtypes within what FSDP2 shards as one; leave it out of the recipe.")
+            raise ValueError(
+                "`frozen_dtype` mixes dtypes within what FSDP2 shards as one; leave it out of the recipe."
+            )
         cast_frozen(model, getattr(torch, model_args.frozen_dtype))
     check_disk(folder, model, stage, args)
     record["trainable_parameters"] = trainable_parameters(trainer)

@@ -376,7 +376,7 @@ class PARTModel(PARTPreTrainedModel):
     """Encoder, adapter and the language model without its head."""
 
     # Of a whole checkpoint, which `AutoModel` may load too.
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
 
     def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
