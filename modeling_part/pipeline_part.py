@@ -105,14 +105,13 @@ class PARTPipeline(ChunkPipeline):
         forward = {**self._forward_params, **forward}
         outputs: list[dict] = []
         for window in self.preprocess(inputs, **{**self._preprocess_params, **preprocess}):
-            before = self.postprocess(outputs)["text"] if outputs else ""
             streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
             thread = _WindowThread(self, window, forward, streamer)
             thread.start()
             text = ""
             for piece in streamer:
                 text += piece
-                yield f"{before} {text}".strip()
+                yield self.postprocess([*outputs, {**window, "text": text.strip()}])["text"]
             outputs.append(thread.result())
             yield self.postprocess(outputs)["text"]
 
