@@ -30,12 +30,13 @@ from transformers import set_seed
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.arguments import DataArguments, ModelArguments, PARTTrainingArguments, parse_recipe
 from modeling_part.augmentation import build_augmentation
-from modeling_part.checkpoints import write_json, write_stage_json
+from modeling_part.checkpoints import find_alike, write_json, write_stage_json
 from modeling_part.collator import PARTCollator, count_row_tokens, count_tokens
 from modeling_part.configuration_part import convolved_length
 from modeling_part.corpora import fingerprint, open_corpora, read_corpora
 from modeling_part.evaluation import predict
 from modeling_part.memory import estimate_memory
+from modeling_part.monitoring import GenerationMonitor
 from modeling_part.reports import run_report, write_report
 from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
 from modeling_part.scoring import check_scorable, score
@@ -110,7 +111,7 @@ def run_stage(
             "fingerprint": "streamed" if isinstance(data["train"], dict) else fingerprint(data["train"]),
             **{key: report[key] for key in ("rows", "hours")},
         },
-        "hyperparameters": hyperparameters(stage, sampler.num_steps, data_args, args),
+        "hyperparameters": hyperparameters(stage, sampler.num_steps, model_args, data_args, args),
         "versions": {package: version(package) for package in VERSIONED},
     }
     trainer = PARTTrainer(
@@ -129,6 +130,7 @@ def run_stage(
             args.seed,
         ),
         eval_collator=collator,
+        generation_monitor=make_monitor(folder, parent, data["eval"], processor, report["rows"], args),
         processing_class=processor,
         history=history,
         on_save=lambda checkpoint: write_stage_json(checkpoint, {**record, "metrics": {}}),
@@ -144,6 +146,8 @@ def run_stage(
     log_plan(stage, trainer, sampler.num_steps, report)
     if args.dry_run:
         return dry_run(stage, trainer, sampler, collator)
+    if checkpoint is None and (source := find_alike(record, folder.parent, args.reuse_runs or ())) is not None:
+        return copy_stage(source, folder, data["test"], args)
 
     if checkpoint is not None:
         logger.info("Stage %s continues from %s", stage.name, checkpoint)
@@ -156,6 +160,26 @@ def run_stage(
     trainer.save_model(str(folder))
     history = trainer.state.log_history
     finish_stage(folder, {**record, "metrics": metrics}, history, data["test"], args, trainer)
+
+
+def make_monitor(
+    folder: Path, parent: Path | None, dataset, processor: PARTProcessor, rows: dict, args: PARTTrainingArguments
+) -> GenerationMonitor | None:
+    """`predict_with_generate`: the dev data's answers, scored at each evaluation."""
+    if not args.predict_with_generate:
+        return None
+    if dataset is None:
+        raise ValueError("`predict_with_generate` needs `eval_data` in the recipe.")
+    check_languages_of(dataset)
+    return GenerationMonitor(dataset, processor, folder, parent, rows or None, args.seed, **generation_settings(args))
+
+
+def generation_settings(args: PARTTrainingArguments) -> dict:
+    return {
+        "batch_size": args.per_device_eval_batch_size,
+        "max_audio_seconds": args.generation_batch_seconds,
+        "max_new_tokens": args.max_new_tokens,
+    }
 
 
 def start_again(folders: list[Path]):
@@ -209,6 +233,24 @@ def finish_stage(
     state.wait_for_everyone()
 
 
+def copy_stage(source: Path, folder: Path, test_data, args: PARTTrainingArguments):
+    """`--reuse_runs`: take a stage of another run; rows of the test data that it has not predicted are."""
+    state = PartialState()
+    if state.is_main_process:
+        logger.info("Stage %s was trained alike in %s: copied", folder.name, source)
+        partial = folder.with_name(f"{folder.name}.copying")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("stage.json", "checkpoint-*"))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    state.wait_for_everyone()
+    if test_data is not None and len(test_data):
+        predict_and_score(folder, test_data, folder, args, args.device)
+    if state.is_main_process:
+        shutil.copy2(source / "stage.json", folder / "stage.json")  # last: it says that the stage is finished
+    state.wait_for_everyone()
+
+
 def push_stage(folder: Path, args: PARTTrainingArguments) -> bool:
     """One commit and one tag on the Hub; training goes on if the Hub cannot be reached. Returns whether it worked."""
     from modeling_part.publishing import PublishingError, publish
@@ -232,10 +274,8 @@ def predict_and_score(checkpoint: Path, dataset, folder: Path, args: PARTTrainin
         processor,
         dataset,
         output_path=folder / "predictions.jsonl",
-        batch_size=args.per_device_eval_batch_size,
-        max_audio_seconds=args.generation_batch_seconds,
-        max_new_tokens=args.max_new_tokens,
         accelerator=accelerator,
+        **generation_settings(args),
     )
     if PartialState().is_main_process:
         write_report(score(predictions, seed=args.seed), folder)
@@ -451,13 +491,18 @@ def stage_arguments(stage: Stage, folder: Path, num_steps: int, args: PARTTraini
     return stage_args
 
 
-def hyperparameters(stage: Stage, num_steps: int, data_args: DataArguments, args: PARTTrainingArguments) -> dict:
-    """What the model card states."""
+def hyperparameters(
+    stage: Stage, num_steps: int, model_args: ModelArguments, data_args: DataArguments, args: PARTTrainingArguments
+) -> dict:
+    """What the model card states; all that the stage's result depends on, besides data, seed and versions."""
+    model_names = ("checkpoint", "adapter", "system_prompt", "model_dtype", "frozen_dtype", "attn_implementation")
     names = ("max_audio_seconds", "max_tokens", "max_rows", "temperature", "direction_weights", "augmentation")
+    names += ("pad_seconds_multiple", "pad_tokens_multiple")
     training = ("gradient_accumulation_steps", "weight_decay", "max_grad_norm", "bf16", "world_size")
     return {
         **asdict(stage),
         "num_steps": num_steps,
+        **{name: getattr(model_args, name) for name in model_names},
         **{name: getattr(data_args, name) for name in names},
         **{name: getattr(args, name) for name in training},
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),

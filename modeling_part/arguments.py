@@ -122,10 +122,24 @@ class PARTTrainingArguments(TrainingArguments):
     dry_run: bool = field(
         default=False, metadata={"help": "Load two batches, run one forward, print the plan, and exit."}
     )
+    reuse_runs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Other run folders: a stage that was trained there exactly alike (settings, data, seed, versions, "
+            "parents) is copied instead of trained again."
+        },
+    )
     max_bad_steps: int = field(
         default=5, metadata={"help": "Stop after so many steps in a row with a loss or gradient that is not finite."}
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "Rows of the dev data to use; none: all."})
+    predict_with_generate: bool = field(
+        default=False,
+        metadata={
+            "help": "At each evaluation also answer the dev data: error rates and BLEU per language in the log, and "
+            "warnings (see eval_strategy, eval_steps, max_eval_rows)."
+        },
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer when generating."})
     generation_batch_seconds: float = field(
         default=240.0, metadata={"help": "Padded seconds of audio in a batch when generating."}

@@ -10,7 +10,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -154,6 +154,36 @@ def read_stage_json(folder: str | Path) -> dict:
     info = read_json(path)
     check_stage_info(info, path)
     return info
+
+
+def find_alike(record: Mapping, run: Path, others: Iterable[str | Path]) -> Path | None:
+    """
+    The finished stage, among other runs, that was trained exactly as a stage is about to be.
+
+    Args:
+        record: the stage's `stage.json` to be, without `metrics`.
+        run: its run folder, with the finished parents.
+        others: run folders to look in.
+
+    Returns:
+        A stage folder whose record says the same (settings, data, seed, base models, versions), and whose parents' do;
+        None where there is none.
+    """
+    for other in map(Path, others):
+        if (other / record["stage"] / "stage.json").is_file() and other.resolve() != run.resolve():
+            if _is_alike(record, run, read_stage_json(other / record["stage"]), other):
+                return other / record["stage"]
+    return None
+
+
+def _is_alike(record: Mapping, run: Path, other_record: Mapping, other_run: Path) -> bool:
+    ours, theirs = ({key: value for key, value in one.items() if key != "metrics"} for one in (record, other_record))
+    if json.loads(json.dumps(ours)) != theirs:  # tuples become lists in the file
+        return False
+    parent = record["parent"]
+    if parent is None:
+        return True
+    return _is_alike(read_stage_json(run / parent), run, read_stage_json(other_run / parent), other_run)
 
 
 def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:

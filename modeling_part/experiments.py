@@ -7,7 +7,8 @@
     python -m modeling_part.experiments baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
 
 Run it where `train_part.py` is. A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
-that was cut off goes on with the same command. What follows `--` goes to every run.
+that was cut off goes on with the same command, and a stage that two recipes train alike from the same seed is trained
+once. What follows `--` goes to every run.
 """
 
 import argparse
@@ -56,7 +57,10 @@ def run_recipes(
     for seed in seeds:
         for recipe in recipes:
             run = Path(folder) / f"{Path(recipe).stem}-{seed}"
-            settings = ["--seed", str(seed), "--output_dir", str(run), *options]
+            settings = ["--seed", str(seed), "--output_dir", str(run)]
+            if before := [str(path.parents[1]) for path in reports[seed]]:
+                settings += ["--reuse_runs", *before]
+            settings += options
             subprocess.run([*shlex.split(launch), "train_part.py", recipe, *settings], check=True)
             report = run / read_json(run / "report.json")["stages"][-1]["name"] / "report.json"
             if not report.is_file():

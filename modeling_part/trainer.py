@@ -51,6 +51,8 @@ class PARTTrainer(Trainer):
         stage ([`Stage`]): what trains.
         batch_sampler ([`TaskBatchSampler`]): batches of `train_dataset`; every global step is of one task.
         eval_batches (list of lists of int, *optional*): batches of `eval_dataset`, each of one task.
+        generation_monitor (callable, *optional*): called at each evaluation with the model, the accelerator, the step
+            and the context of the forward; its figures join the dev loss (see [`GenerationMonitor`]).
         on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
         history (list of tuple, *optional*): the `history` that `batch_sampler` was given, see [`read_history`].
         **kwargs: of `transformers.Trainer`; `data_collator` is a [`PARTCollator`].
@@ -68,6 +70,7 @@ class PARTTrainer(Trainer):
         batch_sampler=None,
         eval_batches: list[list[int]] | None = None,
         eval_collator: Callable | None = None,
+        generation_monitor: Callable[..., dict[str, float]] | None = None,
         on_save: Callable[[Path], None] | None = None,
         history: list[tuple[int, int]] | None = None,
         **kwargs,
@@ -77,6 +80,7 @@ class PARTTrainer(Trainer):
         self.batch_sampler = batch_sampler
         self.eval_batches = eval_batches
         self.eval_collator = eval_collator or kwargs.get("data_collator")
+        self.generation_monitor = generation_monitor
         self.on_save = on_save
         self.trainable_names = set_trainable(stage, model)
         self.gate = self._make_gate(model)
@@ -146,6 +150,11 @@ class PARTTrainer(Trainer):
             raise ValueError(
                 "FSDP1 flattens frozen and trained parameters together, which the task gate cannot toggle. Set "
                 "`fsdp_version: 2` (see accelerate_configs/fsdp2_bf16.yaml)."
+            )
+        if plugin is not None and self.generation_monitor is not None:
+            raise ValueError(
+                "`predict_with_generate` needs the whole model on every process, which FSDP2 shards: leave it out. The dev "
+                "loss stays, and the answers of each finished stage are scored."
             )
 
     # ---- data ----
@@ -361,7 +370,10 @@ class PARTTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Dev loss (nats per token) over `eval_batches`, per task and language; each rank takes its share."""
+        """
+        Dev loss (nats per token) over `eval_batches`, per task and language, and the figures of `generation_monitor`;
+        each rank takes its share.
+        """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None or not self.eval_batches:
             raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
@@ -387,10 +399,15 @@ class PARTTrainer(Trainer):
                 add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["logits"]))
         if was_training:
             model.train()
-        self._since += time.perf_counter() - started  # the log's speed is that of training
         losses = self._over_ranks(losses)
         nats, tokens = (sum(values) for values in zip(*losses.values(), strict=True))
         metrics = {f"{metric_key_prefix}_loss": nats / max(tokens, 1)} | mean_losses(losses, f"{metric_key_prefix}_")
+        if self.generation_monitor is not None:
+            figures = self.generation_monitor(
+                self.model, self.accelerator, self.state.global_step, self.compute_loss_context_manager
+            )
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self._since += time.perf_counter() - started  # the log's speed is that of training
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import train_part
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.stages import BUILT_IN_STAGES
+from modeling_part.trainer import PARTTrainer
 
 
 STAGES = list(BUILT_IN_STAGES)
@@ -100,6 +101,28 @@ def test_one_stage_can_be_forced_and_gives_the_same_weights(finished):
     run(finished.recipe, "--stage", "encoder", "--force")
     assert not training.changed(weights, load_file(files["encoder"]))
     assert [name for name, path in files.items() if path.stat().st_mtime_ns != times[name]] == ["encoder"]
+
+
+def test_a_stage_that_another_run_trained_alike_is_copied(finished, tmp_path, caplog, monkeypatch):
+    trained, train = [], PARTTrainer.train
+    monkeypatch.setattr(
+        PARTTrainer, "train", lambda self, **kwargs: trained.append(self.stage.name) or train(self, **kwargs)
+    )
+    recipe = yaml.safe_load(finished.recipe.read_text())
+    recipe["stages"][2]["max_steps"] = 3  # the encoder stage differs, and so does what follows it
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(recipe | {"output_dir": str(tmp_path / "other")}))
+    with caplog.at_level(logging.INFO):
+        run(other, "--reuse_runs", str(tmp_path / "nothing"), str(finished.run))
+    assert trained == ["encoder", "joint"]
+    for name in ("adapter", "encoder_top"):
+        assert f"Stage {name} was trained alike in {finished.run / name}: copied" in caplog.messages
+        for file in ("model.safetensors", "stage.json", "predictions.jsonl", "log_history.json"):
+            assert (tmp_path / "other" / name / file).read_bytes() == (finished.run / name / file).read_bytes()
+    trained.clear()
+    run(other, "--stage", "adapter", "--reuse_runs", str(finished.run), "--seed", "1",
+        "--output_dir", str(tmp_path / "seed"))  # fmt: skip
+    assert trained == ["adapter"]
 
 
 def test_predicting_with_a_finished_stage(finished):
