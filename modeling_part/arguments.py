@@ -133,6 +133,10 @@ class PARTTrainingArguments(TrainingArguments):
         default=5, metadata={"help": "Stop after so many steps in a row with a loss or gradient that is not finite."}
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "Rows of the dev data to use; none: all."})
+    loss_chunk_size: int = field(
+        default=1024,
+        metadata={"help": "Targets whose logits are computed at a time: bounds the memory of a large vocabulary."},
+    )
     predict_with_generate: bool = field(
         default=False,
         metadata={
@@ -156,6 +160,8 @@ class PARTTrainingArguments(TrainingArguments):
             "split_batches": False,
             "dispatch_batches": False,
         }
+        if self.loss_chunk_size < 1:
+            raise ValueError(f"`loss_chunk_size` is {self.loss_chunk_size}; it must be at least 1.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("`push_to_hub` needs `hub_model_id`, such as USER/NAME.")
         if self.remove_unused_columns:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
@@ -271,13 +272,15 @@ class PARTCausalLMOutputWithPast(ModelOutput):
     Attributes:
         loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
         logits: `(B, L, V)`; `(B, kept, V)` with `logits_to_keep`; `(targets, V)` when `labels` are given, since
-            only positions that predict a label reach the vocabulary matrix.
+            only positions that predict a label reach the vocabulary matrix; None with `loss_chunk_size`.
+        token_losses: `(targets,)` nats in float32, without gradient, with `loss_chunk_size`.
         past_key_values, hidden_states, attentions: those of the language model.
         audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -567,6 +570,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, PARTAudioOutput] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        loss_chunk_size: int | None = None,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
         """
@@ -580,6 +584,8 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                 it, so that the encoder runs once whatever the number of beams.
             logits_to_keep: as in transformers: the last so many positions, or a mask. With `labels` the positions
                 that predict a label are kept, so that no others reach the vocabulary matrix.
+            loss_chunk_size: with `labels`, the logits of so many targets at a time: at a vocabulary of 152k those of
+                1,024 targets take 0.6 GB in float32. The backward pass computes them again. None: all at once.
             kwargs: `num_items_in_batch` reaches the loss; the rest reaches the language model.
 
         Returns:
@@ -604,9 +610,14 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
             logits_to_keep = targets != -100
         hidden_states = _keep_positions(outputs.last_hidden_state, logits_to_keep)
-        logits = self._scale_logits(self.lm_head(hidden_states))
-        loss = None
-        if targets is not None:
+        loss = logits = token_losses = None
+        if targets is not None and loss_chunk_size:
+            token_losses = self._chunked_token_losses(hidden_states, targets[logits_to_keep], loss_chunk_size)
+            loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
+            token_losses = token_losses.detach()
+        else:
+            logits = self._scale_logits(self.lm_head(hidden_states))
+        if targets is not None and loss is None:
             loss = self.loss_function(
                 logits=logits,
                 labels=None,
@@ -617,6 +628,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         return PARTCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
+            token_losses=token_losses,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -636,6 +648,18 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             output.pooler_output = torch.cat([row for row in rows for _ in range(expand_size)])
             model_kwargs["mm_encoder_outputs"] = {"audio": output}
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
+    def _chunked_token_losses(self, hidden_states: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
+        """`(targets, H)` and `(targets,)` -> `(targets,)` nats; never the logits of more than `size` targets at once."""
+
+        def token_losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            logits = self._scale_logits(self.lm_head(hidden_states))
+            return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+        chunks = list(zip(hidden_states.split(size), targets.split(size), strict=True))
+        if len(chunks) == 1:  # small enough to be kept for the backward pass
+            return token_losses(*chunks[0])
+        return torch.cat([checkpoint(token_losses, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What some language models do to their logits after the head (Granite, Cohere, Falcon-H1, Gemma 2 and 3)."""

@@ -243,6 +243,7 @@ class PARTTrainer(Trainer):
                 # Layers recompute their activations only in training mode.
                 if not any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
                     module.eval()
+        inputs["loss_chunk_size"] = self.args.loss_chunk_size
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self._note_batch(info, inputs, outputs)
         # Trainer multiplies by the world size because DDP averages gradients; that is the loss it wants back.
@@ -313,7 +314,7 @@ class PARTTrainer(Trainer):
 
     def _note_batch(self, info: dict, inputs: dict, outputs):
         """Add one batch to the sums of the log: losses per group, tokens, audio, padding."""
-        add_losses(self._losses, batch_losses(info["groups"], inputs["labels"], outputs["logits"]))
+        add_losses(self._losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
         mask = inputs["attention_mask"]
         rows = len(info["ids"])
         self._totals += torch.tensor(
@@ -394,9 +395,9 @@ class PARTTrainer(Trainer):
             inputs = self._prepare_inputs(dict(batch))
             info = inputs.pop("batch_info")
             with self.compute_loss_context_manager():
-                outputs = model(**inputs)
+                outputs = model(**inputs, loss_chunk_size=self.args.loss_chunk_size)
             if index < len(mine):
-                add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["logits"]))
+                add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
         if was_training:
             model.train()
         losses = self._over_ranks(losses)
@@ -493,13 +494,10 @@ class PARTTrainer(Trainer):
             )
 
 
-@torch.no_grad()
-def batch_losses(groups: list[tuple[str, str, str]], labels: torch.Tensor, logits: torch.Tensor) -> GroupLosses:
-    """`(B, L)` labels of rows of these groups and `(targets, V)` logits -> nats and target tokens per group."""
-    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-    kept = targets != -100
-    counts = kept.sum(-1).tolist()
-    nats = torch.stack([row.sum() for row in _token_losses(logits, targets[kept]).split(counts)]).tolist()
+def batch_losses(groups: list[tuple[str, str, str]], labels: torch.Tensor, token_losses: torch.Tensor) -> GroupLosses:
+    """`(B, L)` labels of rows of these groups and `(targets,)` nats -> nats and target tokens per group."""
+    counts = (labels[:, 1:] != -100).sum(-1).tolist()
+    nats = torch.stack([row.sum() for row in token_losses.split(counts)]).tolist()
     losses: GroupLosses = {}
     for group, row_nats, tokens in zip(groups, nats, counts, strict=True):
         if math.isfinite(row_nats):  # skipped steps are counted apart
@@ -525,15 +523,6 @@ def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
             direction = source if task == "asr" else f"{source}-{target}"
             means[f"{prefix}{task}/{direction}_loss"] = nats / tokens
     return means
-
-
-def _token_losses(logits: torch.Tensor, targets: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-    """`(N, V)` logits and `(N,)` targets -> `(N,)` nats, without a second copy of all logits."""
-    pieces = [
-        nn.functional.cross_entropy(piece.float(), target, reduction="none")
-        for piece, target in zip(logits.split(chunk), targets.split(chunk), strict=True)
-    ]
-    return torch.cat(pieces) if pieces else logits.new_zeros(0)
 
 
 def _padded(items: DataLoader, size: int) -> Iterator:

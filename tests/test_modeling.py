@@ -382,6 +382,38 @@ class TestLoss:
         expected = torch.stack([full[row, position] for row, position in targets])
         torch.testing.assert_close(kept, expected, atol=1e-6, rtol=1e-5)
 
+    @pytest.mark.parametrize("text", ["qwen2", "phi", "gemma2", "granite"])
+    @pytest.mark.parametrize("size", [1, 4, 5, 11, 100])
+    def test_logits_of_some_targets_at_a_time(self, text, size):
+        """Loss, gradients and the loss of every target as without chunks; no more rows reach the vocabulary at once."""
+        model = build(text=text)
+        batch = training_batch(model)
+        plain = model(**batch, num_items_in_batch=torch.tensor(17))
+        plain.loss.backward()
+        expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        reached = []
+        handle = model.lm_head.register_forward_hook(lambda module, arguments, output: reached.append(output.shape[0]))
+        chunked = model(**batch, num_items_in_batch=torch.tensor(17), loss_chunk_size=size)
+        chunked.loss.backward()
+        handle.remove()
+        assert max(reached) == min(size, 11) and sum(reached) == (
+            11 if size >= 11 else 22
+        )  # again in the backward pass
+        assert chunked.logits is None and plain.token_losses is None
+        assert not chunked.token_losses.requires_grad
+        targets = batch["labels"][batch["labels"] != -100]
+        torch.testing.assert_close(
+            chunked.token_losses,
+            -plain.logits.detach().float().log_softmax(-1)[range(11), targets],
+            rtol=1e-5,
+            atol=1e-6,
+        )
+        torch.testing.assert_close(chunked.loss, plain.loss, rtol=1e-6, atol=1e-7)
+        assert {name for name, p in model.named_parameters() if p.grad is not None} == set(expected)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
+
     @torch.no_grad()
     def test_logits_to_keep(self):
         model = build()

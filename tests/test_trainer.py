@@ -218,8 +218,8 @@ def reference_loss(model, processor, batches: list[list[dict]]) -> torch.Tensor:
     return total / tokens
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_the_loss_is_the_mean_over_all_target_tokens_of_the_step(shared, tmp_path, accumulation):
+@pytest.mark.parametrize(("accumulation", "chunk"), [(1, 1024), (4, 1024), (4, 3)])
+def test_the_loss_is_the_mean_over_all_target_tokens_of_the_step(shared, tmp_path, accumulation, chunk):
     """Very unequal lengths: a mean of means would weigh tokens differently."""
     short = training.tiny_dataset(("asr",), count=3, words=(1, 1))
     long = training.tiny_dataset(("asr",), count=2, seed=1, words=(6, 6))
@@ -227,6 +227,7 @@ def test_the_loss_is_the_mean_over_all_target_tokens_of_the_step(shared, tmp_pat
     dataset = type(short).from_list(rows, features=training.FEATURES)
     stage = Stage("encoder", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3, "encoder": 1e-3}, warmup_ratio=0.0)
     options = {"dataset": dataset, "steps": 1, "accumulation": accumulation, "max_rows": 3, "max_grad_norm": 1e9}
+    options["loss_chunk_size"] = chunk
     trainer = build(shared, tmp_path, stage, **options)
     recorder = Recorder().watch(trainer)
     batches = [[dataset[row] for row in batch] for batch in trainer.batch_sampler]
