@@ -12,6 +12,7 @@ and ends as a folder that `from_pretrained` loads; a finished stage is not run a
 """
 
 import copy
+import hashlib
 import logging
 import math
 import shutil
@@ -20,7 +21,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -34,7 +35,8 @@ from modeling_part.checkpoints import find_alike, write_json, write_stage_json
 from modeling_part.collator import PARTCollator, count_row_tokens, count_tokens
 from modeling_part.configuration_part import convolved_length
 from modeling_part.corpora import fingerprint, open_corpora, read_corpora
-from modeling_part.evaluation import predict
+from modeling_part.encoder_outputs import write_encoder_outputs
+from modeling_part.evaluation import predict, weights_fingerprint
 from modeling_part.memory import estimate_memory
 from modeling_part.monitoring import GenerationMonitor
 from modeling_part.reports import run_report, write_report
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None):
     if args.do_predict:
         return predict_checkpoint(model_args, data_args, args)
     data = read_data(data_args, args)
-    check_before_training(plan, data, args)
+    check_before_training(plan, data, data_args, args)
     run_folder = Path(args.output_dir)
     unpublished: list[str] = []
     if args.force and not args.dry_run:
@@ -151,6 +153,8 @@ def run_stage(
 
     if checkpoint is not None:
         logger.info("Stage %s continues from %s", stage.name, checkpoint)
+    if args.cache_encoder_outputs:
+        cache_encoder_outputs(stage, trainer, processor, sampler, data_args, args)
     with stopping(trainer):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.was_stopped:
@@ -180,6 +184,36 @@ def generation_settings(args: PARTTrainingArguments) -> dict:
         "max_audio_seconds": args.generation_batch_seconds,
         "max_new_tokens": args.max_new_tokens,
     }
+
+
+def cache_encoder_outputs(
+    stage: Stage, trainer: PARTTrainer, processor: PARTProcessor, sampler, data_args: DataArguments, args
+):
+    """`cache_encoder_outputs`: compute what the frozen encoder gives for the stage's clips, and train on that."""
+    if "encoder" in stage.learning_rates:
+        logger.info("Stage %s trains the encoder: no encoder outputs are kept", stage.name)
+        return
+    if not isinstance(sampler, TaskBatchSampler):
+        raise ValueError(
+            "`cache_encoder_outputs` needs clips that can be met again; leave it out for streamed corpora."
+        )
+    if trainer.is_fsdp_enabled:
+        raise ValueError("`cache_encoder_outputs` needs the whole encoder on every process, which FSDP2 shards.")
+    encoder, config = trainer.model.model.audio_tower, trainer.model.config
+    made_by = f"{weights_fingerprint(encoder)} {config.variable_length} {processor.feature_extractor.to_json_string()}"
+    name = hashlib.sha256(f"{made_by} {args.bf16} {args.fp16}".encode()).hexdigest()[:16]
+    outputs = write_encoder_outputs(
+        trainer.model,
+        processor,
+        trainer.train_dataset,
+        list(chain.from_iterable(sampler)),
+        Path(args.output_dir) / "data" / "encoder_outputs" / name,
+        max_audio_seconds=data_args.max_audio_seconds,
+        autocast=trainer.compute_loss_context_manager,
+    )
+    trainer.data_collator = PARTCollator(
+        processor, data_args.pad_seconds_multiple, data_args.pad_tokens_multiple, encoder_outputs=outputs
+    )
 
 
 def start_again(folders: list[Path]):
@@ -348,10 +382,15 @@ def read_split(name: str, data_args: DataArguments, args: PARTTrainingArguments)
     return dataset, report["weights"]
 
 
-def check_before_training(plan: list[Stage], data: dict, args: PARTTrainingArguments):
+def check_before_training(plan: list[Stage], data: dict, data_args: DataArguments, args: PARTTrainingArguments):
     """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser, a full disk."""
     if args.stage is not None and args.stage not in [stage.name for stage in plan]:
         raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {[stage.name for stage in plan]}.")
+    if args.cache_encoder_outputs and data_args.augmentation:
+        raise ValueError(
+            "`cache_encoder_outputs` computes a clip's frames once, and `augmentation` wants other audio every time: leave "
+            "one of them out of the recipe."
+        )
     if data["train"] is None or len(data["train"]) == 0:
         raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
     for name in ("train", "eval", "test"):

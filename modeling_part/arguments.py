@@ -133,6 +133,13 @@ class PARTTrainingArguments(TrainingArguments):
         default=5, metadata={"help": "Stop after so many steps in a row with a loss or gradient that is not finite."}
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "Rows of the dev data to use; none: all."})
+    cache_encoder_outputs: bool = field(
+        default=False,
+        metadata={
+            "help": "In stages that leave the encoder frozen, compute its frames of each clip once and read them from "
+            "output_dir/data/encoder_outputs. Not with augmentation, streaming or FSDP2."
+        },
+    )
     loss_chunk_size: int = field(
         default=1024,
         metadata={"help": "Targets whose logits are computed at a time: bounds the memory of a large vocabulary."},

@@ -4,8 +4,11 @@
 import math
 
 import numpy as np
+import torch
+from torch import nn
 
 from .augmentation import Augmentation, row_generator
+from .encoder_outputs import EncoderOutputs
 from .processing_part import PARTProcessor, load_audio
 
 
@@ -31,6 +34,8 @@ class PARTCollator:
         pad_tokens_multiple: positions are padded to a multiple of this.
         augmentation: for training only; None: off.
         seed: of the augmentation, which depends on it, the row and the rows beside it only.
+        encoder_outputs: frames of the frozen encoder by row, computed before; the batch then holds `encoder_frames`
+            `(B, F, encoder hidden)` instead of `input_features`, and no audio is decoded.
 
     Raises:
         ValueError: rows of different tasks, or a row that cannot be used; the message names the row.
@@ -43,12 +48,19 @@ class PARTCollator:
         pad_tokens_multiple: int = 8,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        encoder_outputs: EncoderOutputs | None = None,
     ):
+        if encoder_outputs is not None and augmentation is not None:
+            raise ValueError(
+                "`cache_encoder_outputs` computes a clip's frames once, and `augmentation` wants other audio every time: "
+                "leave one of them out of the recipe."
+            )
         self.processor = processor
         self.pad_seconds_multiple = pad_seconds_multiple
         self.pad_tokens_multiple = pad_tokens_multiple
         self.augmentation = augmentation
         self.seed = seed
+        self.encoder_outputs = encoder_outputs
 
     def __call__(self, rows: list[dict]) -> dict:
         tasks = {row["task"] for row in rows}
@@ -60,16 +72,11 @@ class PARTCollator:
         task = tasks.pop()
         if task == "mt":
             rows = [{**row, "audio": None} for row in rows]
-        # What a row is batched with changes from epoch to epoch, and so does its augmentation; a resumed run repeats it.
-        batch_key = "/".join(row["id"] for row in rows)
-        features = [self._features(row, batch_key) for row in rows if row["audio"] is not None]
-        multiple = max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
-        batch = self.processor.assemble(
-            rows,
-            features,
-            pad_to_multiple_of=self.pad_tokens_multiple,
-            pad_features_to_multiple_of=multiple,
-        )
+        has_audio = [row for row in rows if row["audio"] is not None]
+        if self.encoder_outputs is not None and has_audio:
+            batch = self._cached_batch(rows, has_audio)
+        else:
+            batch = self._batch(rows, has_audio)
         seconds = [float(row["duration"] or 0.0) for row in rows]
         batch["batch_info"] = {
             "task": task,
@@ -79,6 +86,32 @@ class PARTCollator:
             "padded_seconds": math.ceil(max(seconds) / self.pad_seconds_multiple - 1e-4) * self.pad_seconds_multiple,
         }
         return batch
+
+    def _batch(self, rows: list[dict], has_audio: list[dict]) -> dict:
+        # What a row is batched with changes from epoch to epoch, and so does its augmentation; a resumed run repeats it.
+        batch_key = "/".join(row["id"] for row in rows)
+        return self.processor.assemble(
+            rows,
+            [self._features(row, batch_key) for row in has_audio],
+            pad_to_multiple_of=self.pad_tokens_multiple,
+            pad_features_to_multiple_of=self._feature_multiple,
+        )
+
+    def _cached_batch(self, rows: list[dict], has_audio: list[dict]) -> dict:
+        frames, lengths = zip(*[self.encoder_outputs[row] for row in has_audio], strict=True)
+        batch = self.processor.assemble_prompts(rows, lengths, pad_to_multiple_of=self.pad_tokens_multiple)
+        padded = math.ceil(max(lengths) / self._feature_multiple) * self._feature_multiple
+        batch["input_features_mask"] = (torch.arange(padded) < torch.tensor(lengths)[:, None]).long()
+        # As wide as the frames of the padded features would be: few distinct shapes here too.
+        width = math.ceil(padded * max(map(len, frames)) / max(lengths))
+        batch["encoder_frames"] = torch.stack(
+            [nn.functional.pad(clip, (0, 0, 0, width - len(clip))) for clip in frames]
+        )
+        return batch
+
+    @property
+    def _feature_multiple(self) -> int:
+        return max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
 
     def _features(self, row: dict, batch_key: str) -> np.ndarray:
         """Features of one row's audio, augmented in training."""

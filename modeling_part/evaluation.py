@@ -35,6 +35,7 @@ __all__ = [
     "read_predictions",
     "run_report",
     "score",
+    "weights_fingerprint",
     "write_predictions",
     "write_report",
 ]
@@ -44,13 +45,13 @@ logger = logging.getLogger(__name__)
 PLANNING_COLUMNS = ["id", "corpus", "task", "source_lang", "target_lang", "text", "source_text", "duration"]
 
 
-def fingerprint(model: torch.nn.Module, max_new_tokens: int) -> str:
-    """A short hash that changes with the weights, their type or the length limit, so that old predictions are known.
+def weights_fingerprint(model: torch.nn.Module, salt: str = "") -> str:
+    """A short hash that changes with the weights, their type or `salt`, so that what other weights made is known.
 
     Sums the weights' bits as integers: exact, in any order, on any device.
     """
     integer_types = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    digest = hashlib.sha256(str(max_new_tokens).encode())
+    digest = hashlib.sha256(salt.encode())
     for name, parameter in sorted(model.named_parameters()):
         bits = parameter.detach().contiguous().view(integer_types[parameter.element_size()])
         digest.update(f"{name} {parameter.dtype} {int(bits.sum(dtype=torch.int64))}".encode())
@@ -229,7 +230,7 @@ def predict(
 
     accelerator = accelerator or Accelerator()
     model = accelerator.unwrap_model(model)
-    model_fingerprint = fingerprint(model, max_new_tokens)
+    model_fingerprint = weights_fingerprint(model, str(max_new_tokens))
     if accelerator.is_main_process:
         _gather(output_path, keys, model_fingerprint)
     accelerator.wait_for_everyone()

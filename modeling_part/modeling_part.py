@@ -424,7 +424,11 @@ class PARTModel(PARTPreTrainedModel):
 
     @can_return_tuple
     def get_audio_features(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor | None,
+        input_features_mask: torch.Tensor | None = None,
+        encoder_frames: torch.Tensor | None = None,
+        **kwargs,
     ) -> PARTAudioOutput:
         """
         Encoder and adapter.
@@ -433,13 +437,18 @@ class PARTModel(PARTPreTrainedModel):
             input_features: what the feature extractor gives: `(B, mel, T)` for Whisper and Qwen2-Audio, `(B, T, mel)`
                 for SAN-M and w2v-BERT, `(B, T)` samples for wav2vec2.
             input_features_mask: `(B, T)`, 1 for valid steps. None: every step is valid.
+            encoder_frames: `(B, F, encoder hidden)`, what the encoder gives for the features (see `encode`), which are
+                then not needed, but their mask is: the encoder does not run.
 
         Returns:
             [`PARTAudioOutput`]; `pooler_output` holds the audio embeddings `(sum of A, H)`.
         """
         if isinstance(input_features_mask, list):  # vLLM gives the masks of unequal clips one by one
             input_features_mask = torch.stack(input_features_mask)
-        output = self.encode(input_features, input_features_mask, **kwargs)
+        if encoder_frames is None:
+            output = self.encode(input_features, input_features_mask, **kwargs)
+        else:
+            output = BaseModelOutput(last_hidden_state=encoder_frames)
         frames = output.last_hidden_state
         frame_lengths = token_lengths = None
         if input_features_mask is not None:
@@ -484,6 +493,7 @@ class PARTModel(PARTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, PARTAudioOutput] | None = None,
+        encoder_frames: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> PARTModelOutputWithPast:
@@ -491,8 +501,9 @@ class PARTModel(PARTPreTrainedModel):
         audio_embeds = None
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if input_features is not None:
-            mm_encoder_outputs = {"audio": self.get_audio_features(input_features, input_features_mask)}
+        if input_features is not None or encoder_frames is not None:
+            audio = self.get_audio_features(input_features, input_features_mask, encoder_frames)
+            mm_encoder_outputs = {"audio": audio}
         if mm_encoder_outputs:
             if input_ids is None:
                 raise ValueError("`input_features` need `input_ids`, which say where the audio goes.")
@@ -586,7 +597,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                 that predict a label are kept, so that no others reach the vocabulary matrix.
             loss_chunk_size: with `labels`, the logits of so many targets at a time: at a vocabulary of 152k those of
                 1,024 targets take 0.6 GB in float32. The backward pass computes them again. None: all at once.
-            kwargs: `num_items_in_batch` reaches the loss; the rest reaches the language model.
+            kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest reaches the language model.
 
         Returns:
             [`PARTCausalLMOutputWithPast`].

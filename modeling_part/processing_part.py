@@ -334,13 +334,24 @@ class PARTProcessor(ProcessorMixin):
             features: of the rows with audio, in order, from `extract_features`.
             padding_side, pad_to_multiple_of, pad_features_to_multiple_of: see `__call__`.
         """
-        token_counts = iter([self.num_audio_tokens(clip.shape[self.feature_time_axis]) for clip in features])
-        encoded = [self._encode_row(row, next(token_counts) if row["audio"] is not None else 0) for row in rows]
-        with_labels = any(row["text"] is not None for row in rows)
-        batch = self._pad_tokens(encoded, with_labels, padding_side, pad_to_multiple_of)
+        lengths = [clip.shape[self.feature_time_axis] for clip in features]
+        batch = self.assemble_prompts(rows, lengths, padding_side, pad_to_multiple_of)
         if features:
             batch.update(self.pad_features(features, pad_features_to_multiple_of))
         return BatchFeature(batch)
+
+    def assemble_prompts(
+        self,
+        rows: list[dict],
+        feature_lengths: list[int],
+        padding_side: str = "right",
+        pad_to_multiple_of: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask` and maybe `labels` of rows, given the feature steps of those with audio."""
+        token_counts = iter([self.num_audio_tokens(length) for length in feature_lengths])
+        encoded = [self._encode_row(row, next(token_counts) if row["audio"] is not None else 0) for row in rows]
+        with_labels = any(row["text"] is not None for row in rows)
+        return self._pad_tokens(encoded, with_labels, padding_side, pad_to_multiple_of)
 
     def language_name(self, code: str) -> str:
         """English name of a BCP-47 code; `pt-BR` falls back to `pt`. An unknown code is an error."""

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from modeling_part import PARTForSpeechSeq2Seq
-from modeling_part.evaluation import fingerprint, main, plan_batches, predict
+from modeling_part.evaluation import main, plan_batches, predict, weights_fingerprint
 from modeling_part.scoring import annotate, read_predictions, score, write_predictions
 
 
@@ -110,14 +110,14 @@ def test_other_weights_and_other_rows_are_not_taken_for_done(model_and_processor
     model, processor = model_and_processor
     path = tmp_path / "predictions.jsonl"
     predict(model, processor, rows, output_path=path, **FAST)
-    before = fingerprint(model, 6)
-    assert before != fingerprint(model, 7)
+    before = weights_fingerprint(model, "6")
+    assert before != weights_fingerprint(model, "7")
     weight = model.lm_head.weight
     with torch.no_grad():
         saved = weight[0, 0].clone()
         weight[0, 0] += 1e-3
     try:
-        assert fingerprint(model, 6) != before
+        assert weights_fingerprint(model, "6") != before
         counting = CountingModel(model)
         predict(counting, processor, rows[:5], output_path=path, **FAST)
         assert sum(counting.batch_sizes) == 5
@@ -126,7 +126,7 @@ def test_other_weights_and_other_rows_are_not_taken_for_done(model_and_processor
     finally:
         with torch.no_grad():
             weight[0, 0] = saved
-    assert fingerprint(model, 6) == before
+    assert weights_fingerprint(model, "6") == before
 
 
 def test_a_broken_clip_costs_its_own_row_only_and_is_tried_again(model_and_processor, rows, tmp_path):

@@ -36,6 +36,7 @@ FAMILIES = {
         "streaming",
         "augmentation",
         "collator",
+        "encoder_outputs",
     },
     "evaluation": {
         "normalization",
