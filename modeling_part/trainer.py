@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LORA_FILE = "lora.safetensors"
 HISTORY_FILE = "batches.json"  # [[batches per optimizer step, optimizer steps], ...] up to the checkpoint
+# torch gives up on compiling a function after 8 variants. One entry point serves the layers of all parts, each with
+# its gate open and closed, with and without audio; shapes are made dynamic by torch after the second one.
+COMPILED_VARIANTS = 64
 INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
 
 
@@ -88,6 +92,8 @@ class PARTTrainer(Trainer):
         self._refuse_wrong_settings(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = self._has_unused_parameters()
+        if args.torch_compile:
+            dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
         super().__init__(model=model, **kwargs)
         self._refuse_wrong_wrappers()
         # The model divides by `num_items_in_batch` itself, whatever `Trainer` infers from a wrapped forward.

@@ -133,6 +133,32 @@ def test_repetition_control(model, one):
     assert len(set(penalised)) > len(set(free))
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_static_cache_gives_the_same_answers(model, inputs, beams):
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "num_beams": beams}
+    expected = model.generate(**inputs, **options)
+    static = model.generate(**inputs, **options, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, expected)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_audio_is_encoded_once_and_one_position_per_row_reaches_the_vocabulary(model, inputs, beams, monkeypatch):
+    clips, positions = [], []
+    encode = type(model.model).encode
+    monkeypatch.setattr(
+        type(model.model),
+        "encode",
+        lambda self, features, *args, **kwargs: clips.append(len(features)) or encode(self, features, *args, **kwargs),
+    )
+    hook = model.lm_head.register_forward_hook(
+        lambda module, arguments, output: positions.append(tuple(arguments[0].shape[:2]))
+    )
+    model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, num_beams=beams)
+    hook.remove()
+    assert clips == [2]
+    assert positions == [(2 * beams, 1)] * 4  # the prompt once, then a token at a time
+
+
 def test_placeholder_is_never_generated(model, one):
     torch.manual_seed(0)
     ids = model.generate(**one, do_sample=True, temperature=100.0, top_k=0, max_new_tokens=200, num_return_sequences=4)

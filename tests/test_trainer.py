@@ -512,3 +512,32 @@ def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
     other = build(shared, tmp_path, training.joint_stage(), steps=2)
     with pytest.raises(ValueError, match=r"does not fit stage 'joint': missing .*lora_A"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+# ---- compilation ----
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("regional", ["false", "true"])
+def test_compiled_training_gives_the_same_weights_and_is_compiled_throughout(shared, tmp_path, monkeypatch, regional):
+    """Gate open and closed, with and without audio, many shapes: compiled each, none left out, no endless recompiling."""
+    from torch._dynamo import config, reset
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", regional)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # TrainingArguments sets it; restored afterwards
+    weights = []
+    with config.patch(recompile_limit=config.recompile_limit):  # restored afterwards
+        for name, options in (("plain", {}), ("compiled", {"torch_compile_backend": "eager"})):
+            reset()
+            counters.clear()
+            trainer = build(shared, tmp_path / name, training.joint_stage(), steps=16, max_rows=3, **options)
+            trainer.train()
+            trainer.save_model(str(tmp_path / name / "saved"))
+            weights.append(load_file(tmp_path / name / "saved" / "model.safetensors"))
+    frames = counters["frames"]
+    assert 0 < frames["ok"] == frames["total"] <= 60
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
+    reset()
