@@ -140,6 +140,13 @@ class PARTTrainingArguments(TrainingArguments):
             "output_dir/data/encoder_outputs. Not with augmentation, streaming or FSDP2."
         },
     )
+    padding_free: bool = field(
+        default=False,
+        metadata={
+            "help": "The language model gets the rows of a batch as one, without padding: a gain with "
+            "attn_implementation flash_attention_2."
+        },
+    )
     loss_chunk_size: int = field(
         default=1024,
         metadata={"help": "Targets whose logits are computed at a time: bounds the memory of a large vocabulary."},

@@ -495,9 +495,13 @@ class PARTModel(PARTPreTrainedModel):
         mm_encoder_outputs: dict[str, PARTAudioOutput] | None = None,
         encoder_frames: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        padding_free: bool = False,
         **kwargs,
     ) -> PARTModelOutputWithPast:
-        """See [`PARTForSpeechSeq2Seq.forward`]; returns the language model's last hidden state `(B, L, H)`."""
+        """
+        See [`PARTForSpeechSeq2Seq.forward`]; returns the language model's last hidden state `(B, L, H)`, or with
+        `padding_free` that of the valid positions alone, `(1, valid positions, H)`.
+        """
         audio_embeds = None
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -510,6 +514,11 @@ class PARTModel(PARTPreTrainedModel):
             audio_embeds = mm_encoder_outputs["audio"].pooler_output
             self.check_placeholders(input_ids, audio_embeds)
             inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio_embeds)
+        if padding_free:
+            # transformers knows rows packed into one by their positions, which begin again (no mask, no cache).
+            valid = attention_mask.bool()
+            position_ids = (attention_mask.cumsum(-1) - 1)[valid][None]
+            inputs_embeds, attention_mask, use_cache = inputs_embeds[valid][None], None, False
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -582,6 +591,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         loss_chunk_size: int | None = None,
+        padding_free: bool = False,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
         """
@@ -597,6 +607,9 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                 that predict a label are kept, so that no others reach the vocabulary matrix.
             loss_chunk_size: with `labels`, the logits of so many targets at a time: at a vocabulary of 152k those of
                 1,024 targets take 0.6 GB in float32. The backward pass computes them again. None: all at once.
+            padding_free: with `labels`, the language model gets the valid positions of all rows as one row: no padding is
+                computed. A gain with flash attention, whose kernels keep the rows apart; sdpa and eager attention mask
+                one large square instead. The language model must mix positions by attention alone.
             kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest reaches the language model.
 
         Returns:
@@ -613,6 +626,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
+            padding_free=padding_free,
             **kwargs,
         )
         targets = None
@@ -620,10 +634,13 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             # Position i predicts label i + 1.
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
             logits_to_keep = targets != -100
+            targets = targets[logits_to_keep]
+            if padding_free:
+                logits_to_keep = logits_to_keep[attention_mask.bool()][None]
         hidden_states = _keep_positions(outputs.last_hidden_state, logits_to_keep)
         loss = logits = token_losses = None
         if targets is not None and loss_chunk_size:
-            token_losses = self._chunked_token_losses(hidden_states, targets[logits_to_keep], loss_chunk_size)
+            token_losses = self._chunked_token_losses(hidden_states, targets, loss_chunk_size)
             loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
             token_losses = token_losses.detach()
         else:
@@ -632,7 +649,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits,
                 labels=None,
-                shift_labels=targets[logits_to_keep],
+                shift_labels=targets,
                 vocab_size=logits.shape[-1],
                 num_items_in_batch=num_items_in_batch,
             )

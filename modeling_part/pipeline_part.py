@@ -186,7 +186,7 @@ class PARTPipeline(ChunkPipeline):
                     f"An audio dict holds 'raw' or 'array' with 'sampling_rate', 'path' or 'bytes'; got "
                     f"{sorted(inputs)}. Give one column of a dataset: `KeyDataset(dataset, 'audio')`."
                 )
-        return self.processor._waveform(inputs, sampling_rate)
+        return self.processor.waveform(inputs, sampling_rate)
 
     def _window(self, chunk_length_s: float | None, stride_length_s: float | None) -> tuple[int, int]:
         """Longest window and overlap, in samples."""

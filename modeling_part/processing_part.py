@@ -374,7 +374,7 @@ class PARTProcessor(ProcessorMixin):
 
         Each clip is extracted alone: its features do not depend on what it is batched with.
         """
-        waveform = self._waveform(audio, sampling_rate)
+        waveform = self.waveform(audio, sampling_rate)
         window = getattr(self.feature_extractor, "n_samples", None)
         if window is not None and len(waveform) > window:
             raise ValueError(
@@ -397,7 +397,7 @@ class PARTProcessor(ProcessorMixin):
             )
         return features.astype(np.float32)
 
-    def _waveform(self, audio, sampling_rate: int | None) -> np.ndarray:
+    def waveform(self, audio, sampling_rate: int | None) -> np.ndarray:
         """`(samples,)` float32 at the encoder's rate from a file, bytes, an array or a tensor; checked."""
         if isinstance(audio, torch.Tensor):
             audio = audio.detach().cpu()

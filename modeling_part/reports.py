@@ -251,12 +251,10 @@ def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
 
 def _plot_losses(stages: Sequence[Mapping], path: Path) -> bool:
     """Draws training and dev loss over the steps of all stages; False where no stage logged a loss."""
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, whose backend is the caller's (a notebook's)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
     offset, drawn = 0, False
     for stage in stages:
         for key, style in (("loss", "C0-"), ("eval_loss", "C1o-")):
@@ -274,7 +272,6 @@ def _plot_losses(stages: Sequence[Mapping], path: Path) -> bool:
     if drawn:
         axes.legend(loc="upper right")
         figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     return drawn
 
 

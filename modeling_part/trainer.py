@@ -92,6 +92,8 @@ class PARTTrainer(Trainer):
         self._refuse_wrong_settings(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = self._has_unused_parameters()
+        if args.padding_free:
+            _check_rows_stay_apart(model)
         if args.torch_compile:
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
         super().__init__(model=model, **kwargs)
@@ -249,11 +251,15 @@ class PARTTrainer(Trainer):
                 # Layers recompute their activations only in training mode.
                 if not any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
                     module.eval()
-        inputs["loss_chunk_size"] = self.args.loss_chunk_size
+        inputs |= self._loss_options
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self._note_batch(info, inputs, outputs)
         # Trainer multiplies by the world size because DDP averages gradients; that is the loss it wants back.
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _loss_options(self) -> dict:
+        return {"loss_chunk_size": self.args.loss_chunk_size, "padding_free": self.args.padding_free}
 
     def _clip_grad_norm(self, model):
         self._note_part_norms()
@@ -401,7 +407,7 @@ class PARTTrainer(Trainer):
             inputs = self._prepare_inputs(dict(batch))
             info = inputs.pop("batch_info")
             with self.compute_loss_context_manager():
-                outputs = model(**inputs, loss_chunk_size=self.args.loss_chunk_size)
+                outputs = model(**inputs, **self._loss_options)
             if index < len(mine):
                 add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
         if was_training:
@@ -529,6 +535,24 @@ def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
             direction = source if task == "asr" else f"{source}-{target}"
             means[f"{prefix}{task}/{direction}_loss"] = nats / tokens
     return means
+
+
+@torch.no_grad()
+def _check_rows_stay_apart(model: nn.Module):
+    """Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions)."""
+    device = model.model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 11, device=device).reshape(2, 5)
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]], device=device)
+    was_training = model.training
+    model.eval()
+    padded = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
+    packed = model.model(input_ids=ids, attention_mask=mask, padding_free=True).last_hidden_state[0]
+    model.train(was_training)
+    if not torch.allclose(packed, padded, rtol=1e-2, atol=1e-2 * padded.abs().max().item()):
+        raise ValueError(
+            f"{type(model.model.language_model).__name__} mixes the rows of a batch when they are packed: leave "
+            "`padding_free` out of the recipe."
+        )
 
 
 def _padded(items: DataLoader, size: int) -> Iterator:

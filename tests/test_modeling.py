@@ -414,6 +414,32 @@ class TestLoss:
         for name, gradient in expected.items():
             torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("text", ["qwen2", "phi", "gemma2", "granite"])
+    def test_rows_packed_into_one(self, text, side, attention):
+        """Loss, gradients and token losses as with padding, which the language model never sees."""
+        if (text, attention) == ("gemma2", "sdpa"):
+            pytest.skip("transformers' Gemma 2 has no sdpa attention")
+        model = build(text=text)
+        model.set_attn_implementation(attention)
+        batch = training_batch(model, side, 6)
+        plain = model(**batch, loss_chunk_size=4)
+        plain.loss.backward()
+        expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        seen = []
+        hook = model.model.language_model.layers[0].register_forward_hook(
+            lambda module, arguments, output: seen.append(tuple(arguments[0].shape[:2]))
+        )
+        packed = model(**batch, loss_chunk_size=4, padding_free=True)
+        packed.loss.backward()
+        hook.remove()
+        assert seen == [(1, int(batch["attention_mask"].sum()))] and batch["attention_mask"].min() == 0
+        torch.testing.assert_close(packed.token_losses, plain.token_losses, rtol=1e-4, atol=1e-5)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5)
+
     @torch.no_grad()
     def test_logits_to_keep(self):
         model = build()

@@ -75,19 +75,19 @@ class TestAudio:
         limits = np.iinfo(dtype)
         middle, half = (limits.max + limits.min + 1) / 2, (limits.max - limits.min + 1) / 2
         pcm = np.round(sine().astype(np.float64) * (half - 1) + middle).astype(dtype)
-        as_read = processor._waveform(pcm, None)
+        as_read = processor.waveform(pcm, None)
         # Two steps of the coarser of the two: 8-bit PCM has steps of 1/128.
         np.testing.assert_allclose(as_read, sine(), atol=max(2 / half, 1e-4))
-        np.testing.assert_array_equal(processor._waveform(torch.from_numpy(pcm), None), as_read)
+        np.testing.assert_array_equal(processor.waveform(torch.from_numpy(pcm), None), as_read)
 
     def test_int16_equals_the_file_that_holds_it(self, processor):
         pcm = np.round(sine() * 20_000).astype(np.int16)
-        np.testing.assert_array_equal(processor._waveform(pcm, None), load_audio(encoded(pcm, subtype="PCM_16"), RATE))
+        np.testing.assert_array_equal(processor.waveform(pcm, None), load_audio(encoded(pcm, subtype="PCM_16"), RATE))
 
     @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
     def test_other_rates_give_the_same_sound(self, processor, rate):
         for heard in (
-            processor._waveform(sine(rate=rate), rate),
+            processor.waveform(sine(rate=rate), rate),
             load_audio(encoded(sine(rate=rate), rate), RATE),
         ):
             assert abs(len(heard) - len(sine())) <= 1

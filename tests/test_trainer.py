@@ -245,6 +245,26 @@ def test_the_loss_is_the_mean_over_all_target_tokens_of_the_step(shared, tmp_pat
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
+def test_packed_rows_train_the_same_weights(shared, tmp_path):
+    weights = []
+    for name, options in (("padded", {}), ("packed", {"padding_free": True})):
+        trainer = build(shared, tmp_path / name, training.joint_stage(), steps=6, max_rows=3, **options)
+        trainer.train()
+        weights.append(training.snapshot(trainer.model))
+    assert not torch.equal(weights[0]["model.adapter.conv.weight"], shared.model.model.adapter.conv.weight)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-5)
+
+
+def test_a_language_model_that_mixes_packed_rows_is_refused(shared, tmp_path, monkeypatch):
+    """As a state space does: every position takes something from all before it."""
+    model = copy.deepcopy(shared.model)
+    layer = model.model.language_model.layers[-1]
+    layer.register_forward_hook(lambda module, arguments, output: output + output.cumsum(1))
+    with pytest.raises(ValueError, match="Qwen2Model mixes the rows"):
+        build(shared, tmp_path, training.joint_stage(), model=model, padding_free=True)
+
+
 # ---- the log ----
 
 
