@@ -69,22 +69,20 @@ def run_recipes(
     return reports
 
 
-def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> list[list[str]]:
-    """Rows of the table over all seeds: the average over languages, mean and range over seeds, per recipe."""
-    rows = []
+def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table over all seeds: averages over languages, mean and range over seeds, a row per recipe."""
+    columns = []
     for task, measure, label, form in MEASURES:
         cells = []
         for index in range(len(recipes)):
             macros = [read_json(found[index])["macro"].get(task, {}) for found in reports.values()]
             values = [macro[measure] for macro in macros if macro.get(measure) is not None]
-            if not values:
-                cells.append("–")
-                continue
             spread = f" ({form(min(values))} to {form(max(values))})" if len(values) > 1 else ""
-            cells.append(form(float(np.mean(values))) + spread)
+            cells.append(form(float(np.mean(values))) + spread if values else "–")
         if set(cells) != {"–"}:
-            rows.append([task, label, *cells])
-    return rows
+            columns.append((f"{task} {label}", cells))
+    rows = [[Path(recipe).stem, *(cells[index] for _, cells in columns)] for index, recipe in enumerate(recipes)]
+    return ["recipe", *(title for title, _ in columns)], rows
 
 
 def main(argv: Sequence[str] | None = None) -> list[list[str]]:
@@ -104,12 +102,8 @@ def main(argv: Sequence[str] | None = None) -> list[list[str]]:
         for seed, found in reports.items():
             print(f"\nSeed {seed}")
             compare(found)
-    rows = summarize(args.recipes, reports)
-    print_table(
-        f"Averages over languages, {len(args.seeds)} seed(s)",
-        ["task", "measure", *[Path(recipe).stem for recipe in args.recipes]],
-        rows,
-    )
+    header, rows = summarize(args.recipes, reports)
+    print_table(f"Averages over languages, {len(args.seeds)} seed(s)", header, rows, text_columns=1)
     return rows
 
 

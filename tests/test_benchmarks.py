@@ -70,3 +70,21 @@ def test_same_clips_by_duration(run):
     random, grouped = (row["batches"] for row in classes if row["model"] == "part_sanm")
     assert random != grouped
     assert sorted(chain.from_iterable(random)) == list(chain.from_iterable(grouped))
+
+
+def test_inference(tmp_path):
+    """Every class generates as many tokens as asked for; ratios are relative to the first."""
+    program = BENCHMARK.with_name("inference.py")
+    output = tmp_path / "figures.json"
+    command = [sys.executable, program, "--tiny", "--rounds", "1", "--threads", "1", "--rows", "2", "--seconds", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [*command, "--output", output], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    (rows,) = json.loads(output.read_text())["tables"].values()
+    assert len(rows) == 6 and rows[0]["speed"] == 1
+    for row in rows:
+        assert row["label"] in result.stdout
+        assert row["clips_per_s"] > 0 and row["first_token_ms"] > 0
+        assert math.isclose(row["real_time_factor"] * row["clips_per_s"] * 2, 1)
