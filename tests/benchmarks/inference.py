@@ -12,7 +12,10 @@ Prediction, before the first run: on 2 s clips decoding weighs most, and it cost
 as fast as Fun-ASR-Nano and 2 to 3 times as fast as the classes that encode 30 s; on 20 s clips the prompt weighs more,
 of which PART's adapter makes a quarter. A static cache, not compiled, costs a CPU a little.
 
-Outcome: OUTCOME
+Outcome, on 2 quiet cores of an AMD EPYC in float32, the default command: PART with Fun-ASR-Nano's encoder 1.12, 1.23 and
+1.30 times its clips/s at 2, 6 and 20 s, first token after 105, 132 and 249 ms (130, 221, 541); with Whisper's encoder
+0.93, 0.95 and 0.98. 4.6 and 7.2 times Qwen2-Audio and Voxtral at 2 s, 1.9 and 1.6 times at 20 s. A static cache makes
+no difference (0.99 to 1.00).
 """
 
 import argparse
