@@ -86,15 +86,16 @@ def test_streams_need_a_number_of_steps(streamed, tiny_parts):
 @pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_adapter_trains_on_real_speech(kind, tmp_path, tiny_parts, shared_data):
+def test_the_adapter_trains_on_real_speech(kind, tmp_path, shared_data):
+    """With an encoder that has no window: some of these clips are longer than the tiny Whisper's 4 s."""
+    parts = tiny.tiny_parts(tmp_path / "parts", audio_kind="wav2vec2")
     path = shared_data / kind / "train" / "metadata.jsonl"
     recipe = training.write_recipe(
         tmp_path,
-        tiny_parts,
+        parts,
         {"train": path, "dev": path, "test": path},
         stages=[{"name": "adapter", "max_steps": 4, "learning_rates": {"adapter": 3e-3}}],
         test_data=None,
-        max_duration=4.0 if kind not in ("kerstin-de", "ljspeech-mini", "en-samples") else 30.0,
     )
     train_part.main([str(recipe)])
     record = json.loads((tmp_path / "run/adapter/stage.json").read_text())
