@@ -77,6 +77,7 @@ PUBLISHED_FILES = (*WEIGHT_FILES, *CODE_FILES, *JSON_FILES, *VOCABULARY_FILES, *
 # lora.safetensors (to continue training) is in the published weights already, merged.
 LEFT_FILES = (
     "checkpoint-*/",
+    "dev/",  # answers of `predict_with_generate`
     "incomplete/",
     "lora.safetensors",
     "log_history.json",

@@ -141,6 +141,8 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
     (checkpoint / "checkpoint-10" / "optimizer.pt").write_bytes(b"x")
     (checkpoint / "predictions.jsonl").write_text("{}\n")
     (checkpoint / "log_history.json").write_text("[]")
+    (checkpoint / "dev" / "step-2").mkdir(parents=True)
+    (checkpoint / "dev" / "step-2" / "predictions.jsonl").write_text("{}\n")
     save_file({"lora_A": torch.zeros(2)}, checkpoint / "lora.safetensors")
     assert set(upload_contents(checkpoint)) == {
         "chat_template.jinja",
