@@ -92,7 +92,8 @@ class PARTTrainer(Trainer):
         self._refuse_wrong_settings(args)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = self._has_unused_parameters()
-        if args.padding_free:
+        # Where FSDP loads weights on one process only, the others hold none to compute with yet.
+        if args.padding_free and args.process_index == 0:
             _check_rows_stay_apart(model)
         if args.torch_compile:
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
@@ -539,15 +540,22 @@ def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
 
 @torch.no_grad()
 def _check_rows_stay_apart(model: nn.Module):
-    """Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions)."""
+    """
+    Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions).
+
+    With eager attention, whatever the model is set to: it is not on its device yet, where alone flash attention runs.
+    """
+    language_model, was_training = model.model.language_model, model.training
+    attention = language_model.config._attn_implementation
+    language_model.set_attn_implementation("eager")
     device = model.model.get_input_embeddings().weight.device
     ids = torch.arange(1, 11, device=device).reshape(2, 5)
     mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]], device=device)
-    was_training = model.training
     model.eval()
     padded = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
     packed = model.model(input_ids=ids, attention_mask=mask, padding_free=True).last_hidden_state[0]
     model.train(was_training)
+    language_model.set_attn_implementation(attention)
     if not torch.allclose(packed, padded, rtol=1e-2, atol=1e-2 * padded.abs().max().item()):
         raise ValueError(
             f"{type(model.model.language_model).__name__} mixes the rows of a batch when they are packed: leave "

@@ -256,7 +256,19 @@ def test_packed_rows_train_the_same_weights(shared, tmp_path):
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-5)
 
 
-def test_a_language_model_that_mixes_packed_rows_is_refused(shared, tmp_path, monkeypatch):
+def test_packing_is_tried_without_the_kernels_of_a_gpu(shared, tmp_path):
+    """Flash attention does not run where the model lies when the trainer is made; then the setting is as before."""
+    model = copy.deepcopy(shared.model)
+    language_model = model.model.language_model
+    language_model.set_attn_implementation("sdpa")
+    used = []
+    language_model.register_forward_pre_hook(lambda *_: used.append(language_model.config._attn_implementation))
+    build(shared, tmp_path, training.joint_stage(), model=model, padding_free=True)
+    assert used == ["eager", "eager"]
+    assert language_model.config._attn_implementation == "sdpa"
+
+
+def test_a_language_model_that_mixes_packed_rows_is_refused(shared, tmp_path):
     """As a state space does: every position takes something from all before it."""
     model = copy.deepcopy(shared.model)
     layer = model.model.language_model.layers[-1]
