@@ -148,8 +148,10 @@ def run_stage(
     log_plan(stage, trainer, sampler.num_steps, report)
     if args.dry_run:
         return dry_run(stage, trainer, sampler, collator)
-    if checkpoint is None and (source := find_alike(record, folder.parent, args.reuse_runs or ())) is not None:
-        return copy_stage(source, folder, data["test"], args)
+    if checkpoint is None and not isinstance(data["train"], dict):  # nothing tells two streams apart
+        source = find_alike(record, folder.parent, args.reuse_runs or ())
+        if source is not None:
+            return copy_stage(source, folder, data["test"], args)
 
     if checkpoint is not None:
         logger.info("Stage %s continues from %s", stage.name, checkpoint)
@@ -537,7 +539,9 @@ def hyperparameters(
     model_names = ("checkpoint", "adapter", "system_prompt", "model_dtype", "frozen_dtype", "attn_implementation")
     names = ("max_audio_seconds", "max_tokens", "max_rows", "temperature", "direction_weights", "augmentation")
     names += ("pad_seconds_multiple", "pad_tokens_multiple")
-    training = ("gradient_accumulation_steps", "weight_decay", "max_grad_norm", "bf16", "world_size")
+    training = ("gradient_accumulation_steps", "weight_decay", "max_grad_norm", "bf16", "fp16", "world_size")
+    training += ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "padding_free")
+    training += ("cache_encoder_outputs",)
     return {
         **asdict(stage),
         "num_steps": num_steps,

@@ -126,7 +126,7 @@ class PARTTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Other run folders: a stage that was trained there exactly alike (settings, data, seed, versions, "
-            "parents) is copied instead of trained again."
+            "parents) is copied instead of trained again. Not for streamed corpora, which cannot be told apart."
         },
     )
     max_bad_steps: int = field(

@@ -76,6 +76,19 @@ def test_streams_train_and_resume_at_the_same_batch(streamed, tiny_parts):
     assert losses(joint) == losses(folder / "whole/joint")
 
 
+def test_a_stage_on_streams_is_never_taken_from_another_run(streamed, tiny_parts, tmp_path, caplog):
+    _, corpus, specs = streamed
+    stage = [{"name": "adapter", "max_steps": 1, "tasks": {"asr": 1.0}}]
+    caplog.set_level("INFO")
+    for name, options in (("first", {}), ("second", {"reuse_runs": [str(tmp_path / "first")]})):
+        settings = {"train_data": specs, "stages": stage, "test_data": None, "eval_data": None, **options}
+        train_part.main(
+            [str(training.write_recipe(tmp_path, tiny_parts, corpus, output_dir=str(tmp_path / name), **settings))]
+        )
+    assert not [message for message in caplog.messages if "was trained alike" in message]
+    assert losses(tmp_path / "second/adapter")
+
+
 def test_streams_need_a_number_of_steps(streamed, tiny_parts):
     folder, corpus, specs = streamed
     recipe = training.write_recipe(folder, tiny_parts, corpus, train_data=specs, stages=[{"name": "adapter"}])

@@ -119,10 +119,11 @@ def test_a_stage_that_another_run_trained_alike_is_copied(finished, tmp_path, ca
         assert f"Stage {name} was trained alike in {finished.run / name}: copied" in caplog.messages
         for file in ("model.safetensors", "stage.json", "predictions.jsonl", "log_history.json"):
             assert (tmp_path / "other" / name / file).read_bytes() == (finished.run / name / file).read_bytes()
-    trained.clear()
-    run(other, "--stage", "adapter", "--reuse_runs", str(finished.run), "--seed", "1",
-        "--output_dir", str(tmp_path / "seed"))  # fmt: skip
-    assert trained == ["adapter"]
+    for change in (("--seed", "1"), ("--adam_beta2", "0.9")):
+        trained.clear()
+        run(other, "--stage", "adapter", "--reuse_runs", str(finished.run), *change,
+            "--output_dir", str(tmp_path / change[0]))  # fmt: skip
+        assert trained == ["adapter"]
 
 
 def test_predicting_with_a_finished_stage(finished):
