@@ -35,7 +35,7 @@ from modeling_part.checkpoints import find_alike, write_json, write_stage_json
 from modeling_part.collator import PARTCollator, count_row_tokens, count_tokens
 from modeling_part.configuration_part import convolved_length
 from modeling_part.corpora import fingerprint, open_corpora, read_corpora
-from modeling_part.encoder_outputs import write_encoder_outputs
+from modeling_part.encoder_outputs import refuse_augmentation, write_encoder_outputs
 from modeling_part.evaluation import predict, weights_fingerprint
 from modeling_part.memory import estimate_memory
 from modeling_part.monitoring import GenerationMonitor
@@ -388,11 +388,8 @@ def check_before_training(plan: list[Stage], data: dict, data_args: DataArgument
     """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser, a full disk."""
     if args.stage is not None and args.stage not in [stage.name for stage in plan]:
         raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {[stage.name for stage in plan]}.")
-    if args.cache_encoder_outputs and data_args.augmentation:
-        raise ValueError(
-            "`cache_encoder_outputs` computes a clip's frames once, and `augmentation` wants other audio every time: leave "
-            "one of them out of the recipe."
-        )
+    if args.cache_encoder_outputs:
+        refuse_augmentation(data_args.augmentation)
     if data["train"] is None or len(data["train"]) == 0:
         raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
     for name in ("train", "eval", "test"):

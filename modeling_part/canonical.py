@@ -26,6 +26,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -60,6 +61,15 @@ _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?
 
 class CorpusError(ValueError):
     """A corpus, manifest or recipe entry that cannot be read as asked: the message names what, why and the fix."""
+
+
+@contextmanager
+def errors_of_row(row: Mapping):
+    """Say in a ValueError which row it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Row {row['id']!r} of corpus {row.get('corpus')!r}: {error}") from error
 
 
 def canonical_features():

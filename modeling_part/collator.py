@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from .augmentation import Augmentation, row_generator
-from .encoder_outputs import EncoderOutputs
+from .canonical import errors_of_row
+from .encoder_outputs import EncoderOutputs, refuse_augmentation
 from .processing_part import PARTProcessor, load_audio
 
 
@@ -50,11 +51,8 @@ class PARTCollator:
         seed: int = 0,
         encoder_outputs: EncoderOutputs | None = None,
     ):
-        if encoder_outputs is not None and augmentation is not None:
-            raise ValueError(
-                "`cache_encoder_outputs` computes a clip's frames once, and `augmentation` wants other audio every time: "
-                "leave one of them out of the recipe."
-            )
+        if encoder_outputs is not None:
+            refuse_augmentation(augmentation)
         self.processor = processor
         self.pad_seconds_multiple = pad_seconds_multiple
         self.pad_tokens_multiple = pad_tokens_multiple
@@ -116,7 +114,7 @@ class PARTCollator:
     def _features(self, row: dict, batch_key: str) -> np.ndarray:
         """Features of one row's audio, augmented in training."""
         rate = self.processor.sampling_rate
-        try:
+        with errors_of_row(row):
             waveform = load_audio(row["audio"], rate, row.get("start"), row.get("end"))
             if self.augmentation is None:
                 return self.processor.extract_features(waveform)
@@ -124,8 +122,6 @@ class PARTCollator:
             waveform = self.augmentation.augment_waveform(waveform, rate, generator)
             features = self.processor.extract_features(waveform)
             return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
-        except ValueError as error:
-            raise ValueError(f"Row {row['id']!r} of corpus {row.get('corpus')!r}: {error}") from error
 
 
 def _scored_text(task: str, text: str, source_text: str | None) -> str:
