@@ -104,16 +104,21 @@ class PARTPipeline(ChunkPipeline):
         preprocess, forward, _ = self._sanitize_parameters(**options)
         forward = {**self._forward_params, **forward}
         outputs: list[dict] = []
+        before, previous = [], 0  # units of the text so far, and how many the last window gave
         for window in self.preprocess(inputs, **{**self._preprocess_params, **preprocess}):
             streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
             thread = _WindowThread(self, window, forward, streamer)
             thread.start()
+            share = overlap_share([*(output["span"] for output in outputs), window["span"]])
             text = ""
             for piece in streamer:
                 text += piece
-                yield self.postprocess([*outputs, {**window, "text": text.strip()}])["text"]
+                left, new = _join(before, previous, split_units(text.strip()), share)
+                yield "".join([*before[:left], *new])
             outputs.append(thread.result())
-            yield self.postprocess(outputs)["text"]
+            merged = self.postprocess(outputs)["text"]
+            yield merged
+            before, previous = split_units(merged), len(split_units(outputs[-1]["text"]))
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model and the processor; `kwargs` go to the model's `save_pretrained`."""
@@ -319,19 +324,32 @@ def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:
     previous = 0
     for text in texts:
         units = split_units(text.strip())
-        tail = max(0, len(merged) - math.ceil(2 * share * previous))
-        head = math.ceil(2 * share * len(units))
-        left, right = _find_seam([_key(unit) for unit in merged[tail:]], [_key(unit) for unit in units[:head]])
-        left += tail
+        left, new = _join(merged, previous, units, share)
         previous = len(units)
-        new = units[right:]
-        if new and left == 0:
-            new[0] = new[0].lstrip()
-        elif new and right == 0 and not (_is_unspaced(merged[left - 1][-1]) or _is_unspaced(new[0][0])):
-            new[0] = f" {new[0]}"
         merged[left:] = new
         starts = [*(min(start, left) for start in starts), left]
     return ["".join(merged[start:end]) for start, end in pairwise([*starts, len(merged)])]
+
+
+def _join(merged: list[str], previous: int, units: list[str], share: float) -> tuple[int, list[str]]:
+    """
+    How many units of the text so far to keep, and what of a window's units follows them.
+
+    Args:
+        merged: units of the text so far, of which the last window gave `previous` before they were joined.
+        units: of the window.
+        share: see [`merge_texts`].
+    """
+    tail = max(0, len(merged) - math.ceil(2 * share * previous))
+    head = math.ceil(2 * share * len(units))
+    left, right = _find_seam([_key(unit) for unit in merged[tail:]], [_key(unit) for unit in units[:head]])
+    left += tail
+    new = units[right:]
+    if new and left == 0:
+        new[0] = new[0].lstrip()
+    elif new and right == 0 and not (_is_unspaced(merged[left - 1][-1]) or _is_unspaced(new[0][0])):
+        new[0] = f" {new[0]}"
+    return left, new
 
 
 def split_units(text: str) -> list[str]:

@@ -261,6 +261,31 @@ def test_stream_joins_windows_as_a_call_does(pipe, long_clip, monkeypatch):
     assert not any(" " in text for text in texts)
 
 
+def test_a_piece_of_a_stream_is_joined_to_the_text_so_far_alone(pipe, long_clip, monkeypatch):
+    """Not all windows anew for every piece; and what comes last of a window is already the text of a call."""
+    from modeling_part import pipeline_part
+
+    merges = []
+    merge = pipeline_part.merge_texts
+    monkeypatch.setattr(
+        pipeline_part, "merge_texts", lambda texts, share: merges.append(len(texts)) or merge(texts, share)
+    )
+    forward = pipe.forward
+    said = iter(["one two three", "two three four five", "five six seven", "seven eight"])
+
+    def say(window, generate_kwargs, **kwargs):
+        text = next(said)
+        for word in text.split():
+            generate_kwargs["streamer"].on_finalized_text(f"{word} ")
+        return {**forward(window, **kwargs), "text": text}
+
+    monkeypatch.setattr(pipe, "forward", say)
+    texts = list(pipe.stream(long_clip, chunk_length_s=3.6, stride_length_s=0.7))
+    assert texts[-1] == "one two three four five six seven eight"
+    assert merges == [1, 2, 3, 4]
+    assert any(text == "one two three four five" for text in texts[:-2])
+
+
 def test_stream_passes_errors_on(pipe, clip):
     with pytest.raises(ValueError, match="target_lang"):
         list(pipe.stream(clip, task="s2tt"))
