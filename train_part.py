@@ -36,12 +36,12 @@ from modeling_part.collator import PARTCollator, count_row_tokens, count_tokens
 from modeling_part.configuration_part import convolved_length
 from modeling_part.corpora import fingerprint, open_corpora, read_corpora
 from modeling_part.encoder_outputs import refuse_augmentation, write_encoder_outputs
-from modeling_part.evaluation import predict, weights_fingerprint
+from modeling_part.evaluation import predict_and_report, weights_fingerprint
 from modeling_part.memory import estimate_memory
 from modeling_part.monitoring import GenerationMonitor
-from modeling_part.reports import run_report, write_report
+from modeling_part.reports import run_report
 from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
-from modeling_part.scoring import check_scorable, score
+from modeling_part.scoring import check_scorable
 from modeling_part.stages import TASKS, Stage, add_lora, build_plan, cast_frozen, parameters_per_part
 from modeling_part.streaming import StreamingTaskBatches
 from modeling_part.trainer import PARTTrainer, last_checkpoint, read_history, remove_checkpoints
@@ -305,16 +305,9 @@ def predict_and_score(checkpoint: Path, dataset, folder: Path, args: PARTTrainin
     dtype = torch.bfloat16 if args.bf16 else "auto"
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
     processor = PARTProcessor.from_pretrained(checkpoint)
-    predictions = predict(
-        model,
-        processor,
-        dataset,
-        output_path=folder / "predictions.jsonl",
-        accelerator=accelerator,
-        **generation_settings(args),
+    predict_and_report(
+        model, processor, dataset, folder, seed=args.seed, accelerator=accelerator, **generation_settings(args)
     )
-    if PartialState().is_main_process:
-        write_report(score(predictions, seed=args.seed), folder)
 
 
 def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, args: PARTTrainingArguments):

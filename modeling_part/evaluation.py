@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -32,6 +33,7 @@ __all__ = [
     "check_scorable",
     "compare",
     "predict",
+    "predict_and_report",
     "read_predictions",
     "run_report",
     "score",
@@ -257,6 +259,38 @@ def predict(
     if rows and len(errors) == len(rows):
         raise RuntimeError(f"all {len(rows)} rows failed, the first with {errors[0]}; see {output_path}")
     return rows
+
+
+def predict_and_report(
+    model,
+    processor,
+    dataset: Dataset | Sequence[Mapping],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    **generation,
+) -> dict:
+    """`predictions.jsonl` ([`predict`]) and their report (`scoring.score`) as ``report.json`` and ``report.md``.
+
+    Args:
+        folder: for the three files; created.
+        seed: of the bootstrap.
+        **generation: ``batch_size``, ``max_audio_seconds`` and ``max_new_tokens`` of [`predict`].
+
+    Returns:
+        The report, on every process; the main one scores.
+    """
+    accelerator = accelerator or Accelerator()
+    folder = Path(folder)
+    predictions = predict(
+        model, processor, dataset, output_path=folder / "predictions.jsonl", accelerator=accelerator, **generation
+    )
+    report = None
+    if accelerator.is_main_process:
+        report = score(predictions, seed=seed)
+        write_report(report, folder)
+    return broadcast_object_list([report])[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -610,7 +610,8 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             padding_free: with `labels`, the language model gets the valid positions of all rows as one row: no padding is
                 computed. A gain with flash attention, whose kernels keep the rows apart; sdpa and eager attention mask
                 one large square instead. The language model must mix positions by attention alone.
-            kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest reaches the language model.
+            kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest
+                reaches the language model.
 
         Returns:
             [`PARTCausalLMOutputWithPast`].
@@ -639,13 +640,14 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                 logits_to_keep = logits_to_keep[attention_mask.bool()][None]
         hidden_states = _keep_positions(outputs.last_hidden_state, logits_to_keep)
         loss = logits = token_losses = None
-        if targets is not None and loss_chunk_size:
+        if targets is None:
+            logits = self._logits(hidden_states)
+        elif loss_chunk_size:
             token_losses = self._chunked_token_losses(hidden_states, targets, loss_chunk_size)
             loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
             token_losses = token_losses.detach()
         else:
-            logits = self._scale_logits(self.lm_head(hidden_states))
-        if targets is not None and loss is None:
+            logits = self._logits(hidden_states)
             loss = self.loss_function(
                 logits=logits,
                 labels=None,
@@ -681,13 +683,16 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         """`(targets, H)` and `(targets,)` -> `(targets,)` nats; never the logits of more than `size` targets at once."""
 
         def token_losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            logits = self._scale_logits(self.lm_head(hidden_states))
+            logits = self._logits(hidden_states)
             return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
         chunks = list(zip(hidden_states.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:  # small enough to be kept for the backward pass
             return token_losses(*chunks[0])
         return torch.cat([checkpoint(token_losses, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self._scale_logits(self.lm_head(hidden_states))
 
     def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What some language models do to their logits after the head (Granite, Cohere, Falcon-H1, Gemma 2 and 3)."""

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from .evaluation import predict
-from .reports import failure_signs, read_json, write_report
-from .scoring import score
+from .evaluation import predict_and_report
+from .reports import failure_signs, read_json
 
 
 logger = logging.getLogger(__name__)
@@ -74,19 +73,17 @@ class GenerationMonitor:
             `asr/fr_wer`, `s2tt/fr-en_bleu`, `s2tt/fr-en_chrf`, ... and the averages over languages `asr_error_rate`,
             `s2tt_bleu`, ...; error rates as fractions, BLEU and chrF from 0 to 100.
         """
-        folder = self.folder / f"step-{step}"
         with autocast():
-            predictions = predict(
+            report = predict_and_report(
                 model,
                 self.processor,
                 self.dataset,
-                output_path=folder / "predictions.jsonl",
+                self.folder / f"step-{step}",
+                seed=self.seed,
                 accelerator=accelerator,
                 **self.generation,
             )
-        report = score(predictions, seed=self.seed)
         if accelerator.is_main_process:
-            write_report(report, folder)
             for sign in failure_signs(report, self.before, training_rows=self.training_rows):
                 logger.warning("Step %d, dev data: %s", step, sign)
         return report_metrics(report)

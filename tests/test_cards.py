@@ -89,11 +89,11 @@ def test_metadata_is_what_the_hub_reads(report):
     info = stage_info(datasets=["google/fleurs"], base_models={"audio_model": "whisper-base", "language_model": "a/b"})
     card = ModelCard(render_card(info, report, repo_id=REPO, license="apache-2.0"))
     data = card.data
-    assert (data.library_name, data.pipeline_tag, data.license) == (
-        "transformers",
-        "automatic-speech-recognition",
-        "apache-2.0",
-    )
+    assert {name: getattr(data, name) for name in ("library_name", "pipeline_tag", "license")} == {
+        "library_name": "transformers",
+        "pipeline_tag": "automatic-speech-recognition",
+        "license": "apache-2.0",
+    }
     assert data.language == ["en", "fr", "zh"]
     assert data.base_model == ["a/b"]  # a local folder is no base model on the Hub
     assert data.datasets == ["google/fleurs"]

@@ -103,8 +103,7 @@ def test_warns_where_transcripts_got_worse_than_the_parents(runs, tmp_path, capl
         (folder / "report.json").write_text(json.dumps(report))
     assert last_dev_report(parent) == before
     worse = dev_report({"fr": 0.9, "es": 0.1})
-    monkeypatch.setattr("modeling_part.monitoring.predict", lambda *args, **kwargs: [])
-    monkeypatch.setattr("modeling_part.monitoring.score", lambda rows, seed: worse)
+    monkeypatch.setattr("modeling_part.monitoring.predict_and_report", lambda *args, **kwargs: worse)
     monitor = GenerationMonitor([], None, tmp_path / "joint", parent)
     with caplog.at_level(logging.WARNING):
         figures = monitor(None, type("Main", (), {"is_main_process": True}), 50)

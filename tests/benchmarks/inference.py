@@ -25,13 +25,12 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from training import LABELS, TOKENS_PER_SECOND, Case, Worker, build, make_batch
+from training import LABELS, SPEED_COLUMNS, TOKENS_PER_SECOND, Case, Worker, build, make_batch, show
 
 
 MODELS = ("fun_asr_nano", "part_sanm", "part_sanm_static", "part_whisper", "qwen2_audio", "voxtral")
 NAMES = LABELS | {"part_sanm_static": "PART, SAN-M, static cache"}
+COLUMNS = SPEED_COLUMNS | {"real-time factor": "{real_time_factor:.3f}", "first token, ms": "{first_token_ms:.0f}"}
 
 
 def new_tokens(seconds: float) -> int:
@@ -95,22 +94,6 @@ def measure(names: tuple[str, ...], seconds: float, args: argparse.Namespace) ->
     return results
 
 
-def show(title: str, results: list[dict]):
-    table = Table(title=title, title_justify="left")
-    for position, header in enumerate(("", "clips/s", "speed", "real-time factor", "first token, ms")):
-        table.add_column(header, justify="right" if position else "left")
-    for row in results:
-        low, high = row["speed_range"]
-        table.add_row(
-            row["label"],
-            f"{row['clips_per_s']:.2f}",
-            f"{row['speed']:.2f} ({low:.2f}-{high:.2f})",
-            f"{row['real_time_factor']:.3f}",
-            f"{row['first_token_ms']:.0f}",
-        )
-    Console(width=110).print(table)
-
-
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", nargs="+", type=float, default=[2, 6, 20], help="clip lengths (2 6 20)")
@@ -125,7 +108,7 @@ def main(argv: list[str] | None = None):
     for seconds in args.seconds:
         title = f"{args.rows} clips of {seconds:g} s, {new_tokens(seconds)} new tokens each"
         tables[title] = measure(tuple(args.models), seconds, args)
-        show(title, tables[title])
+        show(title, tables[title], COLUMNS)
     if args.output is not None:
         settings = {key: value for key, value in vars(args).items() if key != "output"}
         args.output.write_text(json.dumps({"settings": settings, "tables": tables}, indent=2) + "\n")

@@ -442,23 +442,27 @@ def check_losses(title: str, results: list[dict]):
             raise RuntimeError(f"{title}: losses {reference} and {loss} differ by more than {tolerance:g} of them.")
 
 
-def show(title: str, results: list[dict]):
-    """Print one table."""
+SPEED_COLUMNS = {
+    "": "{label}",
+    "clips/s": "{clips_per_s:.2f}",
+    "speed": "{speed:.2f} ({speed_range[0]:.2f}-{speed_range[1]:.2f})",
+}
+COLUMNS = SPEED_COLUMNS | {
+    "per CPU s": "{clips_per_cpu_s:.2f}",
+    "peak GiB": "{peak_gib:.2f}",
+    "memory": "{memory:.2f}",
+    "GFLOP/clip": "{gflop_per_clip:.1f}",
+    "of matmul peak": "{of_peak:.0%}",
+}
+
+
+def show(title: str, results: list[dict], columns: dict[str, str] = COLUMNS):
+    """Print one table: `columns` are headers and how a result fills them."""
     table = Table(title=title, title_justify="left")
-    for column in ("", "clips/s", "speed", "per CPU s", "peak GiB", "memory", "GFLOP/clip", "of matmul peak"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for header in columns:
+        table.add_column(header, justify="right" if header else "left", no_wrap=True)
     for result in results:
-        low, high = result["speed_range"]
-        table.add_row(
-            result["label"],
-            f"{result['clips_per_s']:.2f}",
-            f"{result['speed']:.2f} ({low:.2f}-{high:.2f})",
-            f"{result['clips_per_cpu_s']:.2f}",
-            f"{result['peak_gib']:.2f}",
-            f"{result['memory']:.2f}",
-            f"{result['gflop_per_clip']:.1f}",
-            f"{result['of_peak']:.0%}",
-        )
+        table.add_row(*(form.format(**result) for form in columns.values()))
     Console(width=140).print(table)
 
 
