@@ -1,11 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Arguments of `train_part.py`: a YAML recipe fills the defaults, the command line wins, an unknown key is an error."""
+"""Arguments of `train_part.py`: YAML recipes fill the defaults, the command line wins, an unknown key is an error."""
 
 import json
 import sys
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -198,23 +199,32 @@ def find_recipe(name: str) -> Path:
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, PARTTrainingArguments, Path]:
     """
-    `RECIPE.yaml [--overrides]` -> the three argument groups and the recipe's path.
+    `RECIPE.yaml [OVERLAY.yaml ...] [--overrides]` -> the three argument groups and the first recipe's path.
+
+    The keys of a later recipe replace those of an earlier one, whole: `part data/sentences` is the plan of `part` on
+    other data.
 
     Raises:
-        ValueError: a key of the recipe is unknown; the message names the nearest known one.
+        ValueError: a key of a recipe is unknown; the message names the nearest known one.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0].startswith("-"):
-        raise SystemExit("usage: train_part.py RECIPE.yaml [--overrides]   (see modeling_part/recipes/)")
-    path = find_recipe(argv[0])
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
+    if not names:
+        raise SystemExit(
+            "usage: train_part.py RECIPE.yaml [OVERLAY.yaml ...] [--overrides]   (see modeling_part/recipes/)"
+        )
+    paths = [find_recipe(name) for name in names]
     known = {one.name for group in ARGUMENTS for one in fields(group) if one.init}
-    for key in recipe:
-        if key not in known:
-            close = get_close_matches(key, sorted(known), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path}: unknown key {key!r}.{hint}")
+    settings = {}
+    for path in paths:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for key in recipe:
+            if key not in known:
+                close = get_close_matches(key, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{path}: unknown key {key!r}.{hint}")
+        settings.update(recipe)
     parser = HfArgumentParser(ARGUMENTS)
-    parser.set_defaults(**recipe)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args=argv[1:])
-    return model_args, data_args, training_args, path
+    parser.set_defaults(**settings)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args=argv[len(names) :])
+    return model_args, data_args, training_args, paths[0]

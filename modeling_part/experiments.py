@@ -4,6 +4,7 @@
 ::
 
     python -m modeling_part.experiments baseline_2stage part no_text_tasks --seeds 42 43
+    python -m modeling_part.experiments baseline_2stage part --overlays data/sentences --folder runs/sentences
     python -m modeling_part.experiments baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
 
 Run it where `train_part.py` is. A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
@@ -33,7 +34,13 @@ MEASURES = (
 
 
 def run_recipes(
-    recipes: Sequence[str], seeds: Sequence[int], *, launch: str = LAUNCH, folder: str | Path = "runs", options=()
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    launch: str = LAUNCH,
+    folder: str | Path = "runs",
+    overlays: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> dict[int, list[Path]]:
     """
     Train every recipe from every seed, one after the other.
@@ -42,6 +49,7 @@ def run_recipes(
         recipes: names or files, as for `train_part.py`.
         launch: the command before `train_part.py`.
         folder: gets a folder `NAME-SEED` per run.
+        overlays: recipes whose keys replace those of each of `recipes`, such as other data.
         options: further arguments of `train_part.py`.
 
     Returns:
@@ -61,7 +69,7 @@ def run_recipes(
             if before := [str(path.parents[1]) for path in reports[seed]]:
                 settings += ["--reuse_runs", *before]
             settings += options
-            subprocess.run([*shlex.split(launch), "train_part.py", recipe, *settings], check=True)
+            subprocess.run([*shlex.split(launch), "train_part.py", recipe, *overlays, *settings], check=True)
             report = run / read_json(run / "report.json")["stages"][-1]["name"] / "report.json"
             if not report.is_file():
                 raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare")
@@ -96,8 +104,16 @@ def main(argv: Sequence[str] | None = None) -> list[list[str]]:
         "--launch", default=LAUNCH, help="command before train_part.py; accelerate launch unless given"
     )
     parser.add_argument("--folder", default="runs", help="where the runs go")
+    parser.add_argument("--overlays", nargs="+", default=[], help="recipes laid over each, such as data/sentences")
     args = parser.parse_args(argv[:split])
-    reports = run_recipes(args.recipes, args.seeds, launch=args.launch, folder=args.folder, options=argv[split + 1 :])
+    reports = run_recipes(
+        args.recipes,
+        args.seeds,
+        launch=args.launch,
+        folder=args.folder,
+        overlays=args.overlays,
+        options=argv[split + 1 :],
+    )
     if len(args.recipes) > 1:
         for seed, found in reports.items():
             print(f"\nSeed {seed}")

@@ -18,6 +18,7 @@ from modeling_part.reports import write_report
 from modeling_part.scoring import annotate, score, write_predictions
 
 script, recipe, *options = sys.argv[1:]
+options = options[not options[0].startswith("-") :]  # without the overlay
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 settings = dict(zip(options[::2], options[1::2]))
@@ -66,6 +67,15 @@ def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys
     printed = capsys.readouterr().out
     assert "Seed 4" in printed and "Seed 5" in printed
     assert "baseline_2stage-4/encoder" in printed.replace("\n", "") or "paired bootstrap" in printed
+
+
+def test_overlays_follow_each_recipe(launch, tmp_path):
+    main(["part", "llm_frozen", "--overlays", "data/sentences", "--folder", "other", "--launch", launch])
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert [call[:5] for call in calls] == [
+        ["train_part.py", recipe, "data/sentences", "--seed", "42"] for recipe in ("part", "llm_frozen")
+    ]
+    assert (tmp_path / "other" / "llm_frozen-42" / "report.json").is_file()
 
 
 def test_one_recipe_needs_no_comparison(launch):

@@ -185,3 +185,28 @@ def test_a_recipe_is_found_by_name_and_by_path(on_any_machine, tmp_path):
     assert parse_recipe([str(path)])[3] == path
     with pytest.raises(FileNotFoundError, match=r"no recipe 'prat'.*baseline_2stage"):
         parse_recipe(["prat"])
+
+
+@pytest.mark.parametrize("overlay", sorted(path.stem for path in (FOLDER / "data").glob("*.yaml")))
+def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machine):
+    """What `data/` holds goes over any recipe of the family: corpora and the lengths that go with them, no more."""
+    keys = content(f"data/{overlay}")
+    assert set(keys) <= {"train_data", "eval_data", "test_data", "max_duration", "max_eval_rows", "max_new_tokens"}
+    for name in ("part", *ABLATIONS):
+        model_args, data_args, args, path = parse_recipe([name, f"data/{overlay}", "--seed", "7"])
+        assert path == FOLDER / f"{name}.yaml" and args.seed == 7
+        assert build_plan(args.stages) == list(plan(name).values())
+        assert data_args.train_data == keys["train_data"] != content(name)["train_data"]
+        assert model_args.audio_model == content(name)["audio_model"]
+    for split in ("train", "eval", "test"):
+        specs = [CorpusSpec.from_dict(entry) for entry in keys[f"{split}_data"]]
+        assert {spec.split for spec in specs} == {{"eval": "dev"}.get(split, split)}
+
+
+def test_the_later_recipe_and_then_the_command_line_win(on_any_machine, tmp_path):
+    (tmp_path / "mine.yaml").write_text("max_rows: 3\nmax_new_tokens: 5\n")
+    _, data_args, args, _ = parse_recipe(["part", str(tmp_path / "mine.yaml"), "--max_new_tokens", "9"])
+    assert (data_args.max_rows, args.max_new_tokens, args.output_dir) == (3, 9, "runs/part")
+    (tmp_path / "mine.yaml").write_text("max_row: 3\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: unknown key 'max_row'.*'max_rows'"):
+        parse_recipe(["part", str(tmp_path / "mine.yaml")])
