@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None):
             continue
         if args.dry_run and parent is not None and not (parent / "config.json").is_file():
             parent = None  # the plan can be shown before any stage has run
-        run_stage(stage, parent, folder, model_args, data_args, args, data)
+        predicts = stage is plan[-1] or not args.predict_last_stage_only
+        stage_data = data if predicts else {**data, "test": None}
+        run_stage(stage, parent, folder, model_args, data_args, args, stage_data)
         # After the ranks' last meeting of the stage: no time-out runs while the main process uploads.
         if args.push_to_hub and not args.dry_run and PartialState().is_main_process and not push_stage(folder, args):
             unpublished.append(stage.name)

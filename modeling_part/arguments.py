@@ -70,7 +70,7 @@ class DataArguments:
     train_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora to train on."})
     eval_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora for the dev loss."})
     test_data: None | str | list[dict] = field(
-        default=None, metadata={"help": "Corpora that each finished stage predicts."}
+        default=None, metadata={"help": "Corpora that each finished stage predicts (see predict_last_stage_only)."}
     )
     min_duration: float = field(default=0.1, metadata={"help": "Shortest clip, seconds."})
     max_duration: float = field(default=30.0, metadata={"help": "Longest clip, seconds."})
@@ -158,6 +158,9 @@ class PARTTrainingArguments(TrainingArguments):
             "help": "At each evaluation also answer the dev data: error rates and BLEU per language in the log, and "
             "warnings (see eval_strategy, eval_steps, max_eval_rows)."
         },
+    )
+    predict_last_stage_only: bool = field(
+        default=False, metadata={"help": "Only the plan's last stage predicts `test_data`, not each finished stage."}
     )
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer when generating."})
     generation_batch_seconds: float = field(

@@ -55,7 +55,10 @@ ARCHITECTURE = "PARTForSpeechSeq2Seq"
 
 # What is published: nothing else leaves the machine.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors")
-CODE_FILES = ("configuration_part.py", "modeling_part.py", "processing_part.py", "pipeline_part.py")
+CODE_FILES = tuple(
+    f"{name}_part.py"
+    for name in ("configuration", "encoder", "adapter", "loading", "modeling", "processing", "pipeline")
+)
 JSON_FILES = (
     "config.json",
     "generation_config.json",

@@ -5,8 +5,6 @@ Shapes are written with B clips, T input steps (mel frames or samples), F encode
 L positions of the language model's sequence, H its width, V its vocabulary.
 """
 
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,227 +16,27 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_part import ENCODER_CONVOLUTIONS, FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
+from .adapter_part import PARTAdapter, PARTOutputNorm
+from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
+from .encoder_part import VariableLengthEncoderMixin, build_audio_tower
+from .loading_part import (
+    check_tensors,
+    copy_weights,
+    embedding_scale,
+    explain_missing_safetensors,
+    find_encoder,
+    greedy_generation_config,
+    load_part,
+)
 from .processing_part import PARTProcessor
-
-
-class VariableLengthEncoderMixin:
-    """
-    The forward of Whisper's encoder on the clips' own lengths: positions sliced, padding masked.
-
-    transformers' version demands the full 30 s window and attends to its padding: a clip of 3 s costs ten times
-    its share. Frames past a clip's end are zeroed before each convolution and masked in attention, so that a clip
-    gives the same frames whatever it is batched with. Called with 3,000 frames and no mask it is the original.
-    """
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-    ) -> BaseModelOutput:
-        """
-        Args:
-            input_features: `(B, mel bins, T)` log-mel features.
-            attention_mask: `(B, T)`, 1 for valid input steps; None when every step is valid.
-
-        Returns:
-            `last_hidden_state` of shape `(B, F, hidden)`.
-        """
-        hidden_states = input_features.to(self.conv1.weight.dtype)
-        lengths = None if attention_mask is None else attention_mask.sum(-1)
-        hidden_states = _zero_padding(hidden_states, lengths)
-        hidden_states = _zero_padding(nn.functional.gelu(self.conv1(hidden_states)), lengths)
-        hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
-        frames = hidden_states.shape[1]
-        if frames > self.max_source_positions:
-            raise ValueError(
-                f"A clip of {input_features.shape[-1]} feature frames gives {frames} encoder frames, but "
-                f"{type(self).__name__} has {self.max_source_positions} positions. Cut the audio into shorter pieces "
-                "(PARTPipeline does, see `chunk_length_s`) or filter it by `max_duration` in training."
-            )
-        hidden_states = hidden_states + self.embed_positions.weight[:frames]
-        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-
-        mask = None
-        if lengths is not None:
-            lengths = convolved_length(lengths, ENCODER_CONVOLUTIONS["whisper"])
-            mask = create_bidirectional_mask(self.config, hidden_states, _lengths_to_mask(lengths, frames))
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self._finish(hidden_states))
-
-    def _finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layer_norm(hidden_states)
-
-
-class PARTWhisperEncoder(VariableLengthEncoderMixin, WhisperEncoder):
-    """Whisper's encoder on clips of any length up to 30 s. Source: transformers `models/whisper`."""
-
-    # WhisperEncoder also lists the decoder's layers, which are not here: wrapping by these names would raise.
-    _no_split_modules: ClassVar = ["WhisperEncoderLayer"]
-
-
-class PARTQwen2AudioEncoder(VariableLengthEncoderMixin, Qwen2AudioEncoder):
-    """Qwen2-Audio's encoder on clips of any length up to 30 s. Source: transformers `models/qwen2_audio`."""
-
-    _no_split_modules: ClassVar = ["Qwen2AudioEncoderLayer"]
-
-    def _finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # Pairs of frames are averaged; an odd last frame is dropped, so no pair mixes a clip with its padding.
-        pooled = self.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2)
-        return self.layer_norm(pooled)
-
-
-def _lengths_to_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """`(B,)` lengths -> `(B, size)` boolean mask, True for valid positions."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-def _zero_padding(hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """Zero the positions of `(B, channels, size)` past each clip's length, as a convolution's own padding is."""
-    if lengths is None:
-        return hidden_states
-    mask = _lengths_to_mask(lengths, hidden_states.shape[-1])
-    return hidden_states * mask[:, None].to(hidden_states.dtype)
-
-
-class PARTAdapterAttention(nn.Module):
-    """Bidirectional multi-head attention over audio tokens. Source: transformers `models/fun_asr_nano`."""
-
-    def __init__(self, config: PARTConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.adapter_hidden_size // config.adapter_num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.num_key_value_groups = 1
-        self.is_causal = False
-        self.dropout = config.adapter_dropout
-        self.q_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
-        self.k_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
-        self.v_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
-        self.out_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, _ = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.out_proj(output.reshape(hidden_states.shape).contiguous())
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention, `(B, heads, A, head size)` -> `(B, A, heads, head size)`. Source: `models/fun_asr_nano`."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class PARTAdapterLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer, `(B, A, hidden)` -> `(B, A, hidden)`."""
-
-    def __init__(self, config: PARTConfig):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.adapter_hidden_size)
-        self.self_attn = PARTAdapterAttention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.adapter_hidden_size)
-        self.fc1 = nn.Linear(config.adapter_hidden_size, config.adapter_intermediate_size)
-        self.fc2 = nn.Linear(config.adapter_intermediate_size, config.adapter_hidden_size)
-        self.activation = ACT2FN[config.adapter_hidden_act]
-        self.dropout = nn.Dropout(config.adapter_dropout)
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        attended = self.self_attn(self.attention_norm(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        transformed = self.fc2(self.activation(self.fc1(self.feed_forward_norm(hidden_states))))
-        return hidden_states + self.dropout(transformed)
-
-
-class PARTOutputNorm(nn.RMSNorm):
-    """The adapter's last norm, `(..., H)` -> `(..., H)`; its gain starts at `adapter_output_scale`."""
-
-
-class PARTAdapter(nn.Module):
-    """
-    One CNN layer that shortens, two transformer layers, a projection to the language model's width.
-
-    The CNN comes first, so that the transformer layers see `adapter_conv_stride` times fewer positions. The last
-    norm starts at the scale of the token embeddings: audio enters the language model at the size that it knows.
-    """
-
-    def __init__(self, config: PARTConfig):
-        super().__init__()
-        self.config = config
-        kernel = config.adapter_conv_kernel_size
-        self.input_norm = nn.LayerNorm(config.encoder_hidden_size)
-        self.conv = nn.Conv1d(
-            config.encoder_hidden_size,
-            config.adapter_hidden_size,
-            kernel,
-            stride=config.adapter_conv_stride,
-            padding=(kernel - 1) // 2,
-        )
-        self.activation = ACT2FN[config.adapter_hidden_act]
-        self.layers = nn.ModuleList([PARTAdapterLayer(config) for _ in range(config.adapter_num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.adapter_hidden_size)
-        self.projection = nn.Linear(config.adapter_hidden_size, config.text_config.hidden_size)
-        self.output_norm = PARTOutputNorm(config.text_config.hidden_size, eps=1e-6)
-
-    def forward(self, frames: torch.Tensor, frame_lengths: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        """`(B, F, encoder hidden)` frames and `(B,)` lengths (None: all valid) -> `(B, A, H)` audio embeddings."""
-        hidden_states = self.input_norm(frames.to(self.conv.weight.dtype)).transpose(1, 2)
-        hidden_states = _zero_padding(hidden_states, frame_lengths)
-        hidden_states = self.activation(self.conv(hidden_states)).transpose(1, 2)
-        mask = None
-        if frame_lengths is not None:
-            token_lengths = convolved_length(frame_lengths, [self.config.adapter_convolution])
-            valid = _lengths_to_mask(token_lengths, hidden_states.shape[1])
-            mask = create_bidirectional_mask(self.config, hidden_states, valid)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, **kwargs)
-        return self.output_norm(self.projection(self.norm(hidden_states)))
 
 
 @dataclass
@@ -326,7 +124,7 @@ class PARTPreTrainedModel(PreTrainedModel):
             OSError: there are no weights in safetensors.
             ValueError: tensors are missing, surplus or of another shape; the message names them.
         """
-        with _explain_missing_safetensors(pretrained_model_name_or_path):
+        with explain_missing_safetensors(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
@@ -336,43 +134,8 @@ class PARTPreTrainedModel(PreTrainedModel):
                 **kwargs,
             )
         reshaped = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
-        _check_tensors(pretrained_model_name_or_path, cls, info["missing_keys"], info["unexpected_keys"], reshaped)
+        check_tensors(pretrained_model_name_or_path, cls, info["missing_keys"], info["unexpected_keys"], reshaped)
         return (model, info) if output_loading_info else model
-
-
-@contextmanager
-def _explain_missing_safetensors(name: str):
-    """Say why a checkpoint of pickles is refused."""
-    try:
-        yield
-    except OSError as error:
-        if "safetensors" not in str(error):
-            raise
-        raise OSError(
-            f"{str(name)!r} has no weights in safetensors, and PART reads no pickles (they can run code). Convert them "
-            f"where they are trusted: load the model with transformers and `save_pretrained` it. ({error})"
-        ) from error
-
-
-def _check_tensors(name: str, model_class: type, missing=(), surplus=(), reshaped=()):
-    """Refuse a checkpoint that does not hold exactly the tensors of a model."""
-    faults = {"missing": missing, "surplus": surplus, "of another shape": reshaped}
-    if any(faults.values()):
-        told = "; ".join(
-            f"{len(keys)} {fault} ({', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''})"
-            for fault, keys in faults.items()
-            if keys
-        )
-        raise ValueError(f"The weights of {str(name)!r} are not those of {model_class.__name__}: tensors {told}.")
-
-
-def _build_audio_tower(config: PARTConfig) -> PreTrainedModel:
-    """The encoder of `config.audio_config`, on the meta device or not, without weights."""
-    classes = {"whisper": PARTWhisperEncoder, "qwen2_audio_encoder": PARTQwen2AudioEncoder}
-    encoder_class = classes.get(config.audio_config.model_type)
-    if encoder_class is not None:
-        return encoder_class._from_config(config.audio_config)
-    return AutoModel.from_config(config.audio_config)
 
 
 class PARTModel(PARTPreTrainedModel):
@@ -383,7 +146,7 @@ class PARTModel(PARTPreTrainedModel):
 
     def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.audio_tower = _build_audio_tower(config)
+        self.audio_tower = build_audio_tower(config)
         self.adapter = PARTAdapter(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config).base_model
@@ -428,6 +191,7 @@ class PARTModel(PARTPreTrainedModel):
         input_features: torch.Tensor | None,
         input_features_mask: torch.Tensor | None = None,
         encoder_frames: torch.Tensor | None = None,
+        padding_free: bool = False,
         **kwargs,
     ) -> PARTAudioOutput:
         """
@@ -439,6 +203,8 @@ class PARTModel(PARTPreTrainedModel):
             input_features_mask: `(B, T)`, 1 for valid steps. None: every step is valid.
             encoder_frames: `(B, F, encoder hidden)`, what the encoder gives for the features (see `encode`), which are
                 then not needed, but their mask is: the encoder does not run.
+            padding_free: the adapter's layers, and those of Whisper's and Qwen2-Audio's encoders, get the clips packed into
+                one row. Other encoders are padded: they mix neighbouring frames by more than attention.
 
         Returns:
             [`PARTAudioOutput`]; `pooler_output` holds the audio embeddings `(sum of A, H)`.
@@ -446,20 +212,15 @@ class PARTModel(PARTPreTrainedModel):
         if isinstance(input_features_mask, list):  # vLLM gives the masks of unequal clips one by one
             input_features_mask = torch.stack(input_features_mask)
         if encoder_frames is None:
+            if padding_free and isinstance(self.audio_tower, VariableLengthEncoderMixin):
+                kwargs["padding_free"] = True
             output = self.encode(input_features, input_features_mask, **kwargs)
         else:
             output = BaseModelOutput(last_hidden_state=encoder_frames)
-        frames = output.last_hidden_state
-        frame_lengths = token_lengths = None
+        frames, frame_lengths = output.last_hidden_state, None
         if input_features_mask is not None:
-            feature_lengths = input_features_mask.sum(-1)
-            frame_lengths = convolved_length(feature_lengths, self.config.encoder_convolutions)
-            token_lengths = convolved_length(feature_lengths, self.config.audio_token_convolutions)
-        embeds = self.adapter(frames, frame_lengths)
-        if token_lengths is not None:
-            embeds = embeds[_lengths_to_mask(token_lengths, embeds.shape[1])]
-        else:
-            embeds = embeds.flatten(0, 1)
+            frame_lengths = convolved_length(input_features_mask.sum(-1), self.config.encoder_convolutions)
+        embeds = self.adapter(frames, frame_lengths, padding_free)
         return PARTAudioOutput(
             last_hidden_state=frames, pooler_output=embeds, hidden_states=getattr(output, "hidden_states", None)
         )
@@ -506,7 +267,9 @@ class PARTModel(PARTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None or encoder_frames is not None:
-            audio = self.get_audio_features(input_features, input_features_mask, encoder_frames)
+            audio = self.get_audio_features(
+                input_features, input_features_mask, encoder_frames, padding_free=padding_free
+            )
             mm_encoder_outputs = {"audio": audio}
         if mm_encoder_outputs:
             if input_ids is None:
@@ -607,9 +370,10 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                 that predict a label are kept, so that no others reach the vocabulary matrix.
             loss_chunk_size: with `labels`, the logits of so many targets at a time: at a vocabulary of 152k those of
                 1,024 targets take 0.6 GB in float32. The backward pass computes them again. None: all at once.
-            padding_free: with `labels`, the language model gets the valid positions of all rows as one row: no padding is
-                computed. A gain with flash attention, whose kernels keep the rows apart; sdpa and eager attention mask
-                one large square instead. The language model must mix positions by attention alone.
+            padding_free: with `labels`, encoder (see `get_audio_features`), adapter and language model get the valid positions
+                of all rows as one row: no padding is computed. A gain with flash attention, whose kernels keep the rows
+                apart; sdpa and eager attention mask one large square instead. The language model must mix positions by
+                attention alone.
             kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest
                 reaches the language model.
 
@@ -742,24 +506,24 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
         tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
         feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
-        causal_lm = _load_part(
+        causal_lm = load_part(
             AutoModelForCausalLM,
             language_model,
             revision=revision_language,
             dtype=dtype,
             attn_implementation=attn_implementation,
         )
-        encoder = _load_part(
+        encoder = load_part(
             AutoModel,
             audio_model,
-            find=_find_encoder,
+            find=find_encoder,
             revision=revision_audio,
             dtype=causal_lm.dtype,
             attn_implementation=attn_implementation,
         )
         if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
             tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
-        adapter_settings.setdefault("adapter_output_scale", _embedding_scale(causal_lm))
+        adapter_settings.setdefault("adapter_output_scale", embedding_scale(causal_lm))
         if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
             causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
 
@@ -770,13 +534,13 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             **adapter_settings,
         )
         model = cls._from_config(config, dtype=causal_lm.dtype, attn_implementation=attn_implementation)
-        _copy_weights(encoder, model.model.audio_tower, audio_model)
-        _copy_weights(causal_lm.base_model, model.model.language_model, language_model)
+        copy_weights(encoder, model.model.audio_tower, audio_model)
+        copy_weights(causal_lm.base_model, model.model.language_model, language_model)
         model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
         model.tie_weights()
         if "flash" not in (attn_implementation or ""):  # whose kernels need a GPU; the parts are on the CPU here
             _check_same_logits(causal_lm, model, language_model)
-        model.generation_config = _generation_config(causal_lm, tokenizer, config)
+        model.generation_config = greedy_generation_config(causal_lm, tokenizer, config)
         processor = PARTProcessor(
             feature_extractor,
             tokenizer,
@@ -805,29 +569,6 @@ def _tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
     return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
 
 
-def _load_part(auto_class: type, name: str, find: Callable | None = None, **loading) -> PreTrainedModel:
-    """Load a checkpoint (or `find` its part that is wanted); weights that are missing in it are an error."""
-    with _explain_missing_safetensors(name):
-        model, info = auto_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **loading)
-    part = model if find is None else find(model)
-    prefix = next(f"{path}." if path else "" for path, module in model.named_modules() if module is part)
-    missing = [key for key in info["missing_keys"] if key.startswith(prefix)]
-    # Only SpecAugment uses it, which PART switches off; older wav2vec2 checkpoints lack it.
-    _check_tensors(name, type(part), missing=[key for key in missing if not key.endswith("masked_spec_embed")])
-    return part
-
-
-@torch.no_grad()
-def _embedding_scale(causal_lm: PreTrainedModel) -> float:
-    """Root mean square of the token embeddings, as the language model's layers see them (Gemma 3 scales them)."""
-    embed = causal_lm.get_input_embeddings()
-    total = sum(
-        embed(ids).float().pow(2).mean(-1).sum()
-        for ids in torch.arange(embed.num_embeddings, device=embed.weight.device).split(4096)
-    )
-    return (total / embed.num_embeddings).sqrt().item()
-
-
 @torch.no_grad()
 def _check_same_logits(causal_lm: PreTrainedModel, model: "PARTForSpeechSeq2Seq", name: str):
     """Refuse a language model that does more between its layers and its logits than PART knows."""
@@ -838,38 +579,6 @@ def _check_same_logits(causal_lm: PreTrainedModel, model: "PARTForSpeechSeq2Seq"
             f"{name!r} ({type(causal_lm).__name__}) gives other logits inside PART: it changes them in a way that "
             "`PARTForSpeechSeq2Seq._scale_logits` does not know. Use another language model, or add the change there."
         )
-
-
-def _find_encoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of a loaded checkpoint that turns features into frames."""
-    if hasattr(model, "audio_tower"):
-        return model.audio_tower
-    if model.config.is_encoder_decoder:
-        return model.get_encoder()
-    return model
-
-
-def _copy_weights(source: nn.Module, target: nn.Module, name: str):
-    """Copy a part's weights; a missing or surplus tensor is an error that names it."""
-    missing, surplus = target.load_state_dict(source.state_dict(), strict=False)
-    _check_tensors(name, type(target), missing, surplus)
-
-
-def _generation_config(causal_lm: PreTrainedModel, tokenizer, config: PARTConfig) -> GenerationConfig:
-    """Greedy decoding (the paper, section 3) with the tokenizer's ends; the placeholder is never generated."""
-    ends = causal_lm.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    pad = tokenizer.pad_token_id
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
-        suppress_tokens=[config.audio_token_id],
-        max_new_tokens=256,
-    )
 
 
 __all__ = ["PARTForSpeechSeq2Seq", "PARTModel", "PARTPreTrainedModel"]

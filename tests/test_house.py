@@ -20,7 +20,8 @@ PACKAGE = REPOSITORY / "modeling_part"
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
 
 # The Hub copies these flat beside a checkpoint, so that they run where this package is not installed.
-HUB = {"configuration_part", "processing_part", "modeling_part", "pipeline_part"}
+HUB = {"configuration_part", "encoder_part", "adapter_part", "loading_part", "processing_part", "modeling_part"}
+HUB |= {"pipeline_part"}
 # A module imports its own family, the Hub files and the definition of a row; train_part.py, the notebooks and
 # __init__.py bring families together.
 FAMILIES = {

@@ -39,7 +39,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq, PARTModel, PARTProcessor
 from modeling_part.configuration_part import convolved_length
-from modeling_part.modeling_part import PARTQwen2AudioEncoder, PARTWhisperEncoder
+from modeling_part.encoder_part import PARTQwen2AudioEncoder, PARTWhisperEncoder
 
 
 AUDIO_TOKEN = 259
@@ -437,6 +437,36 @@ class TestLoss:
         hook.remove()
         assert seen == [(1, int(batch["attention_mask"].sum()))] and batch["attention_mask"].min() == 0
         torch.testing.assert_close(packed.token_losses, plain.token_losses, rtol=1e-4, atol=1e-5)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    @pytest.mark.parametrize("audio", ["whisper", "qwen2_audio", "fun_asr_nano"])
+    def test_clips_packed_into_one_row(self, audio, attention):
+        """The same frames, embeddings and gradients; the layers of Whisper's encoder and of the adapter see no padding."""
+        model = build(audio)
+        model.set_attn_implementation(attention)
+        features, mask = batch_clips(audio, random_clips(audio, [40, 64, 22]))
+        assert mask.min() == 0
+        plain = model.get_audio_features(features, mask)
+        plain.pooler_output.square().mean().backward()
+        expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        rows = {}
+
+        def note(part):
+            return lambda module, arguments, output: rows.update({part: arguments[0].shape[0]})
+
+        hooks = [model.model.adapter.layers[0].register_forward_hook(note("adapter"))]
+        if audio != "fun_asr_nano":  # whose memory blocks mix neighbours: its clips stay padded
+            hooks.append(model.model.audio_tower.layers[0].register_forward_hook(note("encoder")))
+        packed = model.get_audio_features(features, mask, padding_free=True)
+        packed.pooler_output.square().mean().backward()
+        for hook in hooks:
+            hook.remove()
+        assert set(rows.values()) == {1} and len(rows) == len(hooks)
+        torch.testing.assert_close(packed.pooler_output, plain.pooler_output, rtol=1e-4, atol=1e-5)
+        assert expected and {name for name, p in model.named_parameters() if p.grad is not None} == set(expected)
         for name, gradient in expected.items():
             torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5)
 

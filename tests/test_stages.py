@@ -194,6 +194,39 @@ def test_the_gate_toggles_only_its_parameters(model):
         assert all(parameters[name].requires_grad for part in ("adapter", "encoder") for name in names[part])
 
 
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"name": "adapter"}, {"encoder 0": False, "encoder 1": False, "adapter": True}),
+        ({"name": "encoder_top", "encoder_layers": 1}, {"encoder 0": False, "encoder 1": True, "adapter": True}),
+        ({"name": "encoder"}, {"encoder 0": True, "encoder 1": True, "adapter": True}),
+    ],
+)
+def test_what_lies_below_all_that_trains_builds_no_graph(model, entry, expected):
+    """Nothing is kept for a backward through frozen layers, as under `no_grad`; a frozen language model passes one on."""
+    (stage,) = build_plan([entry])
+    set_trainable(stage, model)
+    seen = {}
+
+    def note(name):
+        def hook(module, inputs, output):
+            seen[name] = (output[0] if isinstance(output, tuple) else output).requires_grad
+
+        return hook
+
+    for index, layer in enumerate(model.model.audio_tower.layers):
+        layer.register_forward_hook(note(f"encoder {index}"))
+    model.model.adapter.register_forward_hook(note("adapter"))
+    features = torch.randn(1, model.config.audio_config.num_mel_bins, 96)
+    kept = []  # what autograd saves while the encoder and the adapter run
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        model.train().model.encode(features, torch.ones(1, 96, dtype=torch.long))
+    frames_kept = len(kept)
+    embeds = model.model.get_audio_features(features, torch.ones(1, 96, dtype=torch.long)).pooler_output
+    assert seen == expected and embeds.requires_grad
+    assert bool(frames_kept) is expected["encoder 1"]
+
+
 # ---- LoRA ----
 
 
