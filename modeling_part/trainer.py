@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import is_liger_kernel_available
 
 from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora
 
@@ -31,6 +33,7 @@ HISTORY_FILE = "batches.json"  # [[batches per optimizer step, optimizer steps],
 # torch gives up on compiling a function after 8 variants. One entry point serves the layers of all parts, each with
 # its gate open and closed, with and without audio; shapes are made dynamic by torch after the second one.
 COMPILED_VARIANTS = 64
+LIGER_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
 
 
@@ -62,6 +65,7 @@ class PARTTrainer(Trainer):
         **kwargs: of `transformers.Trainer`; `data_collator` is a [`PARTCollator`].
 
     Raises:
+        ImportError: `use_liger_kernel` without liger-kernel.
         ValueError: DeepSpeed ZeRO, FSDP1 or a setting that breaks the task gate or the loss; or a pattern that
             matches nothing.
     """
@@ -95,6 +99,9 @@ class PARTTrainer(Trainer):
         # Where FSDP loads weights on one process only, the others hold none to compute with yet.
         if args.padding_free and args.process_index == 0:
             _check_rows_stay_apart(model)
+        if args.use_liger_kernel:
+            _use_liger_kernels(model.model.language_model, args.liger_kernel_config)
+            args.use_liger_kernel = False  # done: `Trainer` would look for kernels of the whole model's type
         if args.torch_compile:
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
         super().__init__(model=model, **kwargs)
@@ -536,6 +543,32 @@ def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
             direction = source if task == "asr" else f"{source}-{target}"
             means[f"{prefix}{task}/{direction}_loss"] = nats / tokens
     return means
+
+
+def _use_liger_kernels(language_model: PreTrainedModel, settings: dict | None):
+    """
+    `use_liger_kernel`: Liger's norms, rotations and feed-forward parts in the language model's blocks.
+
+    The loss stays PART's own, whose logits reach targets only and whose nats the log needs by language.
+
+    Raises:
+        ImportError: liger-kernel is not installed.
+        ValueError: Liger does not know the language model, or `settings` ask for its loss.
+    """
+    settings = settings or {}
+    if any(settings.get(name) for name in LIGER_LOSSES):
+        raise ValueError(
+            f"`liger_kernel_config` asks for {' or '.join(LIGER_LOSSES)}, but the loss is PART's own: set "
+            "`loss_chunk_size` to bound the memory of the logits."
+        )
+    if not is_liger_kernel_available():
+        raise ImportError("`use_liger_kernel` needs the package liger-kernel: pip install 'modeling-part[liger]'.")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = language_model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise ValueError(f"Liger has no kernels for a language model of type {kind!r}: leave `use_liger_kernel` out.")
+    apply_liger_kernel(language_model, {**settings, **dict.fromkeys(LIGER_LOSSES, False)})
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What only a GPU can show: bf16 training, FSDP2 through accelerate, and that a closed gate saves time."""
 
+import copy
 import json
 import sys
 import time
@@ -83,3 +84,24 @@ def test_a_closed_gate_saves_time():
             times.append(time.perf_counter() - start)
         medians[task] = sorted(times[2:])[5]
     assert medians["asr"] < 0.85 * medians["s2tt"], medians
+
+
+def test_ligers_kernels_train_the_same_weights(tmp_path):
+    """Norms, rotations and feed-forward parts by liger-kernel: the same weights after gated and open steps."""
+    pytest.importorskip("liger_kernel")
+    model, processor = training.tiny_model()
+    weights = []
+    for name, settings in (("plain", {}), ("liger", {"use_liger_kernel": True})):
+        trainer = training.make_trainer(
+            tmp_path / name,
+            training.joint_stage(),
+            model=copy.deepcopy(model),
+            processor=processor,
+            use_cpu=False,
+            **settings,
+        )
+        trainer.train()
+        weights.append(training.snapshot(trainer.model))
+    assert "Liger" in trainer.model.model.language_model.norm.forward.__qualname__
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-5)

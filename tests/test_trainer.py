@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import math
+import sys
+import types
 from types import SimpleNamespace
 
 import pytest
@@ -275,6 +277,61 @@ def test_a_language_model_that_mixes_packed_rows_is_refused(shared, tmp_path):
     layer.register_forward_hook(lambda module, arguments, output: output + output.cumsum(1))
     with pytest.raises(ValueError, match="Qwen2Model mixes the rows"):
         build(shared, tmp_path, training.joint_stage(), model=model, padding_free=True)
+
+
+# ---- Liger's kernels ----
+
+
+@pytest.fixture
+def liger(monkeypatch):
+    """Stands in for liger-kernel, whose kernels need a GPU (see test_gpu.py); notes what it is asked to patch."""
+    asked = []
+    transformers_part = types.ModuleType("liger_kernel.transformers")
+    transformers_part._apply_liger_kernel_to_instance = lambda model, **settings: asked.append((model, settings))
+    patches = types.ModuleType("liger_kernel.transformers.monkey_patch")
+    patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen2": None}
+    for module in (types.ModuleType("liger_kernel"), transformers_part, patches):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for module in ("modeling_part.trainer", "transformers.integrations.liger"):
+        monkeypatch.setattr(f"{module}.is_liger_kernel_available", lambda: True)
+    return asked
+
+
+def test_liger_gets_the_language_model_and_leaves_the_loss(shared, tmp_path, liger):
+    settings = {"use_liger_kernel": True, "liger_kernel_config": {"rope": False}}
+    trainer = build(shared, tmp_path, training.joint_stage(), steps=2, **settings)
+    trainer.train()
+    ((patched, given),) = liger
+    assert patched is trainer.model.model.language_model
+    assert given == {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"cross_entropy": True}, "qwen2", "loss_chunk_size"),
+        ({}, "gpt2", "no kernels for a language model of type 'gpt2'"),
+    ],
+)
+def test_what_liger_cannot_do_is_refused(shared, tmp_path, liger, settings, kind, message):
+    model = copy.deepcopy(shared.model)
+    model.model.language_model.config.model_type = kind
+    with pytest.raises(ValueError, match=message):
+        build(
+            shared,
+            tmp_path,
+            training.joint_stage(),
+            model=model,
+            use_liger_kernel=True,
+            liger_kernel_config=settings,
+        )
+    assert not liger
+
+
+def test_liger_is_asked_for_where_it_is_missing(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_part.trainer.is_liger_kernel_available", lambda: False)
+    with pytest.raises(ImportError, match=r"modeling-part\[liger\]"):
+        build(shared, tmp_path, training.joint_stage(), use_liger_kernel=True)
 
 
 # ---- the log ----
