@@ -16,7 +16,7 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ LAUNCH = f"{shlex.quote(sys.executable)} -m accelerate.commands.launch"
 MEASURES = (
     ("asr", "error_rate", "error %", percent),
     ("s2tt", "bleu", "BLEU", number),
+    ("s2tt", "chrf", "chrF", number),
     ("mt", "bleu", "BLEU", number),
 )
 
@@ -78,19 +79,36 @@ def run_recipes(
 
 
 def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table over all seeds: averages over languages, mean and range over seeds, a row per recipe."""
-    columns = []
-    for task, measure, label, form in MEASURES:
-        cells = []
-        for index in range(len(recipes)):
-            macros = [read_json(found[index])["macro"].get(task, {}) for found in reports.values()]
-            values = [macro[measure] for macro in macros if macro.get(measure) is not None]
-            spread = f" ({form(min(values))} to {form(max(values))})" if len(values) > 1 else ""
-            cells.append(form(float(np.mean(values))) + spread if values else "–")
-        if set(cells) != {"–"}:
-            columns.append((f"{task} {label}", cells))
-    rows = [[Path(recipe).stem, *(cells[index] for _, cells in columns)] for index, recipe in enumerate(recipes)]
-    return ["recipe", *(title for title, _ in columns)], rows
+    """
+    Header and rows of the table over all seeds, a row per recipe: mean and range over the seeds of the averages over
+    languages, and of the last stage's dev losses (nats per token), which tell recipes apart before their answers do.
+    """
+    figures = [[_figures(found[index]) for found in reports.values()] for index in range(len(recipes))]
+    columns = {f"{task} {label}": form for task, _, label, form in MEASURES}
+    columns |= {f"{task} dev loss": lambda value: number(value, 3) for task in ("asr", "s2tt")}
+    known = [title for title in columns if any(title in one for row in figures for one in row)]
+    rows = []
+    for recipe, seeds in zip(recipes, figures, strict=True):
+        values = ([one[title] for one in seeds if title in one] for title in known)
+        cells = (_mean_and_range(found, columns[title]) for title, found in zip(known, values, strict=True))
+        rows.append([Path(recipe).stem, *cells])
+    return ["recipe", *known], rows
+
+
+def _figures(report: Path) -> dict[str, float]:
+    """Column -> figure of one run, from the `report.json` of its last stage and that of the run."""
+    macro = read_json(report)["macro"]
+    figures = {f"{task} {label}": macro.get(task, {}).get(measure) for task, measure, label, _ in MEASURES}
+    losses = read_json(report.parents[1] / "report.json")["stages"][-1].get("dev_loss", {})
+    figures |= {f"{task} dev loss": losses.get(task) for task in ("asr", "s2tt")}
+    return {title: figure for title, figure in figures.items() if figure is not None}
+
+
+def _mean_and_range(values: Sequence[float], form: Callable[[float], str]) -> str:
+    if not values:
+        return "–"
+    spread = f" ({form(min(values))} to {form(max(values))})" if len(values) > 1 else ""
+    return form(float(np.mean(values))) + spread
 
 
 def main(argv: Sequence[str] | None = None) -> list[list[str]]:

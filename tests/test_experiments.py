@@ -34,7 +34,8 @@ for number in range(40):
     row = {"id": str(number), "corpus": "made", "task": "asr", "source_lang": "en", "target_lang": "en"}
     rows.append({**row, "reference": " ".join(words), "hypothesis": " ".join(heard)})
 (run / last).mkdir(parents=True)
-(run / "report.json").write_text(json.dumps({"stages": [{"name": "adapter"}, {"name": last}]}))
+stages = [{"name": "adapter", "dev_loss": {"asr": 9.0}}, {"name": last, "dev_loss": {"all": 8.0, "asr": 1.5 + seed / 10}}]
+(run / "report.json").write_text(json.dumps({"stages": stages}))
 if recipe != "no_test":
     write_predictions(rows, run / last / "predictions.jsonl")
     write_report(score(annotate(rows), bootstrap_samples=20), run / last)
@@ -62,8 +63,9 @@ def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys
                 ["train_part.py", recipe, "--seed", seed, "--output_dir", folder, *reused, "--bf16", "false"]
             )
     assert calls == expected
-    # 4 of 8 and 5 of 8 words wrong; 2 of 8 and 3 of 8
-    assert rows == [["baseline_2stage", "56.2 (50.0 to 62.5)"], ["part", "31.2 (25.0 to 37.5)"]]
+    # 4 of 8 and 5 of 8 words wrong; 2 of 8 and 3 of 8; the dev losses of the last stages
+    losses = "1.950 (1.900 to 2.000)"
+    assert rows == [["baseline_2stage", "56.2 (50.0 to 62.5)", losses], ["part", "31.2 (25.0 to 37.5)", losses]]
     printed = capsys.readouterr().out
     assert "Seed 4" in printed and "Seed 5" in printed
     assert "baseline_2stage-4/encoder" in printed.replace("\n", "") or "paired bootstrap" in printed
@@ -79,7 +81,7 @@ def test_overlays_follow_each_recipe(launch, tmp_path):
 
 
 def test_one_recipe_needs_no_comparison(launch):
-    assert main(["part", "--seeds", "4", "--launch", launch]) == [["part", "25.0"]]
+    assert main(["part", "--seeds", "4", "--launch", launch]) == [["part", "25.0", "1.900"]]
 
 
 def test_a_failed_run_stops_the_list(launch, tmp_path):
