@@ -34,6 +34,8 @@ from transformers import (
     Wav2Vec2BertConfig,
     WavLMConfig,
 )
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -347,6 +349,24 @@ def training_batch(model, side: str = "right", extra: int = 0) -> dict[str, torc
     )
 
 
+@pytest.fixture
+def varlen_attention(monkeypatch):
+    """An attention that runs on a CPU and takes its arguments as flash attention's kernels do."""
+
+    def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, **kwargs):
+        assert attention_mask is None and kwargs["max_length_q"] == cu_seq_lens_q.diff().max()
+        pieces = (tensor.split(cu_seq_lens_q.diff().tolist(), dim=2) for tensor in (query, key, value))
+        attended = [
+            nn.functional.scaled_dot_product_attention(*clip, scale=scaling) for clip in zip(*pieces, strict=True)
+        ]
+        return torch.cat(attended, dim=2).transpose(1, 2), None
+
+    name = "varlen_loop"
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, name, attend)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, name, flash_attention_mask)
+    return name
+
+
 class TestLoss:
     @pytest.mark.parametrize("items", [None, 11, 40])
     @pytest.mark.parametrize(("side", "extra"), [("right", 0), ("right", 6), ("left", 0), ("left", 6)])
@@ -469,6 +489,17 @@ class TestLoss:
         assert expected and {name for name, p in model.named_parameters() if p.grad is not None} == set(expected)
         for name, gradient in expected.items():
             torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.parametrize("audio", ["whisper", "qwen2_audio"])
+    def test_packed_clips_reach_the_kernels_with_their_bounds(self, audio, varlen_attention):
+        """Without a mask, as flash attention takes them: its arguments alone keep the clips apart."""
+        model = build(audio)
+        features, mask = batch_clips(audio, random_clips(audio, [40, 64, 22]))
+        expected = model.get_audio_features(features, mask).pooler_output
+        for part in (model.model.audio_tower, model.model.adapter):
+            part.config._attn_implementation = varlen_attention
+        packed = model.get_audio_features(features, mask, padding_free=True).pooler_output
+        torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-5)
 
     @torch.no_grad()
     def test_logits_to_keep(self):
