@@ -126,6 +126,18 @@ def test_a_stage_that_another_run_trained_alike_is_copied(finished, tmp_path, ca
         assert trained == ["adapter"]
 
 
+def test_only_the_last_stage_predicts_where_that_is_asked_for(finished, tmp_path):
+    recipe = yaml.safe_load(finished.recipe.read_text()) | {"predict_last_stage_only": True}
+    recipe |= {"output_dir": str(tmp_path / "run"), "stages": recipe["stages"][:2]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(tmp_path / "recipe.yaml")
+    reports = {name: (tmp_path / "run" / name / "report.json").is_file() for name in STAGES[:2]}
+    assert reports == {"adapter": False, "encoder_top": True}
+    stages = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]
+    assert [stage["report"] is not None for stage in stages] == [False, True]
+    assert all(stage["dev_loss"]["all"] > 0 for stage in stages)
+
+
 def test_predicting_with_a_finished_stage(finished):
     predictions = finished.run / "adapter" / "predictions.jsonl"
     before = predictions.read_text()
