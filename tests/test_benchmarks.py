@@ -1,5 +1,6 @@
-"""The benchmark of training steps runs on tiny models and writes what it says."""
+"""The benchmarks run on tiny models and write what they say."""
 
+import importlib
 import json
 import math
 import os
@@ -9,31 +10,67 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BENCHMARK = REPOSITORY / "tests" / "benchmarks" / "training.py"
+BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
+IN_TREE = ("fun_asr_nano", "qwen3_asr", "granite_speech", "qwen2_audio", "voxtral")
+PADDED = ("qwen2_audio", "voxtral")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[str, dict]:
-    """What one run with tiny models prints, and its JSON."""
-    output = tmp_path_factory.mktemp("benchmark") / "figures.json"
-    command = [sys.executable, BENCHMARK, "--tiny", "--rounds", "1", "--threads", "1"]
+def execute(output: Path, program: str, *options: str, tiny: bool = True) -> tuple[str, dict]:
+    """What a run prints, and its JSON."""
+    options = (*options, "--tiny") if tiny else options
+    command = [sys.executable, BENCHMARKS / program, "--rounds", "1", "--threads", "1", "--output", output, *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(
-        [*command, "--output", output], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout, json.loads(output.read_text())
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[str, dict]:
+    # A limit that does not depend on what else the machine does.
+    return execute(tmp_path_factory.mktemp("benchmark") / "figures.json", "training.py", "--memory_gib", "16")
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Imports a file of tests/benchmarks, on the path only meanwhile: tests/ holds a `training` too."""
+
+    def imported(name: str):
+        sys.path.insert(0, str(BENCHMARKS))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(str(BENCHMARKS))
+
+    return imported
+
+
+def check_rows(rows: list[dict], printed: str):
+    for row in rows:
+        assert row["label"] in printed
+        assert row["clips_per_s"] > 0 and row["peak_gib"] > 0 and math.isfinite(row["loss"])
+        low, high = row["speed_range"]
+        assert low <= row["speed"] <= high
+    assert rows[0]["speed"] == rows[0]["memory"] == 1
+
+
 def test_tables(run):
     printed, figures = run
-    classes, classes_large, gate, logits = figures["tables"].values()
+    classes, classes_large, tasks, memory, gate, logits = figures["tables"].values()
     models = [row["model"] for row in classes]
-    assert models[0] == "fun_asr_nano" and {"qwen2_audio", "voxtral", "part_sanm", "part_whisper"} < set(models)
-    assert len(classes_large) == len(classes) - 2  # the padded classes run once
+    assert models[0] == "fun_asr_nano" and {*IN_TREE, "part_sanm", "part_whisper"} < set(models)
+    # The padded classes cost the same at any vocabulary; all rows of a table take memory together.
+    assert [row["model"] for row in classes_large] == ["fun_asr_nano", "qwen3_asr", "part_sanm", "part_whisper"]
+    assert [(row["model"], row["gated"]) for row in tasks] == [
+        ("part_sanm", False),
+        ("part_sanm", True),
+        ("part_whisper", False),
+        ("part_whisper", True),
+    ]
     assert [(row["training"], row["gated"]) for row in gate] == [
         ("full", False),
         ("full", True),
@@ -43,25 +80,45 @@ def test_tables(run):
     assert [row["all_logits"] for row in logits] == [True, False]
     for title, rows in figures["tables"].items():
         assert title.split(",")[0] in printed
-        for row in rows:
-            assert row["label"] in printed
-            assert row["clips_per_s"] > 0 and row["peak_gib"] > 0 and math.isfinite(row["loss"])
-            low, high = row["speed_range"]
-            assert low <= row["speed"] <= high
-        assert rows[0]["speed"] == rows[0]["memory"] == 1
+        if rows is not memory:
+            check_rows(rows, printed)
+
+
+def test_memory_is_measured_alone(run):
+    """One batch each, of more rows; a process reports whether it fitted."""
+    _, _, _, memory, *_ = run[1]["tables"].values()
+    assert [row["model"] for row in memory] == [*IN_TREE[:3], "part_sanm", "part_whisper"]
+    assert memory[0]["memory"] == 1
+    for row in memory:
+        assert row["fits"] and row["peak_gib"] > 0 and math.isfinite(row["loss"])
+        assert [len(batch) for batch in row["batches"]] == [run[1]["settings"]["memory_rows"]]
+
+
+def test_a_batch_that_does_not_fit(tmp_path):
+    """At full size, whose embeddings alone are larger than the limit."""
+    printed, figures = execute(
+        tmp_path / "figures.json", "training.py", "--parts", "memory", "--memory_gib", "0.5", tiny=False
+    )
+    (rows,) = figures["tables"].values()
+    assert not any(row["fits"] for row in rows)
+    assert {row["memory"] for row in rows} == {None}
+    assert "no, not into" in printed
+    assert all(one["measured"] is None and one["met"] is None for one in figures["targets"])
 
 
 def test_flops_tell_what_a_step_saves(run):
     """Counted, hence exact whatever the machine does meanwhile."""
-    classes, _, gate, logits = run[1]["tables"].values()
+    classes, _, tasks, _, gate, logits = run[1]["tables"].values()
     flops = {row["label"]: row["gflop_per_clip"] for row in gate}
     assert flops["full, gated"] < flops["full, not gated"]
     assert flops["LoRA, gated"] < flops["LoRA, not gated"]
     everywhere, targets = logits
     assert targets["gflop_per_clip"] < everywhere["gflop_per_clip"]
     assert targets["loss"] == pytest.approx(everywhere["loss"], rel=1e-4)
-    padded = min(row["gflop_per_clip"] for row in classes if row["model"] in ("qwen2_audio", "voxtral"))
+    padded = min(row["gflop_per_clip"] for row in classes if row["model"] in PADDED)
     assert all(row["gflop_per_clip"] < padded for row in classes if row["model"].startswith("part"))
+    for translation, recognition in (tasks[:2], tasks[2:]):
+        assert recognition["gflop_per_clip"] < translation["gflop_per_clip"]
 
 
 def test_same_clips_by_duration(run):
@@ -72,19 +129,151 @@ def test_same_clips_by_duration(run):
     assert sorted(chain.from_iterable(random)) == list(chain.from_iterable(grouped))
 
 
+def test_a_run_ends_with_its_targets(run):
+    printed, figures = run
+    assert len(figures["targets"]) == 9
+    for one in figures["targets"]:
+        assert one["measured"] > 0 and one["met"] in (True, False)
+        assert one["name"] in printed
+
+
+def test_scaling(tmp_path):
+    printed, figures = execute(tmp_path / "figures.json", "training.py", "--parts", "scaling")
+    assert [rows[0]["model"] for rows in figures["tables"].values()] == ["fun_asr_nano", "part_sanm", "part_whisper"]
+    for rows in figures["tables"].values():
+        check_rows(rows, printed)
+        middle, short, long, *_ = rows
+        assert short["gflop_per_clip"] < middle["gflop_per_clip"] < long["gflop_per_clip"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compile(tmp_path):
+    printed, figures = execute(tmp_path / "figures.json", "training.py", "--parts", "compile")
+    for rows in figures["tables"].values():
+        check_rows(rows, printed)
+        eager, compiled = rows
+        assert (eager["compiled"], compiled["compiled"]) == (False, True)
+        assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Targets and sizes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def a_row(part: str, label: str, model: str, seconds: list[float], **others) -> dict:
+    row = {"part": part, "label": label, "model": model, "seconds": seconds, "clip_count": 8, "clips": "mix"}
+    row |= {"vocabulary": 49_152, "training": "full", "gated": False, "peak_gib": 4.0, "fits": True}
+    return row | {"clips_per_s": 8 / sorted(seconds)[len(seconds) // 2] if seconds else None} | others
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    """Figures of which every target can be computed by hand."""
+    large = {"vocabulary": 151_936}
+    sanm, whisper = "PART, SAN-M, 4.2 tokens/s", "PART, Whisper, 12.5 tokens/s"
+    return [
+        a_row("classes", "Fun-ASR-Nano", "fun_asr_nano", [8.0, 9.0, 10.0]),
+        a_row("classes", "Qwen3-ASR", "qwen3_asr", [6.0, 7.0, 8.0]),
+        a_row("classes", "Qwen2-Audio", "qwen2_audio", [4.0, 4.0, 4.0], clip_count=2, clips_per_s=0.5),
+        a_row("classes", sanm, "part_sanm", [3.0, 3.5, 5.0]),
+        a_row("classes", f"{sanm}, by duration", "part_sanm", [1.0, 1.0, 1.0]),
+        a_row("classes", f"{sanm}, ASR", "part_sanm", [1.0, 1.0, 1.0], gated=True),
+        a_row("classes", whisper, "part_whisper", [6.0, 7.0, 8.0]),
+        a_row("classes", "Fun-ASR-Nano", "fun_asr_nano", [12.0, 12.0, 12.0], **large),
+        a_row("classes", "Qwen3-ASR", "qwen3_asr", [10.0, 10.0, 10.0], **large),
+        a_row("classes", sanm, "part_sanm", [4.0, 4.0, 4.0], **large),
+        a_row("classes", whisper, "part_whisper", [8.0, 8.0, 8.0], **large),
+        a_row("memory", "Fun-ASR-Nano, 16.7 tokens/s", "fun_asr_nano", [], peak_gib=20.0, **large),
+        a_row("memory", "Qwen3-ASR, 13 tokens/s", "qwen3_asr", [], peak_gib=10.0, **large),
+        a_row("memory", sanm, "part_sanm", [], peak_gib=4.0, **large),
+        a_row("memory", whisper, "part_whisper", [], peak_gib=8.0, **large),
+        a_row("gate", "full, not gated", "part_whisper", [10.0, 10.0, 10.0], clips="6"),
+        a_row("gate", "full, gated", "part_whisper", [6.0, 7.0, 8.0], clips="6", gated=True),
+    ]
+
+
+def test_targets_of_given_figures(load, rows):
+    table = load("targets").judge(rows, [49_152, 151_936])
+    measured = {one["name"].replace("vocabulary ", "").replace(", mixed clips: PART", ""): one for one in table}
+    expected = {
+        "49,152, SAN-M, clips/s over the fastest class": (2.0, True),  # medians of 6/3, 7/3.5, 8/5
+        "49,152, SAN-M, clips/s over classes padded to 30 s": (32 / 7, False),  # 8 clips in 3.5 s, 2 in 4 s
+        "151,936, SAN-M, clips/s over the fastest class": (2.5, True),
+        "151,936, SAN-M, peak memory over that class": (0.4, True),  # Qwen3-ASR's, not Fun-ASR-Nano's
+        "49,152, Whisper, clips/s over the fastest class": (1.0, False),
+        "49,152, Whisper, clips/s over classes padded to 30 s": (16 / 7, False),
+        "151,936, Whisper, clips/s over the fastest class": (1.25, False),
+        "151,936, Whisper, peak memory over that class": (0.8, False),
+        "time of a gated ASR step over an ungated full one": (0.7, True),
+    }
+    assert measured.keys() == expected.keys()
+    for name, (ratio, met) in expected.items():
+        assert measured[name]["measured"] == pytest.approx(ratio), name
+        assert measured[name]["met"] is met, name
+
+
+def test_targets_that_were_not_measured(load, rows):
+    """A part that did not run, and a process that did not fit, give no verdict."""
+    judge = load("targets").judge
+    only_gate = [row for row in rows if row["part"] == "gate"]
+    assert [one["met"] for one in judge(only_gate, [49_152, 151_936])] == [None] * 8 + [True]
+    for row in rows:
+        row["fits"] = row["model"] != "qwen3_asr"
+    memory = [one for one in judge(rows, [49_152, 151_936]) if "memory" in one["name"]]
+    assert [one["measured"] for one in memory] == [None, None]
+
+
+@pytest.fixture(scope="module")
+def sizes(load) -> dict[str, dict[str, int]]:
+    """Parameters of every class at full size, without weights."""
+    models = load("speech_models")
+    with torch.device("meta"):
+        return {name: models.parameter_counts(models.build(name, 49_152)) for name in models.SPEECH_MODELS}
+
+
+def test_all_train_the_same_sizes(sizes):
+    """The same layers where the architecture is the same, the same language model everywhere."""
+    layers = {name: count["encoder_layers"] for name, count in sizes.items()}
+    assert layers["part_sanm"] == layers["part_sanm_dense"] == layers["fun_asr_nano"]
+    assert layers["part_whisper"] == layers["qwen2_audio"] == layers["voxtral"]
+    assert layers["qwen3_asr"] == layers["part_whisper"] + 6 * 512  # its keys have a bias
+    encoders = {name: count["encoder"] for name, count in sizes.items()}
+    assert encoders["part_sanm"] == encoders["fun_asr_nano"]
+    assert encoders["part_whisper"] == encoders["qwen2_audio"] == encoders["voxtral"]
+    text = {name: count["language_model"] for name, count in sizes.items()}
+    untied = 49_152 * 576
+    assert {text[name] - untied * (name in PADDED) for name in text} == {text["part_whisper"]}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Generation and whole training
+# --------------------------------------------------------------------------------------------------------------------
+
+
 def test_inference(tmp_path):
     """Every class generates as many tokens as asked for; ratios are relative to the first."""
-    program = BENCHMARK.with_name("inference.py")
-    output = tmp_path / "figures.json"
-    command = [sys.executable, program, "--tiny", "--rounds", "1", "--threads", "1", "--rows", "2", "--seconds", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(
-        [*command, "--output", output], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    (rows,) = json.loads(output.read_text())["tables"].values()
-    assert len(rows) == 6 and rows[0]["speed"] == 1
+    options = ("--rows", "2", "--seconds", "2")
+    printed, figures = execute(tmp_path / "figures.json", "inference.py", *options)
+    (rows,) = figures["tables"].values()
+    assert len(rows) == 8 and rows[0]["speed"] == 1
+    assert {*IN_TREE, "part_sanm", "part_whisper", "part_sanm_static"} == {row["name"] for row in rows}
     for row in rows:
-        assert row["label"] in result.stdout
+        assert row["label"] in printed
         assert row["clips_per_s"] > 0 and row["first_token_ms"] > 0
         assert math.isclose(row["real_time_factor"] * row["clips_per_s"] * 2, 1)
+    assert [row["name"] for row in rows if row["over_dynamic"]] == ["part_sanm_static"]
+
+
+def test_trainers(tmp_path):
+    """Whole training of the classes whose processors can be made here; the others are named with the reason."""
+    printed, figures = execute(tmp_path / "figures.json", "trainers.py", "--rows", "2", "--clips", "4")
+    assert list(figures["tables"]) == ["asr", "s2tt"]
+    for rows in figures["tables"].values():
+        assert {"qwen3_asr", "qwen2_audio", "part_whisper"} <= {row["model"] for row in rows}
+        assert len(rows) + len(figures["left_out"]) == 7
+        check_rows(rows, printed)
+        assert all(row["steps_per_s"] > 0 and row["batches"] == [2] * 4 for row in rows)
+    for label, reason in figures["left_out"].items():
+        assert label in printed and any(word in reason for word in ("torchaudio", "mistral-common", "tekken.json"))

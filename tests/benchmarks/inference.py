@@ -1,117 +1,173 @@
 """Greedy generation of PART beside transformers' own speech LLMs, on a CPU: throughput, time to first token.
 
-    python tests/benchmarks/inference.py                     # about four minutes
+    python tests/benchmarks/inference.py                     # about six minutes
     python tests/benchmarks/inference.py --seconds 2 --rows 8 --output figures.json
+    python tests/benchmarks/inference.py --seconds 6 --models part_sanm part_sanm_static part_sanm_compiled
 
 Models, sizes and clips are those of training.py: random weights, so every answer is made as long as it would be (four
-tokens per second of speech, 8 at least). A batch holds equal clips. The real-time factor is compute time over audio time
-(below 1: faster than the speech); the time to the first token is that of a single clip, encoder and prompt included.
-Every model has a process of its own; they take turns, and a ratio is the median over the rounds.
+tokens per second of speech, 8 at least). A batch holds equal clips. The real-time factor is compute time over audio
+time (below 1: faster than the speech); the time to the first token is that of a single clip, encoder and prompt
+included. Every model has a process of its own; they take turns, and a ratio is the median over the rounds. A static
+cache, and one with the decoding step compiled (minutes, before anything is timed, hence not among the defaults), must
+give the tokens of the dynamic cache; transformers compiles on a CPU only where its private `_compile_all_devices` says
+so.
 
 Prediction, before the first run: on 2 s clips decoding weighs most, and it costs every class the same, so that PART is
 as fast as Fun-ASR-Nano and 2 to 3 times as fast as the classes that encode 30 s; on 20 s clips the prompt weighs more,
 of which PART's adapter makes a quarter. A static cache, not compiled, costs a CPU a little.
 
-Outcome, on 2 quiet cores of an AMD EPYC in float32, the default command: PART with Fun-ASR-Nano's encoder 1.12, 1.23 and
-1.30 times its clips/s at 2, 6 and 20 s, first token after 105, 132 and 249 ms (130, 221, 541); with Whisper's encoder
-0.93, 0.95 and 0.98. 4.6 and 7.2 times Qwen2-Audio and Voxtral at 2 s, 1.9 and 1.6 times at 20 s. A static cache makes
-no difference (0.99 to 1.00).
+Outcome, on 2 quiet cores of an AMD EPYC in float32, the default command: PART with Fun-ASR-Nano's encoder 1.12, 1.23
+and 1.30 times its clips/s at 2, 6 and 20 s, first token after 105, 132 and 249 ms (130, 221, 541); with Whisper's
+encoder 0.93, 0.95 and 0.98. 4.6 and 7.2 times Qwen2-Audio and Voxtral at 2 s, 1.9 and 1.6 times at 20 s. A static
+cache makes no difference (0.99 to 1.00).
+
+Prediction of what came later, before its first run: Qwen3-ASR as fast as Fun-ASR-Nano at 2 s and 1.1 times at 20 s (13
+audio tokens a second in place of 16.7); Granite Speech 0.9 at 2 s, where its conformer pads the clip to a block of 4
+s, and 0.9 at 20 s, its first token at 2 s twice as late as PART's. A compiled decoding step 1.2 times the dynamic
+cache's clips/s, as a step for a few rows is bound by reading the weights.
 """
 
 import argparse
-import json
 import statistics
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from training import LABELS, SPEED_COLUMNS, TOKENS_PER_SECOND, Case, Worker, build, make_batch, show
+from side_by_side import SPEED_COLUMNS, Worker, add_speeds, peak_gib, ratios, show, write
+from speech_models import SPEECH_MODELS, TOKENS_PER_SECOND, build, make_batch
+from transformers import CompileConfig
 
 
-MODELS = ("fun_asr_nano", "part_sanm", "part_sanm_static", "part_whisper", "qwen2_audio", "voxtral")
-NAMES = LABELS | {"part_sanm_static": "PART, SAN-M, static cache"}
-COLUMNS = SPEED_COLUMNS | {"real-time factor": "{real_time_factor:.3f}", "first token, ms": "{first_token_ms:.0f}"}
+@dataclass(frozen=True)
+class Decoding:
+    """One row: a model and how it generates."""
+
+    label: str
+    model: str
+    options: dict = field(default_factory=dict)
+
+    @property
+    def is_variant(self) -> bool:
+        return bool(self.options)
+
+
+def compiled_on_cpu() -> CompileConfig:
+    config = CompileConfig(fullgraph=False)
+    config._compile_all_devices = True
+    return config
+
+
+DECODINGS = {
+    name: Decoding(SPEECH_MODELS[name].label, name) for name in SPEECH_MODELS if name != "part_sanm_dense"
+} | {
+    "part_sanm_static": Decoding(
+        "PART, SAN-M, static cache", "part_sanm", {"cache_implementation": "static", "disable_compile": True}
+    ),
+    "part_sanm_compiled": Decoding(
+        "PART, SAN-M, compiled", "part_sanm", {"cache_implementation": "static", "compile_config": compiled_on_cpu()}
+    ),
+}
+COLUMNS = SPEED_COLUMNS | {
+    "over dynamic cache": "{over_dynamic}",
+    "real-time factor": "{real_time_factor:.3f}",
+    "first token, ms": "{first_token_ms:.0f}",
+}
 
 
 def new_tokens(seconds: float) -> int:
     return max(8, round(TOKENS_PER_SECOND * seconds))
 
 
-def prompts(case: Case, model, seconds: float, rows: int) -> dict[str, torch.Tensor]:
+def prompts(name: str, model, vocabulary: int, seconds: float, rows: int) -> dict[str, torch.Tensor]:
     """A batch of equal clips without answers."""
-    batch = make_batch(case, model, (seconds,) * rows)
+    batch = make_batch(name, model, vocabulary, (seconds,) * rows)
     asked = (batch.pop("labels") == -100).all(0)  # answers are last and equally long
     return batch | {name: batch[name][:, asked] for name in ("input_ids", "attention_mask")}
 
 
 @torch.inference_mode()
-def run_model(connection, name: str, seconds: float, rows: int, threads: int, tiny: bool):
+def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads: int, tiny: bool):
     """Body of a process: per request the times of a batch and of the first token of one clip."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    case = Case(name, name.removesuffix("_static"), 512 if tiny else 49_152, (), tiny=tiny)
-    model = build(case).eval()
-    options = {"do_sample": False, "pad_token_id": 0}
-    if name.endswith("_static"):
-        options |= {"cache_implementation": "static", "disable_compile": True}
-    batch, one = prompts(case, model, seconds, rows), prompts(case, model, seconds, 1)
+    vocabulary = 512 if tiny else 49_152
+    model = build(decoding.model, vocabulary, tiny).eval()
+    batch, one = (prompts(decoding.model, model, vocabulary, seconds, count) for count in (rows, 1))
+
+    def generate(inputs: dict, tokens: int, options: dict) -> torch.Tensor:
+        limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        ids = model.generate(**inputs, **limits, **options)
+        assert ids.shape[1] - inputs["input_ids"].shape[1] == tokens
+        return ids
 
     def timed(inputs: dict, tokens: int) -> float:
         start = time.perf_counter()
-        ids = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **options)
-        assert ids.shape[1] - inputs["input_ids"].shape[1] == tokens
+        generate(inputs, tokens, decoding.options)
         return time.perf_counter() - start
 
+    if decoding.is_variant:
+        answers = [generate(batch, new_tokens(seconds), options) for options in ({}, decoding.options)]
+        if not torch.equal(*answers):
+            raise RuntimeError(f"{decoding.label}: other tokens than with the dynamic cache.")
+        timed(one, 1)  # another shape, to be compiled too
     timed(one, 2)
     connection.send("ready")
     while connection.recv() == "round":
         connection.send((timed(batch, new_tokens(seconds)), timed(one, 1)))
+    connection.send(peak_gib())
 
 
 def measure(names: tuple[str, ...], seconds: float, args: argparse.Namespace) -> list[dict]:
     """One table: the models in turns on clips of `seconds`; ratios to the first."""
-    workers = [Worker(run_model, name, seconds, args.rows, args.threads, args.tiny) for name in names]
-    for worker in workers:
-        worker.receive()
+    decodings = [DECODINGS[name] for name in names]
+    workers = []
+    for decoding in decodings:  # one after another: nothing else runs meanwhile
+        workers.append(Worker(run_model, decoding, seconds, args.rows, args.threads, args.tiny))
+        workers[-1].receive()
     rounds = [[worker.ask("round") for worker in workers] for _ in range(args.rounds)]
-    for worker in workers:
-        worker.connection.send("stop")
-        worker.process.join()
     results = []
-    for index, name in enumerate(names):
+    for index, (name, decoding, worker) in enumerate(zip(names, decodings, workers, strict=True)):
         whole, first = zip(*(one[index] for one in rounds), strict=True)
-        ratios = [one[0][0] / one[index][0] for one in rounds]
         results.append(
             {
-                "label": NAMES[name],
-                "clips_per_s": args.rows / statistics.median(whole),
+                "name": name,
+                "label": decoding.label,
+                "clip_count": args.rows,
+                "seconds": list(whole),
                 "real_time_factor": statistics.median(whole) / (args.rows * seconds),
                 "first_token_ms": 1000 * statistics.median(first),
-                "speed": statistics.median(ratios),
-                "speed_range": [min(ratios), max(ratios)],
+                "peak_gib": worker.ask("stop"),
             }
         )
+        worker.process.join()
+    add_speeds(results)
+    by_name = {result["name"]: result for result in results}
+    for result, decoding in zip(results, decodings, strict=True):
+        dynamic = by_name.get(decoding.model) if decoding.is_variant else None
+        speed = None if dynamic is None else statistics.median(ratios(result, dynamic))
+        result["over_dynamic"] = "" if speed is None else f"{speed:.2f}"
     return results
 
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = [name for name in DECODINGS if name != "part_sanm_compiled"]
     parser.add_argument("--seconds", nargs="+", type=float, default=[2, 6, 20], help="clip lengths (2 6 20)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=list(DECODINGS), default=default)
     parser.add_argument("--rows", type=int, default=4, help="clips in a batch (4)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="two narrow layers, for tests")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
+    settings = {key: value for key, value in vars(args).items() if key != "output"}
     tables = {}
     for seconds in args.seconds:
         title = f"{args.rows} clips of {seconds:g} s, {new_tokens(seconds)} new tokens each"
         tables[title] = measure(tuple(args.models), seconds, args)
         show(title, tables[title], COLUMNS)
-    if args.output is not None:
-        settings = {key: value for key, value in vars(args).items() if key != "output"}
-        args.output.write_text(json.dumps({"settings": settings, "tables": tables}, indent=2) + "\n")
+        write(args.output, {"settings": settings, "tables": tables})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whisper itself on a recipe's test data, zero-shot and greedy, scored as PART's stages are.
 
     python tests/benchmarks/whisper_zero_shot.py part --model openai/whisper-base --output runs/whisper-base/zero_shot
+    python tests/benchmarks/whisper_zero_shot.py part data/sentences --output runs/sentences/whisper-base/zero_shot
     python -m modeling_part.evaluation compare runs/part-42/joint/report.json runs/whisper-base/zero_shot/report.json
 
 Whisper transcribes, and translates into English only: rows of other directions are left out, with their number. It
@@ -12,6 +13,8 @@ uses, makes figures of English number words on both sides; no such rule is there
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -23,6 +26,9 @@ from modeling_part.corpora import read_corpora
 from modeling_part.processing_part import load_audio
 from modeling_part.reports import write_report
 from modeling_part.scoring import annotate, score, write_predictions
+
+
+task_and_language = itemgetter("task", "source_lang")  # Whisper's prompt holds both
 
 
 def digit_words(rows: Sequence[Mapping]) -> dict[str, dict[str, str]]:
@@ -57,33 +63,31 @@ def transcribe(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -
 
 def main(argv: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="whose test_data is used")
+    parser.add_argument("recipes", nargs="+", help="a recipe, and what is laid over it: whose test_data is used")
     parser.add_argument("--model", default="openai/whisper-base", help="Hub id or folder")
     parser.add_argument("--output", type=Path, required=True, help="gets predictions.jsonl, report.json, report.md")
     parser.add_argument("--batch_size", type=int, default=12)
     parser.add_argument("--max_new_tokens", type=int, default=60)
     parser.add_argument("--spell_digits", action="store_true", help="write figures out before scoring")
     args = parser.parse_args(argv)
-    _, data_args, _, _ = parse_recipe([args.recipe, "--output_dir", str(args.output), "--use_cpu"])
+    _, data_args, _, _ = parse_recipe([*args.recipes, "--output_dir", str(args.output), "--use_cpu"])
     dataset, _ = read_corpora(data_args.test_data)
     rows = [row for row in dataset if row["task"] == "asr" or (row["task"] == "s2tt" and row["target_lang"] == "en")]
     print(f"{len(rows)} rows; {len(dataset) - len(rows)} of directions that Whisper does not know are left out")
     model = WhisperForConditionalGeneration.from_pretrained(args.model, use_safetensors=True).eval()
     processor = WhisperProcessor.from_pretrained(args.model)
     words = digit_words(rows) if args.spell_digits else {}
-    rows.sort(key=lambda row: (row["task"], row["source_lang"]))
-    predictions, start = [], 0
+    predictions = []
     progress = tqdm(total=len(rows), unit="row")
-    while start < len(rows):
-        key = (rows[start]["task"], rows[start]["source_lang"])
-        batch = [row for row in rows[start : start + args.batch_size] if (row["task"], row["source_lang"]) == key]
-        texts = transcribe(model, processor, batch, args.max_new_tokens)
-        for row, text in zip(batch, texts, strict=True):
-            text = spell_digits(text, words[row["target_lang"]]) if args.spell_digits else text
-            known = {name: row[name] for name in ("id", "corpus", "task", "source_lang", "target_lang")}
-            predictions.append({**known, "reference": row["text"], "hypothesis": text})
-        start += len(batch)
-        progress.update(len(batch))
+    for _, same in groupby(sorted(rows, key=task_and_language), key=task_and_language):
+        same = list(same)
+        for start in range(0, len(same), args.batch_size):
+            batch = same[start : start + args.batch_size]
+            for row, text in zip(batch, transcribe(model, processor, batch, args.max_new_tokens), strict=True):
+                text = spell_digits(text, words[row["target_lang"]]) if args.spell_digits else text
+                known = {name: row[name] for name in ("id", "corpus", "task", "source_lang", "target_lang")}
+                predictions.append({**known, "reference": row["text"], "hypothesis": text})
+            progress.update(len(batch))
     args.output.mkdir(parents=True, exist_ok=True)
     predictions = annotate(predictions)
     write_predictions(predictions, args.output / "predictions.jsonl")

@@ -1,0 +1,86 @@
+"""Processes that take turns, and the tables that are printed of them: what the benchmarks share."""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Worker:
+    """A process with a pipe, forked from this one, which has imported and never computes: all start alike."""
+
+    def __init__(self, target: Callable, *arguments):
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def receive(self):
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.process.join()
+            message = f"A measuring process ended with code {self.process.exitcode}; its error is printed above."
+            if self.process.exitcode == -9:
+                message += " It was killed, most likely for its memory: lower the rows."
+            raise RuntimeError(message) from None
+
+    def ask(self, request: str):
+        self.connection.send(request)
+        return self.receive()
+
+
+def peak_gib() -> float:
+    """High-water mark of this process' resident memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def ratios(one: dict, other: dict) -> list[float]:
+    """Clips per second of `one` over those of `other`, round by round; both hold `clip_count` and `seconds`."""
+    scale = one["clip_count"] / other["clip_count"]
+    return [scale * b / a for a, b in zip(one["seconds"], other["seconds"], strict=True)]
+
+
+def add_speeds(results: list[dict]):
+    """Clips per second, speed and memory relative to the first of `results`, medians over the rounds."""
+    for result in results:
+        speeds = ratios(result, results[0])
+        result["clips_per_s"] = result["clip_count"] / statistics.median(result["seconds"])
+        result["speed"], result["speed_range"] = statistics.median(speeds), [min(speeds), max(speeds)]
+        result["memory"] = result["peak_gib"] / results[0]["peak_gib"]
+
+
+SPEED_COLUMNS = {
+    "": "{label}",
+    "clips/s": "{clips_per_s:.2f}",
+    "speed": "{speed:.2f} ({speed_range[0]:.2f}-{speed_range[1]:.2f})",
+}
+COST_COLUMNS = SPEED_COLUMNS | {
+    "per CPU s": "{clips_per_cpu_s:.2f}",
+    "peak GiB": "{peak_gib:.2f}",
+    "memory": "{memory:.2f}",
+}
+
+
+def show(title: str, results: list[dict], columns: dict[str, str]):
+    """Print one table: `columns` are headers and how a result fills them."""
+    table = Table(title=title, title_justify="left")
+    for header in columns:
+        table.add_column(header, justify="right" if header else "left", no_wrap=True)
+    for result in results:
+        table.add_row(*(form.format(**result) for form in columns.values()))
+    Console(width=140).print(table)
+
+
+def write(path: Path | None, figures: dict):
+    """Write `figures` as JSON where a path is given."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2) + "\n")
