@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +26,7 @@ class Worker:
     def receive(self):
         try:
             return self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.process.join()
             message = f"A measuring process ended with code {self.process.exitcode}; its error is printed above."
             if self.process.exitcode == -9:
@@ -33,7 +34,8 @@ class Worker:
             raise RuntimeError(message) from None
 
     def ask(self, request: str):
-        self.connection.send(request)
+        with suppress(BrokenPipeError):  # the process has ended: receiving says how
+            self.connection.send(request)
         return self.receive()
 
 

@@ -72,6 +72,17 @@ Granite Speech 16 GiB, Qwen3-ASR 13, PART with SAN-M 0.45 of Qwen3-ASR's (wanted
 (h) `scaling`: cost per clip grows as its positions do, 6 to 20 s by 2.9 times (Fun-ASR-Nano), 2.5 (PART, SAN-M) and
 3.1 (PART, Whisper); from 1 to 16 rows clips/s grow by a fifth; the large vocabulary costs Fun-ASR-Nano 1.4 times, PART
 1.1.
+
+Outcome of these, on 2 cores of an AMD EPYC (217 to 223 GFLOP/s); beside (g) and the second run of (b) and (c) other work
+of low priority ran:
+(e) Qwen3-ASR 1.16 times Fun-ASR-Nano's clips/s, Granite Speech 0.88. PART with SAN-M 1.91 times Qwen3-ASR's at 49k and
+2.26 times at 152k (both wanted and predicted); with Whisper's encoder 0.90 and 1.29, which misses both. 5.8 times
+Qwen2-Audio's and 8.8 times Voxtral's clips/s (6.1 and 9.3 by duration). ASR 1.34 times S2TT's clips/s with SAN-M, 1.22
+with Whisper's encoder.
+(g) Fun-ASR-Nano 16.0 GiB, Granite Speech 15.1, Qwen3-ASR 14.4; PART with SAN-M 5.9, 0.41 of Qwen3-ASR's (0.5 wanted), with
+Whisper's encoder 9.8, 0.68 of it.
+(b) again: the gate takes a full step to 0.76 (0.73 to 0.78) of its time. (c) again: 1.34 times as fast.
+(f) and (h) have not been measured.
 """
 
 import argparse
