@@ -189,9 +189,10 @@ def test_a_recipe_is_found_by_name_and_by_path(on_any_machine, tmp_path):
 
 @pytest.mark.parametrize("overlay", sorted(path.stem for path in (FOLDER / "data").glob("*.yaml")))
 def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machine):
-    """What `data/` holds goes over any recipe of the family: corpora and the lengths that go with them, no more."""
+    """What `data/` holds goes over any recipe of the family: corpora and how much of them is used, no more."""
     keys = content(f"data/{overlay}")
-    assert set(keys) <= {"train_data", "eval_data", "test_data", "max_duration", "max_eval_rows", "max_new_tokens"}
+    lengths = {"max_duration", "max_eval_rows", "max_new_tokens", "predict_last_stage_only"}
+    assert set(keys) <= {"train_data", "eval_data", "test_data", *lengths}
     for name in ("part", *ABLATIONS):
         model_args, data_args, args, path = parse_recipe([name, f"data/{overlay}", "--seed", "7"])
         assert path == FOLDER / f"{name}.yaml" and args.seed == 7
