@@ -99,46 +99,12 @@ def run_stage(
     """One stage, from its parent's folder to its own."""
     set_seed(args.seed)
     model, processor = load_model(parent, model_args, args)
-    base_models = {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     checkpoint, history = find_checkpoint(folder, args)
     sampler, report = plan_batches(stage, data, processor, data_args, args, checkpoint, history)
-    stage_args = stage_arguments(stage, folder, sampler.num_steps, args, isinstance(data["train"], dict))
-    collator = PARTCollator(processor, data_args.pad_seconds_multiple, data_args.pad_tokens_multiple)
-    record = {
-        "stage": stage.name,
-        "parent": None if parent is None else parent.name,
-        "seed": args.seed,
-        "base_models": base_models,
-        "data": {
-            "fingerprint": "streamed" if isinstance(data["train"], dict) else fingerprint(data["train"]),
-            **{key: report[key] for key in ("rows", "hours")},
-        },
-        "hyperparameters": hyperparameters(stage, sampler.num_steps, model_args, data_args, args),
-        "versions": {package: version(package) for package in VERSIONED},
-    }
-    trainer = PARTTrainer(
-        model=model,
-        args=stage_args,
-        stage=stage,
-        train_dataset=sampler if isinstance(data["train"], dict) else data["train"],
-        eval_dataset=data["eval"],
-        batch_sampler=sampler,
-        eval_batches=eval_batches(data["eval"], processor, data_args),
-        data_collator=PARTCollator(
-            processor,
-            data_args.pad_seconds_multiple,
-            data_args.pad_tokens_multiple,
-            build_augmentation(data_args.augmentation),
-            args.seed,
-        ),
-        eval_collator=collator,
-        generation_monitor=make_monitor(folder, parent, data["eval"], processor, report["rows"], args),
-        processing_class=processor,
-        history=history,
-        on_save=lambda checkpoint: write_stage_json(checkpoint, {**record, "metrics": {}}),
-    )
+    record = stage_record(stage, parent, data, report, sampler.num_steps, model_args, data_args, args)
+    trainer = build_trainer(stage, folder, parent, model, processor, sampler, record, history, data, data_args, args)
     if model_args.frozen_dtype is not None:
         if trainer.is_fsdp_enabled:
             raise ValueError(
@@ -149,7 +115,7 @@ def run_stage(
     record["trainable_parameters"] = trainable_parameters(trainer)
     log_plan(stage, trainer, sampler.num_steps, report)
     if args.dry_run:
-        return dry_run(stage, trainer, sampler, collator)
+        return dry_run(stage, trainer, sampler)
     if checkpoint is None and not isinstance(data["train"], dict):  # nothing tells two streams apart
         source = find_alike(record, folder.parent, args.reuse_runs or ())
         if source is not None:
@@ -168,6 +134,65 @@ def run_stage(
     trainer.save_model(str(folder))
     history = trainer.state.log_history
     finish_stage(folder, {**record, "metrics": metrics}, history, data["test"], args, trainer)
+
+
+def stage_record(
+    stage: Stage,
+    parent: Path | None,
+    data: dict,
+    report: dict,
+    num_steps: int,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: PARTTrainingArguments,
+) -> dict:
+    """What `stage.json` will say of where the stage's weights come from."""
+    return {
+        "stage": stage.name,
+        "parent": None if parent is None else parent.name,
+        "seed": args.seed,
+        "base_models": {"audio_model": model_args.audio_model, "language_model": model_args.language_model},
+        "data": {
+            "fingerprint": "streamed" if isinstance(data["train"], dict) else fingerprint(data["train"]),
+            **{key: report[key] for key in ("rows", "hours")},
+        },
+        "hyperparameters": hyperparameters(stage, num_steps, model_args, data_args, args),
+        "versions": {package: version(package) for package in VERSIONED},
+    }
+
+
+def build_trainer(
+    stage: Stage,
+    folder: Path,
+    parent: Path | None,
+    model: PARTForSpeechSeq2Seq,
+    processor: PARTProcessor,
+    sampler: TaskBatchSampler | StreamingTaskBatches,
+    record: dict,
+    history: list[tuple[int, int]],
+    data: dict,
+    data_args: DataArguments,
+    args: PARTTrainingArguments,
+) -> PARTTrainer:
+    """The stage's trainer; the training rows may be augmented, the dev rows never are."""
+    streaming = isinstance(data["train"], dict)
+    multiples = (data_args.pad_seconds_multiple, data_args.pad_tokens_multiple)
+    augmentation = build_augmentation(data_args.augmentation)
+    return PARTTrainer(
+        model=model,
+        args=stage_arguments(stage, folder, sampler.num_steps, args, streaming),
+        stage=stage,
+        train_dataset=sampler if streaming else data["train"],
+        eval_dataset=data["eval"],
+        batch_sampler=sampler,
+        eval_batches=eval_batches(data["eval"], processor, data_args),
+        data_collator=PARTCollator(processor, *multiples, augmentation, args.seed),
+        eval_collator=PARTCollator(processor, *multiples),
+        generation_monitor=make_monitor(folder, parent, data["eval"], processor, record["data"]["rows"], args),
+        processing_class=processor,
+        history=history,
+        on_save=lambda checkpoint: write_stage_json(checkpoint, {**record, "metrics": {}}),
+    )
 
 
 def make_monitor(
@@ -569,12 +594,12 @@ def log_plan(stage: Stage, trainer: PARTTrainer, num_steps: int, report: dict):
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
 
 
-def dry_run(stage: Stage, trainer: PARTTrainer, sampler, collator: PARTCollator):
+def dry_run(stage: Stage, trainer: PARTTrainer, sampler):
     """Two batches, one forward."""
     rows = islice(sampler, 2)
     if isinstance(sampler, TaskBatchSampler):
         rows = [[trainer.train_dataset[index] for index in batch] for batch in rows]
-    batches = [collator(batch) for batch in rows]
+    batches = [trainer.eval_collator(batch) for batch in rows]
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
     with torch.no_grad(), trainer.compute_loss_context_manager():
