@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from .canonical import group_name
 from .modeling_part import PARTForSpeechSeq2Seq
 from .probes import plot_probes, probe_representations
 from .processing_part import PARTProcessor, load_audio
@@ -60,12 +61,6 @@ def read_rows(path: str | Path) -> list[dict]:
         if isinstance(row.get("audio"), str):
             row["audio"] = {"path": str(path.parent / row["audio"]), "bytes": None}
     return rows
-
-
-def group_name(row: Mapping) -> str:
-    """`asr/fr` or `s2tt/fr-en`."""
-    source, target = row["source_lang"], row["target_lang"]
-    return f"{row['task']}/{source}" if source == target else f"{row['task']}/{source}-{target}"
 
 
 # -------------------------------------------------------------------------------------------------------- gradients

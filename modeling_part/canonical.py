@@ -30,8 +30,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from .processing_part import TASKS
 
-TASKS = ("asr", "s2tt", "mt")
+
 SPLITS = ("train", "dev", "test")
 COLUMNS = (
     "id",
@@ -258,10 +259,10 @@ class DataReport:
 
     def keep(self, row: dict) -> None:
         """Count one row that is used."""
-        direction = direction_of(row["task"], row["source_lang"], row["target_lang"])
+        group = group_name(row)
         self.corpora[row["corpus"]] += 1
-        self.rows[direction] += 1
-        self.seconds[direction] += row["duration"] or 0.0
+        self.rows[group] += 1
+        self.seconds[group] += row["duration"] or 0.0
 
     def drop(self, corpus: str, row_id: str, reason: str, broken: bool = False) -> None:
         """Count one row that is left out."""
@@ -318,9 +319,14 @@ def summary(report: dict) -> str:
     return "\n".join(lines)
 
 
-def direction_of(task: str, source_lang: str, target_lang: str) -> str:
+def direction(source_lang: str, target_lang: str) -> str:
+    """A row's languages as recipes and reports write them: "fr" for transcription, "fr-en" for translation."""
+    return source_lang if source_lang == target_lang else f"{source_lang}-{target_lang}"
+
+
+def group_name(row: Mapping) -> str:
     """The name under which rows are counted: "asr/fr", "s2tt/fr-en", "mt/fr-en"."""
-    return f"{task}/{source_lang}" if task == "asr" else f"{task}/{source_lang}-{target_lang}"
+    return f"{row['task']}/{direction(row['source_lang'], row['target_lang'])}"
 
 
 def audio_duration(audio: str | Path | bytes) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .canonical import group_name
 from .metrics import (
     bleu_metric,
     bootstrap_sums,
@@ -16,7 +17,7 @@ from .metrics import (
     sufficient_statistics,
 )
 from .reports import number, percent, print_table, read_json
-from .scoring import annotate, edit_statistics, group_name, prediction_key, read_predictions
+from .scoring import annotate, edit_statistics, prediction_key, read_predictions
 
 
 SIGNIFICANT = 0.05

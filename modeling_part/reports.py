@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .scoring import group_name, read_predictions
+from .canonical import group_name
+from .scoring import read_predictions
 
 
 # Warnings of failure_signs; error rates as fractions, BLEU on its scale of 0 to 100.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .canonical import direction
 from .processing_part import TASKS
 
 
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Group = tuple[str, str, str]  # (task, source language, target language)
-
-
-def direction(group: Group) -> str:
-    """The languages of a group as written in recipes and reports: `"sv"` for transcription, else `"en-sv"`."""
-    _, source_lang, target_lang = group
-    return source_lang if source_lang == target_lang else f"{source_lang}-{target_lang}"
 
 
 def round_up(values: np.ndarray, multiple: float) -> np.ndarray:
@@ -164,7 +159,7 @@ class Mixture:
 
     def draws(self, groups: Sequence[Group], sizes: np.ndarray) -> np.ndarray:
         """Draws per epoch of every group, `float64`, not yet rounded. `sizes` are the (weighted) rows per group."""
-        names = {direction(group) for group in groups}
+        names = {direction(*group[1:]) for group in groups}
         unknown = sorted(set(self.direction_weights) - names)
         if unknown:
             raise ValueError(f"direction_weights names {unknown}, but the data only has {sorted(names)}")
@@ -175,7 +170,7 @@ class Mixture:
         for task, weight in self.task_weights.items():
             members = np.array([i for i, group in enumerate(groups) if group[0] == task and sizes[i] > 0], dtype=int)
             tempered = sizes[members] ** (1.0 / self.temperature)
-            raised = [self.direction_weights.get(direction(groups[i]), 1.0) for i in members]
+            raised = [self.direction_weights.get(direction(*groups[i][1:]), 1.0) for i in members]
             if len(members):
                 draws[members] = weight * np.array(raised) * sizes[members].sum() * tempered / tempered.sum()
         return draws
@@ -329,7 +324,7 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         rows = np.bincount(table.group[plan.rows], minlength=len(table.groups))
         seconds = table.audio_seconds[plan.rows].astype(np.float64)
         hours = np.bincount(table.group[plan.rows], weights=seconds, minlength=len(table.groups)) / 3600
-        labels = [f"{group[0]}/{direction(group)}" for group in table.groups]
+        labels = [f"{group[0]}/{direction(*group[1:])}" for group in table.groups]
         longest = np.maximum.reduceat(self._seconds[plan.rows], plan.bounds[:-1]) if len(plan.rows) else np.zeros(0)
         padded = float((longest * np.diff(plan.bounds)).sum()) * self.pad_seconds_multiple
         return {
@@ -398,7 +393,7 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
                 group = self.table.groups[self.table.group[row]]
                 raise ValueError(
                     f"{len(too_long)} rows are over the budget alone; the longest is row {row} ({group[0]}/"
-                    f"{direction(group)}, {self.table.audio_seconds[row]:.2f} s, {self.table.target_tokens[row]}"
+                    f"{direction(*group[1:])}, {self.table.audio_seconds[row]:.2f} s, {self.table.target_tokens[row]}"
                     f" tokens) with {name}={value}: raise {name} or filter such rows out"
                 )
 

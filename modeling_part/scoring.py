@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import sacrebleu
 
-from .canonical import direction_of
+from .canonical import group_name
 from .metrics import (
     CONFIDENCE,
     bleu_metric,
@@ -53,11 +53,6 @@ IDENTIFIABLE_LETTERS = 25
 IDENTIFICATION_PROBABILITY = 0.9
 # A translation this close to the source sentence, in errors per source character, is the source sentence.
 SOURCE_COPY_RATE = 0.2
-
-
-def group_name(row: Mapping) -> str:
-    """``"asr/fr"`` for a transcript, ``"s2tt/en-fr"`` or ``"mt/en-fr"`` for a translation."""
-    return direction_of(row["task"], row["source_lang"], row["target_lang"])
 
 
 def check_scorable(

@@ -23,6 +23,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import is_liger_kernel_available
 
+from .canonical import direction
 from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora
 
 
@@ -540,8 +541,7 @@ def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
         if members:
             means[f"{prefix}{task}_loss"] = sum(n for n, _ in members.values()) / sum(t for _, t in members.values())
         for (_, source, target), (nats, tokens) in members.items():
-            direction = source if task == "asr" else f"{source}-{target}"
-            means[f"{prefix}{task}/{direction}_loss"] = nats / tokens
+            means[f"{prefix}{task}/{direction(source, target)}_loss"] = nats / tokens
     return means
 
 

@@ -7,11 +7,11 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_part.canonical import group_name
 from modeling_part.normalization import normalize_text
 from modeling_part.scoring import (
     annotate,
     check_scorable,
-    group_name,
     is_looping,
     read_predictions,
     score,
