@@ -83,6 +83,11 @@ with Whisper's encoder.
 Whisper's encoder 9.8, 0.68 of it.
 (b) again: the gate takes a full step to 0.76 (0.73 to 0.78) of its time. (c) again: 1.34 times as fast.
 (f) and (h) have not been measured.
+
+Prediction for clips of one length, before the first run, from positions times parameters: PART with SAN-M 1.8, 2.1 and
+2.4 times Fun-ASR-Nano's clips/s at 2, 6 and 20 s (prompt and answer weigh less in longer clips, attention more),
+Qwen3-ASR 1.1, 1.15 and 1.2, PART with Whisper's encoder 1.05, 1.0 and 0.95; Qwen2-Audio 0.2, 0.4 and 0.8, Voxtral 0.1,
+0.25 and 0.7. With a frozen language model a twentieth less for PART, as the encoder weighs more.
 """
 
 import argparse
