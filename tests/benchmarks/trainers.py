@@ -2,14 +2,15 @@
 
     python tests/benchmarks/trainers.py                                  # ASR and S2TT, about ten minutes
     python tests/benchmarks/trainers.py --models qwen3_asr part_whisper  # two processes: they are alive together
+    python tests/benchmarks/trainers.py --lengths 2 6 20 --clips 8 --rounds 1
     python tests/benchmarks/trainers.py --tasks s2tt --rows 8 --clips 32 --output figures.json
 
 training.py measures steps alone; this is what a user runs. transformers' classes: the stock `Trainer`, rows in random
 order, features and prompts made by the class's processor in the collator. PART: `PARTTrainer` in its `joint` stage,
 everything trained, `TaskBatchSampler` (neighbours by length), `PARTCollator`. All get the same `TrainingArguments`
-(AdamW, clipped gradients), the same clips (noise with the lengths of Common Voice's, mixed) and answers (four tokens
-per second), models of training.py's sizes. Nothing is loaded in the background: a step waits for its batch. PART reads
-WAV bytes in memory, the others arrays. S2TT opens the gate of PART's language model, ASR closes it; to the other
+(AdamW, clipped gradients), the same clips (noise, of mixed lengths as in Common Voice or of one) and answers (four
+tokens per second), models of training.py's sizes. Nothing is loaded in the background: a step waits for its batch. PART
+reads WAV bytes in memory, the others arrays. S2TT opens the gate of PART's language model, ASR closes it; to the other
 classes these are two prompts. A round is an epoch; the first one is not timed. A class whose processor cannot be made
 here is left out, with the reason: the feature extractors of Fun-ASR-Nano (hence also PART with its encoder) and
 Granite Speech need torchaudio, Voxtral's tokenizer needs mistral-common and a file of its checkpoint's.
@@ -22,8 +23,12 @@ the peak memory of PART is 0.9 of Qwen3-ASR's in S2TT and, without the language 
 
 Outcome, on 2 quiet cores of an AMD EPYC in float32, `--rounds 1`, with torchaudio, S2TT without Granite Speech and
 Qwen2-Audio (six processes of S2TT do not fit into 24 GB): Qwen2-Audio 0.35 of Qwen3-ASR's clips per second. PART with
-Whisper's encoder 1.15 times in S2TT and 1.45 in ASR, with SAN-M 2.0 and 2.6. Peak memory of PART over Qwen3-ASR's: SAN-M
-0.85 in S2TT and 0.43 in ASR, Whisper 1.08 and 0.66.
+Whisper's encoder 1.15 times in S2TT and 1.45 in ASR, with SAN-M 2.0 and 2.6. Peak memory of PART over Qwen3-ASR's:
+SAN-M 0.85 in S2TT and 0.43 in ASR, Whisper 1.08 and 0.66.
+
+Prediction for clips of 2, 6 and 20 s, before the first run, from the steps alone (training.py) and AdamW, whose 0.3 s
+weigh more where steps are short: PART with SAN-M 2.3, 2.6 and 2.9 times Fun-ASR-Nano's clips per second in ASR and 1.4, 1.9 and
+2.4 in S2TT; with Whisper's encoder 1.8, 1.5 and 1.4, and 1.1, 1.1 and 1.1.
 """
 
 import argparse
@@ -35,6 +40,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +78,7 @@ class Run:
 
     model: str
     task: str
+    length: str  # of the clips: seconds, or mix
     clips: int
     rows: int
     rounds: int
@@ -115,7 +122,7 @@ def make_clips(run: Run) -> list[tuple[np.ndarray, str]]:
     """Noise and answers, a token per letter."""
     generator = np.random.default_rng(0)
     clips = []
-    for seconds in make_batches("mix", run.clips, 1)[0]:
+    for seconds in make_batches(run.length, run.clips, 1)[0]:
         noise = generator.normal(0, 0.1, round(seconds * SAMPLING_RATE)).astype(np.float32)
         clips.append((noise, "".join(generator.choice(list("bcdfgjkq"), round(TOKENS_PER_SECOND * seconds) + 1))))
     return clips
@@ -251,6 +258,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--tasks", nargs="+", choices=list(INSTRUCTIONS), default=list(INSTRUCTIONS))
+    parser.add_argument("--lengths", nargs="+", default=["mix"], help="of clips: seconds, or mix (default)")
     parser.add_argument("--clips", type=int, default=16, help="clips of a round, an epoch (16)")
     parser.add_argument("--rows", type=int, default=4, help="clips in a batch (4)")
     parser.add_argument("--rounds", type=int, default=2)
@@ -263,10 +271,13 @@ def main(argv: list[str] | None = None):
     figures = {"settings": {name: value for name, value in vars(args).items() if name != "output"}, "tables": {}}
     run = partial(Run, clips=args.clips, rows=args.rows, rounds=args.rounds, tiny=args.tiny)
     columns = {**COST_COLUMNS, "steps/s": "{steps_per_s:.2f}"}
-    for task in args.tasks:
-        results, figures["left_out"] = measure([run(model, task) for model in args.models], args.threads)
-        figures["tables"][task] = results
-        show(f"{task}: {args.clips} mixed clips in batches of {args.rows}", results, columns)
+    for task, length in product(args.tasks, args.lengths):
+        runs = [run(model, task, length) for model in args.models]
+        results, figures["left_out"] = measure(runs, args.threads)
+        unit = "clips of mixed lengths" if length == "mix" else f"clips of {length} s"
+        title = f"{task}: {args.clips} {unit} in batches of {args.rows}"
+        figures["tables"][title] = results
+        show(title, results, columns)
         write(args.output, figures)
     for label, reason in figures["left_out"].items():
         print(f"Left out: {label}: {reason}")
