@@ -4,15 +4,15 @@
     python tests/benchmarks/encoder_outputs.py --pairs paper --clips 256 --output figures.json
 
 Random weights of the named sizes, noise with the lengths of Common Voice's clips (around 5 s), four answer tokens per
-second, written to a temporary folder as checkpoints and a manifest; then the whole program a user runs, reading audio and
-extracting features included, in turns: plain, cached, plain, cached. The frames are computed before the first cached
-epoch; what that takes is given apart, since a stage of several epochs takes it once. `paper` has the proportion of
-Whisper-large-v3's encoder to Qwen2.5-1.5B (0.49 without embeddings) at a seventh of the size, and their 12.5 audio
+second, written to a temporary folder as checkpoints and a manifest; then the whole program a user runs, reading audio
+and extracting features included, in turns: plain, cached, plain, cached. The frames are computed before the first
+cached epoch; what that takes is given apart, since a stage of several epochs takes it once. `paper` has the proportion
+of Whisper-large-v3's encoder to Qwen2.5-1.5B (0.49 without embeddings) at a seventh of the size, and their 12.5 audio
 tokens a second; the other two are what a CPU can train, with the quickstart's 6.25.
 
 Prediction, before the first run, from FLOPs by formula (encoder: 2 per weight and frame; language model: 4 per weight
-and position, 30 of them prompt; without attention, embeddings and adapter): 0.80 of the plain epoch for `base`, 0.47 for
-`small` and 0.65 for `paper`; the wanted 0.6 needs an encoder that is large beside the language model.
+and position, 30 of them prompt; without attention, embeddings and adapter): 0.80 of the plain epoch for `base`, 0.47
+for `small` and 0.65 for `paper`; the wanted 0.6 needs an encoder that is large beside the language model.
 
 Outcome, on 2 cores of an AMD EPYC in float32, `--pairs small paper --clips 64 --rounds 2`: 0.50 (0.47 to 0.54) for
 `small` and 0.64 (0.62 to 0.66) for `paper`, which misses 0.6: the frozen language model, through which gradients pass,

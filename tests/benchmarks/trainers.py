@@ -27,8 +27,8 @@ Whisper's encoder 1.15 times in S2TT and 1.45 in ASR, with SAN-M 2.0 and 2.6. Pe
 SAN-M 0.85 in S2TT and 0.43 in ASR, Whisper 1.08 and 0.66.
 
 Prediction for clips of 2, 6 and 20 s, before the first run, from the steps alone (training.py) and AdamW, whose 0.3 s
-weigh more where steps are short: PART with SAN-M 2.3, 2.6 and 2.9 times Fun-ASR-Nano's clips per second in ASR and 1.4, 1.9 and
-2.4 in S2TT; with Whisper's encoder 1.8, 1.5 and 1.4, and 1.1, 1.1 and 1.1.
+weigh more where steps are short: PART with SAN-M 2.3, 2.6 and 2.9 times Fun-ASR-Nano's clips per second in ASR and
+1.4, 1.9 and 2.4 in S2TT; with Whisper's encoder 1.8, 1.5 and 1.4, and 1.1, 1.1 and 1.1.
 """
 
 import argparse

@@ -78,28 +78,32 @@ Outcome, the default command in one run on 2 quiet cores of an AMD EPYC (219 GFL
 tokens 1.24, with Whisper's encoder 1.18 and 1.43. 4.4 times Qwen2-Audio's (wanted: 5; 4.9 by duration) and 7.2 times
 Voxtral's clips/s. An earlier run beside little other work: 2.21, 2.62, 5.8 and 8.8.
 (e) Qwen3-ASR 1.24 times Fun-ASR-Nano's clips/s, Granite Speech 0.86. PART with SAN-M 1.73 times Qwen3-ASR's at 49k and
-2.21 times at 152k (both wanted and about as predicted); with Whisper's encoder 0.95 and 1.25, which misses both. ASR 1.34
-times S2TT's clips/s with SAN-M, 1.23 with Whisper's encoder.
-(g) Fun-ASR-Nano 16.2 GiB, Granite Speech 15.3, Qwen3-ASR 14.3; PART with SAN-M 6.0, 0.42 of Qwen3-ASR's (0.5 wanted), with
-Whisper's encoder 9.8, 0.69 of it.
-(b) The gate takes a full step to 0.74 of its time (0.7 wanted, 0.77 by FLOPs; 0.76 in another run, 0.68 in the
-first) and 0.55 of its memory; a LoRA step stays as it was (1.02). (c) 1.41 times as fast, 0.91 of the memory.
+2.21 times at 152k (both wanted and about as predicted); with Whisper's encoder 0.95 and 1.25, which misses both. ASR
+1.34 times S2TT's clips/s with SAN-M, 1.23 with Whisper's encoder.
+(g) Fun-ASR-Nano 16.2 GiB, Granite Speech 15.3, Qwen3-ASR 14.3; PART with SAN-M 6.0, 0.42 of Qwen3-ASR's (0.5 wanted),
+with Whisper's encoder 9.8, 0.69 of it.
+(b) The gate takes a full step to 0.74 of its time (0.7 wanted, 0.77 by FLOPs; 0.76 in another run, 0.68 in the first)
+and 0.55 of its memory; a LoRA step stays as it was (1.02). (c) 1.41 times as fast, 0.91 of the memory.
 (d) PART's rows 68 to 80 %.
-(f) `--parts compile`: nothing gained, 1.00 (0.94 to 1.05) with SAN-M and 0.99 (0.93 to 1.04) with Whisper's encoder, at 1.24
-and 1.14 of the memory, after 193 and 138 s for the two shapes: the matrix products, which it leaves as they are, are three
-quarters of a step here.
-(h) `--parts scaling`: SCALING
+(f) `--parts compile`: nothing gained, 1.00 (0.94 to 1.05) with SAN-M and 0.99 (0.93 to 1.04) with Whisper's encoder,
+at 1.24 and 1.14 of the memory, after 193 and 138 s for the two shapes: the matrix products, which it leaves as they
+are, are three quarters of a step here.
+(h) `--parts scaling`: 6 to 20 s cost 3.2 (Fun-ASR-Nano), 2.2 (PART, SAN-M) and 3.2 times as much (PART, Whisper); from
+1 to 16 rows clips/s grow 1.2, 1.9 and 1.2 times; the large vocabulary costs 1.9, 1.06 and 1.4 times: more than its
+FLOPs for Fun-ASR-Nano, whose logits at every position are written and read, and for PART with Whisper's encoder in
+this table, while the table of (a) has 1.14 for the same.
 
 Prediction for clips of one length, before the first run, from positions times parameters: PART with SAN-M 1.8, 2.1 and
 2.4 times Fun-ASR-Nano's clips/s at 2, 6 and 20 s (prompt and answer weigh less in longer clips, attention more),
 Qwen3-ASR 1.1, 1.15 and 1.2, PART with Whisper's encoder 1.05, 1.0 and 0.95; Qwen2-Audio 0.2, 0.4 and 0.8, Voxtral 0.1,
 0.25 and 0.7. With a frozen language model a twentieth less for PART, as the encoder weighs more.
 
-Outcome at 2, 6 and 20 s (the last in batches of 2): PART with SAN-M 1.62, 2.20 and 2.55, Qwen3-ASR 1.13, 1.29 and 1.08,
-Granite Speech 0.83, 0.82 and 0.98, PART with Whisper's encoder 1.08, 1.16 and 1.14; Qwen2-Audio 0.16, 0.35 and 0.53,
-Voxtral 0.11, 0.24 and 0.69. ASR in PART takes 0.68, 0.74 and 0.75 of S2TT's time with SAN-M, 0.72, 0.82 and 0.82 with
-Whisper's encoder: at 2 s the language model's weights, whose gradients the gate saves, weigh more than the positions.
-FROZEN
+Outcome at 2, 6 and 20 s (the last in batches of 2): PART with SAN-M 1.62, 2.20 and 2.55, Qwen3-ASR 1.13, 1.29 and
+1.08, Granite Speech 0.83, 0.82 and 0.98, PART with Whisper's encoder 1.08, 1.16 and 1.14; Qwen2-Audio 0.16, 0.35 and
+0.53, Voxtral 0.11, 0.24 and 0.69. ASR in PART takes 0.68, 0.74 and 0.75 of S2TT's time with SAN-M, 0.72, 0.82 and 0.82
+with Whisper's encoder: at 2 s the language model's weights, whose gradients the gate saves, weigh more than the
+positions. With a frozen language model PART with SAN-M 1.74 and 2.08 at 2 and 6 s, Qwen3-ASR 1.12 and 1.05, PART with
+Whisper's encoder 1.13 and 1.06, Qwen2-Audio 0.15 and 0.28, Voxtral 0.09 and 0.20.
 """
 
 import argparse

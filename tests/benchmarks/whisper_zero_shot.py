@@ -7,7 +7,8 @@
 Whisper transcribes, and translates into English only: rows of other directions are left out, with their number. It
 writes spoken digits as figures ("4 7 2"); PART learns to spell them. Whisper's English normaliser, which the scoring
 uses, makes figures of English number words on both sides; no such rule is there for other languages. So
-`--spell_digits` writes single figures out as the training data does before scoring: the fairer comparison on the digits.
+`--spell_digits` writes single figures out as the training data does before scoring: the fairer comparison on the
+digits.
 """
 
 import argparse
