@@ -66,16 +66,22 @@ def log_probability(model, inputs, answer: torch.Tensor) -> torch.Tensor:
 
 
 def test_greedy_decoding_takes_the_most_probable_token(model, one):
-    answer = new_ids(one, model.generate(**one, max_new_tokens=NEW_TOKENS))[0]
-    for length in (1, 5, len(answer)):
-        best = model.generate(**one, max_new_tokens=length, num_beams=1)
-        torch.testing.assert_close(new_ids(one, best)[0], answer[:length])
-    ids = torch.cat([one["input_ids"], answer[None, :4]], dim=1)
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    answer = new_ids(one, model.generate(**one, **options))[0]
+    ids = torch.cat([one["input_ids"], answer[None, :-1]], dim=1)
     audio = {name: one[name] for name in ("input_features", "input_features_mask")}
     with torch.no_grad():
-        logits = model(input_ids=ids, **audio, logits_to_keep=1).logits[0, -1]
-    logits[model.config.audio_token_id] = -torch.inf
-    assert logits.argmax() == answer[4]
+        logits = model(input_ids=ids, **audio, logits_to_keep=NEW_TOKENS).logits[0]
+    # What generation forbids: the placeholder, and an end before the shortest length asked for.
+    logits[:, [model.config.audio_token_id, *model.generation_config.eos_token_id]] = -torch.inf
+    torch.testing.assert_close(logits.gather(1, answer[:, None])[:, 0], logits.amax(1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_longer_answer_begins_with_the_shorter_one(model, one):
+    whole = new_ids(one, model.generate(**one, max_new_tokens=NEW_TOKENS))[0]
+    for length in (1, 5, NEW_TOKENS):
+        answer = new_ids(one, model.generate(**one, max_new_tokens=length, num_beams=1))[0]
+        torch.testing.assert_close(answer, whole[:length])
 
 
 def test_batch_of_unequal_clips_gives_each_clip_s_own_answer(model, processor, inputs):
