@@ -56,7 +56,8 @@ def read_rows(path: str | Path) -> list[dict]:
         raise FileNotFoundError(
             f"{path} is neither a JSONL manifest nor a folder with rows.arrow (runs/NAME/data/test)"
         )
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
     for row in rows:
         if isinstance(row.get("audio"), str):
             row["audio"] = {"path": str(path.parent / row["audio"]), "bytes": None}

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Asterisk core sounds: the same recorded telephone prompts in English, Spanish, French, Italian and Russian.
 
 About 2,600 prompts by one professional speaker per language, two hours in all, 8 kHz. The same prompt identifiers in

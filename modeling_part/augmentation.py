@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Augmentation of training audio: speed, noise, loudness and codec on the waveform, masks on the features.
 
 Everything is drawn from a `numpy.random.Generator` that the caller makes for each row with `row_generator`, so what

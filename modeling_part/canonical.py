@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """The canonical row: the one schema between every corpus reader and the collator, and what is counted about it.
 
 A row is one training or test example. Its columns:
@@ -374,14 +375,25 @@ def speech_bounds(samples, sampling_rate: int, margin: float = 0.03) -> tuple[in
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
-    """Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it."""
+    """
+    Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it.
+
+    Raises:
+        `CorpusError`: the archive is damaged, or two of its files have one name.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
+    names = set()
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive, "r|*") as tar:
             for member in tar:
                 if member.isfile():
                     member.name = Path(member.name).name
+                    if member.name in names:
+                        raise CorpusError(
+                            f"{archive} holds two files named {member.name}; unpack it by hand into {folder}"
+                        )
+                    names.add(member.name)
                     tar.extract(member, partial, filter="data")
     except (OSError, tarfile.TarError) as error:
         raise CorpusError(f"{archive} could not be unpacked into {folder}: {error}") from error
@@ -394,7 +406,7 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
     Raises:
         `CorpusError`: a row has more or fewer fields than the header.
     """
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8", newline="\n") as lines:  # a field may hold any other line separator
         header = next(lines, "").rstrip("\r\n").split("\t")
         for number, line in enumerate(lines, start=2):
             values = line.rstrip("\r\n").split("\t")

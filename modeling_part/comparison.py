@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Systems side by side on the same utterances, with paired bootstrap significance."""
 
 from collections import defaultdict

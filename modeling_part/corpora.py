@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """From a recipe's list of corpora to one dataset of canonical rows, checked, filtered and counted.
 
     dataset, report = read_corpora(

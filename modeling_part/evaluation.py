@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Prediction with a checkpoint, and the command line of everything that is read off predictions.
 
 ::
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -223,9 +225,11 @@ def predict(
         rows = dataset
     table = [{name: row.get(name) for name in PLANNING_COLUMNS} for row in rows]
     keys = [prediction_key(row) for row in table]
-    if len(set(keys)) < len(keys):
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"two rows share corpus, id, task and languages {double}; give every row an id of its own")
+    double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
+    if count > 1:
+        raise ValueError(
+            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own"
+        )
     without_text = [row["id"] for row in table if row["text"] is None]
     if without_text:
         raise ValueError(f"rows without text to score against: {without_text[:5]} ({len(without_text)} in all)")

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Readers for files of one's own: JSONL manifests, any dataset that 🤗 Datasets opens, and text pairs.
 
 A manifest says everything in canonical columns and is read strictly. A dataset or a file of text pairs has columns of
@@ -43,15 +44,19 @@ def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
         `CorpusError`: at the first line that is no JSON object or whose columns are not as said, naming the line.
     """
     path = spec.folder()
+    for number, record in read_jsonl(path):
+        row = manifest_row(record, path.parent, f"{path}, line {number}")
+        row["corpus"] = spec.name or record.get("corpus") or path.stem
+        if spec.wants(row["task"], row["source_lang"], row["target_lang"]):
+            yield row
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+    """Line number and JSON object of each line that is not blank; `CorpusError` for one that is no JSON object."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            record = parse_record(line, f"{path}, line {number}")
-            row = manifest_row(record, path.parent, f"{path}, line {number}")
-            row["corpus"] = spec.name or record.get("corpus") or path.stem
-            if spec.wants(row["task"], row["source_lang"], row["target_lang"]):
-                yield row
+            if line.strip():
+                yield number, parse_record(line, f"{path}, line {number}")
 
 
 def parse_record(line: str, where: str) -> dict:
@@ -285,11 +290,11 @@ def audiofolder_records(folder: Path, spec: CorpusSpec) -> list[dict] | None:
     records = []
     for place in places:
         for path in sorted((*place.rglob("metadata.jsonl"), *place.rglob("metadata.csv"))):
-            with path.open(encoding="utf-8", newline="") as lines:
-                if path.suffix == ".csv":
+            if path.suffix == ".csv":
+                with path.open(encoding="utf-8", newline="") as lines:
                     found: Iterable[dict] = list(csv.DictReader(lines))
-                else:
-                    found = [parse_record(line, str(path)) for line in lines if line.strip()]
+            else:
+                found = [record for _, record in read_jsonl(path)]
             for record in found:
                 if "file_name" not in record:
                     raise CorpusError(f"{path}: a record without 'file_name': {record}")
@@ -311,8 +316,7 @@ def read_text_pairs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
     if path.suffix == ".tsv":
         records = read_table(path)
     elif path.suffix == ".jsonl":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        records = (parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line)
+        records = (record for _, record in read_jsonl(path))
     else:
         raise CorpusError(f"text_pairs: {path} is neither .tsv (with a header) nor .jsonl")
     spec = replace(spec, tasks=("mt",))

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Error rates, BLEU and chrF, their bootstrap, and the same as ``evaluate`` modules that need no network.
 
 The modules are used like every other one, but are built by their class instead of being fetched by name::

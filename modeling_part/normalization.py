@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Text normalisation before error rates are counted: which normaliser, which unit, which script, per language.
 
 | language | normaliser | unit |

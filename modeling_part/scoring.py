@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Predictions to figures: per language and direction, with intervals, error kinds and signs of a broken model.
 
 A *prediction* is a dict with ``id``, ``corpus``, ``task``, ``source_lang``, ``target_lang``, ``reference``,

@@ -1,3 +1,4 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Batches from streams that cannot be indexed: same-task global steps on all ranks without communication."""
 
 import logging

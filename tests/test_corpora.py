@@ -410,6 +410,13 @@ def test_text_pairs_from_tsv_and_jsonl(tmp_path):
     path = write_lines(tmp_path / "pairs.jsonl", [record])
     dataset, _ = read_corpora([{"reader": "text_pairs", "path": path, "languages": ["de"]}], max_bad_fraction=0)
     assert [dataset[0][key] for key in ("id", "source_lang", "target_lang", "text")] == ["7", "de", "es", "Sí"]
+    # Separators that `str.splitlines` would break a sentence at.
+    write_lines(tmp_path / "pairs.jsonl", [{**record, "text": "Sí\u2028no\x85"}])
+    (tmp_path / "pairs.tsv").write_text("de\ten\nJa\u2028nein\x85\tYes\rno\n", encoding="utf-8", newline="\n")
+    dataset, _ = read_corpora([{"reader": "text_pairs", "path": path, "languages": ["de"]}], max_bad_fraction=0)
+    assert dataset["text"][0].split() == ["Sí", "no"]
+    dataset, _ = read_corpora([{**spec, "path": str(tmp_path / "pairs.tsv"), "columns": columns}], max_bad_fraction=0)
+    assert [dataset[0][key].split() for key in ("source_text", "text")] == [["Ja", "nein"], ["Yes", "no"]]
     with pytest.raises(CorpusError, match=r"pairs.txt is neither"):
         (tmp_path / "pairs.txt").touch()
         read_corpora([{**spec, "path": str(tmp_path / "pairs.txt")}])

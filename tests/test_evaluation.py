@@ -153,7 +153,7 @@ def test_a_broken_clip_costs_its_own_row_only_and_is_tried_again(model_and_proce
 def test_refuses_what_cannot_be_scored(model_and_processor, rows, tmp_path):
     model, processor = model_and_processor
     path = tmp_path / "predictions.jsonl"
-    with pytest.raises(ValueError, match="two rows share"):
+    with pytest.raises(ValueError, match="2 rows share"):
         predict(model, processor, [rows[0], rows[0]], output_path=path)
     with pytest.raises(ValueError, match="without text"):
         predict(model, processor, [{**rows[0], "text": None}], output_path=path)

@@ -225,6 +225,18 @@ def test_fleurs_pairs_the_languages_asked_for_and_reads_unpacked_audio_again(fle
         read("fleurs", fleurs_archives, split="dev", languages=["en"])
 
 
+def test_an_archive_that_would_lose_files_or_is_cut_off_is_refused(fleurs_archives):
+    archive = fleurs_archives / "data" / "de_de" / "audio" / "dev.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for folder in ("a", "b"):
+            tar.addfile(tarfile.TarInfo(f"{folder}/70.wav"))
+    with pytest.raises(CorpusError, match="two files named 70"):
+        read("fleurs", fleurs_archives, split="dev", languages=["de"])
+    archive.write_bytes(archive.read_bytes()[:20])
+    with pytest.raises(CorpusError, match=r"dev\.tar\.gz could not be unpacked"):
+        read("fleurs", fleurs_archives, split="dev", languages=["de"])
+
+
 def test_fleurs_from_the_hub_downloads_what_is_asked_for(fleurs_archives, monkeypatch):
     files = [str(path.relative_to(fleurs_archives)) for path in fleurs_archives.rglob("*.*")]
     files += ["de_de/validation/0000.parquet", "de_de/train/0000.parquet", "data/de_de/test.tsv", "README.md"]
