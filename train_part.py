@@ -186,8 +186,9 @@ def build_trainer(
         eval_dataset=data["eval"],
         batch_sampler=sampler,
         eval_batches=eval_batches(data["eval"], processor, data_args),
-        data_collator=PARTCollator(processor, *multiples, augmentation, args.seed),
-        eval_collator=PARTCollator(processor, *multiples),
+        data_collator=PARTCollator(processor, *multiples, augmentation, args.seed, skip_broken=True),
+        eval_collator=PARTCollator(processor, *multiples, skip_broken=True),
+        max_bad_fraction=data_args.max_bad_fraction,
         generation_monitor=make_monitor(folder, parent, data["eval"], processor, record["data"]["rows"], args),
         processing_class=processor,
         history=history,
@@ -238,6 +239,7 @@ def cache_encoder_outputs(
         list(chain.from_iterable(sampler)),
         Path(args.output_dir) / "data" / "encoder_outputs" / name,
         max_audio_seconds=data_args.max_audio_seconds,
+        max_bad_fraction=data_args.max_bad_fraction,
         autocast=trainer.compute_loss_context_manager,
     )
     trainer.data_collator = PARTCollator(
@@ -602,6 +604,8 @@ def dry_run(stage: Stage, trainer: PARTTrainer, sampler):
     batches = [trainer.eval_collator(batch) for batch in rows]
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
+    if info["broken"]:
+        logger.warning("  dry run: %s", " ".join(info["broken"]))
     with torch.no_grad(), trainer.compute_loss_context_manager():
         loss = trainer.model(**inputs).loss
     logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])

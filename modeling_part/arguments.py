@@ -80,7 +80,10 @@ class DataArguments:
     max_characters_per_second: float | None = field(
         default=None, metadata={"help": "Drop rows with more text per audio."}
     )
-    max_bad_fraction: float = field(default=0.01, metadata={"help": "Broken rows to skip before the run stops."})
+    max_bad_fraction: float = field(
+        default=0.01,
+        metadata={"help": "Share of broken rows to leave out, reading and training, before the run stops."},
+    )
     temperature: float = field(default=1.0, metadata={"help": "Languages are drawn by p ~ n^(1/temperature)."})
     direction_weights: None | str | dict = field(
         default=None, metadata={"help": "Hand-raised languages or directions, such as {sv: 2.0, en-sv: 3.0}."}

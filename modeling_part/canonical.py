@@ -49,6 +49,7 @@ COLUMNS = (
     "end",
 )
 EXAMPLES_PER_REASON = 5
+ROWS_BEFORE_JUDGEMENT = 1000  # a few broken rows at the start of a corpus or a run say nothing about their share
 READER_SETTINGS = {
     "columns": ("dataset", "text_pairs"),
     "streaming": ("dataset",),

@@ -26,7 +26,7 @@ class PARTCollator:
      "input_features":      (1, mel, T),
      "input_features_mask": (1, T),
      "batch_info":          {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [1.7],
-                             "padded_seconds": 1.8}}
+                             "padded_seconds": 1.8, "broken": []}}
     ```
 
     Args:
@@ -35,8 +35,11 @@ class PARTCollator:
         pad_tokens_multiple: positions are padded to a multiple of this.
         augmentation: for training only; None: off.
         seed: of the augmentation, which depends on it, the row and the rows beside it only.
+        skip_broken: leave a row whose audio cannot be used out of the loss (silence stands in for it, and its labels
+            are -100), and say in `batch_info["broken"]` what is wrong. Default: such a row raises.
         encoder_outputs: frames of the frozen encoder by row, computed before; the batch then holds `encoder_frames`
-            `(B, F, encoder hidden)` instead of `input_features`, and no audio is decoded.
+            `(B, F, encoder hidden)` instead of `input_features`, and no audio is decoded. Rows that were broken then
+            are as with `skip_broken`.
 
     Raises:
         ValueError: rows of different tasks, or a row that cannot be used; the message names the row.
@@ -49,6 +52,7 @@ class PARTCollator:
         pad_tokens_multiple: int = 8,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        skip_broken: bool = False,
         encoder_outputs: EncoderOutputs | None = None,
     ):
         if encoder_outputs is not None:
@@ -58,6 +62,7 @@ class PARTCollator:
         self.pad_tokens_multiple = pad_tokens_multiple
         self.augmentation = augmentation
         self.seed = seed
+        self.skip_broken = skip_broken
         self.encoder_outputs = encoder_outputs
 
     def __call__(self, rows: list[dict]) -> dict:
@@ -70,11 +75,11 @@ class PARTCollator:
         task = tasks.pop()
         if task == "mt":
             rows = [{**row, "audio": None} for row in rows]
-        has_audio = [row for row in rows if row["audio"] is not None]
-        if self.encoder_outputs is not None and has_audio:
-            batch = self._cached_batch(rows, has_audio)
-        else:
-            batch = self._batch(rows, has_audio)
+        broken: dict[int, str] = {}  # place in the batch -> what is wrong
+        cached = self.encoder_outputs is not None and any(row["audio"] is not None for row in rows)
+        batch = self._cached_batch(rows, broken) if cached else self._batch(rows, broken)
+        for index in broken:
+            batch["labels"][index] = -100
         seconds = [float(row["duration"] or 0.0) for row in rows]
         batch["batch_info"] = {
             "task": task,
@@ -82,21 +87,36 @@ class PARTCollator:
             "ids": [row["id"] for row in rows],
             "audio_seconds": seconds,
             "padded_seconds": math.ceil(max(seconds) / self.pad_seconds_multiple - 1e-4) * self.pad_seconds_multiple,
+            "broken": list(broken.values()),
         }
         return batch
 
-    def _batch(self, rows: list[dict], has_audio: list[dict]) -> dict:
+    def _batch(self, rows: list[dict], broken: dict[int, str]) -> dict:
         # What a row is batched with changes from epoch to epoch, and so does its augmentation; a resumed run repeats it.
         batch_key = "/".join(row["id"] for row in rows)
+        features = []
+        for index, row in enumerate(rows):
+            if row["audio"] is None:
+                continue
+            try:
+                features.append(self._features(row, batch_key))
+            except ValueError as error:
+                if not self.skip_broken:
+                    raise
+                broken[index] = str(error)
+                features.append(self.processor.silence())
         return self.processor.assemble(
             rows,
-            [self._features(row, batch_key) for row in has_audio],
+            features,
             pad_to_multiple_of=self.pad_tokens_multiple,
             pad_features_to_multiple_of=self._feature_multiple,
         )
 
-    def _cached_batch(self, rows: list[dict], has_audio: list[dict]) -> dict:
-        frames, lengths = zip(*[self.encoder_outputs[row] for row in has_audio], strict=True)
+    def _cached_batch(self, rows: list[dict], broken: dict[int, str]) -> dict:
+        clips = {index: row for index, row in enumerate(rows) if row["audio"] is not None}
+        faults = {index: self.encoder_outputs.fault(row) for index, row in clips.items()}
+        broken.update({index: fault for index, fault in faults.items() if fault})
+        frames, lengths = zip(*[self.encoder_outputs[row] for row in clips.values()], strict=True)
         batch = self.processor.assemble_prompts(rows, lengths, pad_to_multiple_of=self.pad_tokens_multiple)
         padded = math.ceil(max(lengths) / self._feature_multiple) * self._feature_multiple
         batch["input_features_mask"] = (torch.arange(padded) < torch.tensor(lengths)[:, None]).long()

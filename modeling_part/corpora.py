@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from .asterisk import read_asterisk
 from .canonical import (
     COLUMNS,
+    ROWS_BEFORE_JUDGEMENT,
     CorpusError,
     CorpusSpec,
     DataReport,
@@ -68,7 +69,6 @@ READERS = {
 }
 ROWS_PER_CHUNK = 2000
 BYTES_PER_CHUNK = 64 << 20
-ROWS_BEFORE_JUDGEMENT = 1000  # a few bad rows at the start of a corpus say nothing about their share
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .canonical import errors_of_row
+from .canonical import EXAMPLES_PER_REASON, errors_of_row
 from .configuration_part import convolved_length
 from .processing_part import PARTProcessor, load_audio
 
@@ -29,6 +31,7 @@ from .processing_part import PARTProcessor, load_audio
 logger = logging.getLogger(__name__)
 
 SHARD_CLIPS = 512
+SILENCE = "silence"  # the key of a second of nothing, which stands in for clips that cannot be decoded
 
 
 def refuse_augmentation(augmentation):
@@ -57,11 +60,16 @@ class EncoderOutputs:
     Frames by row, from the files that [`write_encoder_outputs`] has written.
 
     `outputs[row]` gives `(F, encoder hidden)` frames and the number of feature steps that they come from; it raises
-    KeyError, naming the row, where the row's clip is not there.
+    KeyError, naming the row, where the row's clip is not there. For a clip that is `broken` it gives those of silence.
+
+    Args:
+        folder: that of the files.
+        broken: by [`clip_key`], what is wrong with clips that could not be decoded.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, broken: Mapping[str, str] | None = None):
         self.folder = Path(folder)
+        self.broken = dict(broken or {})
         self._places: dict[str, tuple[str, int]] = {}  # clip -> file, feature steps
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
@@ -81,8 +89,12 @@ class EncoderOutputs:
         """Whether the frames of a clip, by its [`clip_key`], are there."""
         return key in self._places
 
+    def fault(self, row: Mapping) -> str | None:
+        """Why a row's clip could not be decoded; None if it could."""
+        return self.broken.get(clip_key(row)) if self.broken else None
+
     def __getitem__(self, row: Mapping) -> tuple[torch.Tensor, int]:
-        key = clip_key(row)
+        key = SILENCE if self.fault(row) else clip_key(row)
         if key not in self._places:
             raise KeyError(
                 f"Row {row['id']!r} has no encoder outputs in {self.folder}: its audio has changed; run again."
@@ -101,6 +113,7 @@ def write_encoder_outputs(
     folder: str | Path,
     *,
     max_audio_seconds: float,
+    max_bad_fraction: float = 0.0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> EncoderOutputs:
     """
@@ -115,15 +128,17 @@ def write_encoder_outputs(
         rows: indices of the rows that are wanted, with or without audio.
         folder: of this encoder and this feature extractor.
         max_audio_seconds: padded seconds of audio in a batch.
+        max_bad_fraction: share of the clips that may be impossible to decode; they are warned of, and in
+            [`EncoderOutputs.broken`]. Default: none may.
         autocast: gives the context that training runs the encoder in.
 
     Raises:
         OSError: the disk has too little room; the message says how much is needed.
-        ValueError: a row's audio cannot be used; the message names the row.
+        ValueError: more clips cannot be decoded than may be; the message names rows.
     """
     folder, state = Path(folder), PartialState()
     folder.mkdir(parents=True, exist_ok=True)
-    missing = _missing_clips(dataset, rows, EncoderOutputs(folder))
+    missing, clips = _missing_clips(dataset, rows, EncoderOutputs(folder))
     _check_room(folder, model, processor, [seconds for _, seconds in missing])
     state.wait_for_everyone()  # the shares are of one list: nobody writes before everybody has looked
     mine = [index for index, _ in missing][state.process_index :: state.num_processes]
@@ -132,9 +147,12 @@ def write_encoder_outputs(
     encoder.eval()
     frames: dict[str, torch.Tensor] = {}
     steps: dict[str, str] = {}
+    broken: dict[str, str] = {}
     with tqdm(total=len(mine), desc="encoder outputs", unit="clip", disable=not state.is_main_process) as progress:
         for batch in _batches(dataset, mine, max_audio_seconds):
-            for key, clip_frames, clip_steps in _encode(model, processor, batch, autocast):
+            features = _extract(processor, batch, broken)
+            _refuse_broken(broken, clips, max_bad_fraction)
+            for key, clip_frames, clip_steps in _encode(model, processor, features, autocast):
                 frames[key], steps[key] = clip_frames, str(clip_steps)
             progress.update(len(batch))
             if len(frames) >= SHARD_CLIPS:
@@ -143,18 +161,30 @@ def write_encoder_outputs(
     if frames:
         _write_file(folder, frames, steps)
     encoder.train(was_training)
-    state.wait_for_everyone()
-    return EncoderOutputs(folder)
+    shares = gather_object([broken]) if state.num_processes > 1 else [broken]
+    broken = {key: fault for share in shares for key, fault in share.items()}
+    _refuse_broken(broken, clips, max_bad_fraction)
+    return EncoderOutputs(folder, broken)
 
 
-def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> list[tuple[int, float]]:
-    """One row of every clip that is not there yet, as index and seconds, the longest first."""
+def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> tuple[list[tuple[int, float]], int]:
+    """One row of every clip that is not there yet, as index and seconds, the longest first; how many clips in all."""
     found: dict[str, tuple[int, float]] = {}
     for index in sorted(set(rows)):
         row = dataset[index]
-        if row["audio"] is not None and row["task"] != "mt" and not outputs.has_clip(key := clip_key(row)):
-            found.setdefault(key, (index, row["duration"] or 0.0))
-    return sorted(found.values(), key=lambda clip: -clip[1])
+        if row["audio"] is not None and row["task"] != "mt":
+            found.setdefault(clip_key(row), (index, row["duration"] or 0.0))
+    missing = [clip for key, clip in found.items() if not outputs.has_clip(key)]
+    return sorted(missing, key=lambda clip: -clip[1]), len(found)
+
+
+def _refuse_broken(broken: Mapping[str, str], clips: int, max_bad_fraction: float):
+    """Raise ValueError where more of the clips are broken than may be."""
+    if len(broken) > max_bad_fraction * clips:
+        raise ValueError(
+            f"{len(broken)} of {clips} clips cannot be decoded, more than max_bad_fraction = {max_bad_fraction:g} allows. "
+            + " ".join(list(broken.values())[:EXAMPLES_PER_REASON])
+        )
 
 
 def _batches(dataset, indices: Sequence[int], max_audio_seconds: float) -> Iterator[list[dict]]:
@@ -170,22 +200,33 @@ def _batches(dataset, indices: Sequence[int], max_audio_seconds: float) -> Itera
         yield batch
 
 
-@torch.no_grad()
-def _encode(model, processor: PARTProcessor, batch: list[dict], autocast) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """Key, `(F, encoder hidden)` frames and feature steps of every clip of a batch."""
-    features = []
+def _extract(processor: PARTProcessor, batch: list[dict], broken: dict[str, str]) -> dict[str, np.ndarray]:
+    """Features of the clips of a batch by key; what is wrong with the others goes to `broken`, and silence stands in."""
+    features = {}
     for row in batch:
-        with errors_of_row(row):
-            sound = load_audio(row["audio"], processor.sampling_rate, row.get("start"), row.get("end"))
-            features.append(processor.extract_features(sound))
-    inputs = processor.pad_features(features)
+        try:
+            with errors_of_row(row):
+                sound = load_audio(row["audio"], processor.sampling_rate, row.get("start"), row.get("end"))
+                features[clip_key(row)] = processor.extract_features(sound)
+        except ValueError as error:
+            broken[clip_key(row)] = str(error)
+            features[SILENCE] = processor.silence()
+    return features
+
+
+@torch.no_grad()
+def _encode(
+    model, processor: PARTProcessor, features: Mapping[str, np.ndarray], autocast
+) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Key, `(F, encoder hidden)` frames and feature steps of every clip of a batch."""
+    inputs = processor.pad_features(list(features.values()))
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     with autocast():
         frames = model.model.encode(**inputs).last_hidden_state.cpu()
-    for row, clip, clip_frames in zip(batch, features, frames, strict=True):
+    for (key, clip), clip_frames in zip(features.items(), frames, strict=True):
         steps = clip.shape[processor.feature_time_axis]
         length = convolved_length(steps, model.config.encoder_convolutions)
-        yield clip_key(row), clip_frames[:length].clone(), steps
+        yield key, clip_frames[:length].clone(), steps
 
 
 def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, str]):

@@ -105,7 +105,8 @@ def load_audio(audio, sampling_rate: int = 16_000, start: float | None = None, e
             frames = -1 if end is None else max(round(end * rate) - first, 0)
             waveform = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"Cannot decode {name}: {error}. Check that the file is complete audio.") from error
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        raise ValueError(f"Cannot decode {name}: {reason}. Check that the file is complete audio.") from error
     if len(waveform) == 0:
         piece = "" if start is None and end is None else f" from {start} s to {end} s"
         raise ValueError(f"{name} holds no samples{piece}. Remove the row or mend its `start` and `end`.")
@@ -396,6 +397,10 @@ class PARTProcessor(ProcessorMixin):
                 "Remove it or raise `min_duration`."
             )
         return features.astype(np.float32)
+
+    def silence(self) -> np.ndarray:
+        """Features of a second of nothing: in training they stand in for audio that cannot be decoded."""
+        return self.extract_features(np.zeros(self.sampling_rate, dtype=np.float32))
 
     def waveform(self, audio, sampling_rate: int | None) -> np.ndarray:
         """`(samples,)` float32 at the encoder's rate from a file, bytes, an array or a tensor; checked."""

@@ -23,7 +23,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import is_liger_kernel_available
 
-from .canonical import direction
+from .canonical import EXAMPLES_PER_REASON, ROWS_BEFORE_JUDGEMENT, direction
 from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora
 
 
@@ -46,6 +46,10 @@ class NonFiniteTrainingError(RuntimeError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
+class TooManyBrokenRowsError(RuntimeError):
+    """More rows could not be decoded than `max_bad_fraction` allows."""
+
+
 class PARTTrainer(Trainer):
     """
     Trains one stage.
@@ -61,6 +65,9 @@ class PARTTrainer(Trainer):
         eval_batches (list of lists of int, *optional*): batches of `eval_dataset`, each of one task.
         generation_monitor (callable, *optional*): called at each evaluation with the model, the accelerator, the step
             and the context of the forward; its figures join the dev loss (see [`GenerationMonitor`]).
+        max_bad_fraction (float, defaults to 0.01): share of the rows drawn that may be broken (see `skip_broken` of
+            [`PARTCollator`]); they are warned of and counted in the log as `broken_rows`. With more, after 1,000
+            rows, training saves and stops.
         on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
         history (list of tuple, *optional*): the `history` that `batch_sampler` was given, see [`read_history`].
         **kwargs: of `transformers.Trainer`; `data_collator` is a [`PARTCollator`].
@@ -80,6 +87,7 @@ class PARTTrainer(Trainer):
         eval_batches: list[list[int]] | None = None,
         eval_collator: Callable | None = None,
         generation_monitor: Callable[..., dict[str, float]] | None = None,
+        max_bad_fraction: float = 0.01,
         on_save: Callable[[Path], None] | None = None,
         history: list[tuple[int, int]] | None = None,
         **kwargs,
@@ -90,6 +98,7 @@ class PARTTrainer(Trainer):
         self.eval_batches = eval_batches
         self.eval_collator = eval_collator or kwargs.get("data_collator")
         self.generation_monitor = generation_monitor
+        self.max_bad_fraction = max_bad_fraction
         self.on_save = on_save
         self.trainable_names = set_trainable(stage, model)
         self.gate = self._make_gate(model)
@@ -113,6 +122,8 @@ class PARTTrainer(Trainer):
         self._reset_statistics()
         self.stop_requested = self._stop_agreed = False
         self._bad_steps = self._bad_steps_in_a_row = 0
+        self._rows_drawn = self._rows_broken = 0  # over all ranks, since training began or was resumed
+        self._faults: dict[str, None] = {}  # this rank's, in the order they were met
         self._step_batches: list[tuple[list[str], torch.Tensor]] = []  # row ids and loss of each batch of the step
         self._saving = False
 
@@ -194,15 +205,34 @@ class PARTTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         tasks = {batch["batch_info"]["task"] for batch in batches}
         code = TASKS.index(next(iter(tasks))) if len(tasks) == 1 else -1
-        codes = self._gather([code]).flatten().tolist()
+        infos = [batch["batch_info"] for batch in batches]
+        rows, broken = (sum(len(info[key]) for info in infos) for key in ("ids", "broken"))
+        codes, rows, broken = self._gather([code, rows, broken]).T.tolist()
         if batches and (code == -1 or len(set(codes)) > 1):
             raise ValueError(
                 f"Step {self.state.global_step}: ranks hold batches of the tasks "
                 f"{[TASKS[i] if i >= 0 else 'several' for i in codes]}. A global step is of one task; "
                 "use TaskBatchSampler with this world size and gradient_accumulation_steps."
             )
+        for info in infos:
+            self._warn_of_broken(info)
+        self._rows_drawn += sum(rows)
+        self._rows_broken += sum(broken)
         self._step_batches = []
         return batches, num_items
+
+    def _warn_of_broken(self, info: dict):
+        """Say once what is wrong with each row that a batch leaves out of the loss."""
+        for fault in info["broken"]:
+            if fault not in self._faults:
+                logger.warning("%s Left out of the loss.", fault)
+                self._faults[fault] = None
+
+    @property
+    def _too_many_broken(self) -> bool:
+        return (
+            self._rows_drawn >= ROWS_BEFORE_JUDGEMENT and self._rows_broken > self.max_bad_fraction * self._rows_drawn
+        )
 
     def _gather(self, values: list[int]) -> torch.Tensor:
         """`(world size, values)`: what every rank holds."""
@@ -313,11 +343,20 @@ class PARTTrainer(Trainer):
         logger.warning("Received %s: saving after this step.", signal.Signals(signal_number).name)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
+        stops = self._too_many_broken
         if not self._stop_agreed and bool(self._gather([int(self.stop_requested)]).any()):
-            self._stop_agreed = True
+            stops = self._stop_agreed = True
+        if stops:
             self.control.should_save = self.control.should_training_stop = True
             self.control.should_evaluate = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._too_many_broken:
+            raise TooManyBrokenRowsError(
+                f"{self._rows_broken} of {self._rows_drawn} rows drawn are broken, more than max_bad_fraction = "
+                f"{self.max_bad_fraction:g} allows; step {self.state.global_step} is saved in {self.args.output_dir}. Mend "
+                "the files or raise `max_bad_fraction`, then go on with --resume. "
+                + " ".join(list(self._faults)[:EXAMPLES_PER_REASON])
+            )
 
     @property
     def was_stopped(self) -> bool:
@@ -378,6 +417,7 @@ class PARTTrainer(Trainer):
             "audio_padding_share": 1.0 - audio / padded if padded else 0.0,
             "gate_open_share": self._gate_open[0] / max(self._gate_open[1], 1),
             "skipped_steps": self._bad_steps,
+            "broken_rows": self._rows_broken,
         }
         return {name: float(f"{value:.6g}") for name, value in logs.items()}
 
@@ -415,6 +455,7 @@ class PARTTrainer(Trainer):
             last = batch
             inputs = self._prepare_inputs(dict(batch))
             info = inputs.pop("batch_info")
+            self._warn_of_broken(info)
             with self.compute_loss_context_manager():
                 outputs = model(**inputs, **self._loss_options)
             if index < len(mine):

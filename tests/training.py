@@ -89,6 +89,7 @@ def make_trainer(
     steps: int = 6,
     accumulation: int = 1,
     max_rows: int = 4,
+    max_bad_fraction: float = 0.01,
     callbacks=(),
     **arguments,
 ) -> PARTTrainer:
@@ -131,6 +132,7 @@ def make_trainer(
         batch_sampler=sampler,
         eval_batches=eval_batches,
         data_collator=PARTCollator(processor),
+        max_bad_fraction=max_bad_fraction,
         processing_class=processor,
         callbacks=list(callbacks),
     )
