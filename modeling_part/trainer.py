@@ -487,7 +487,7 @@ class PARTTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         staged, final = run_folder / INCOMPLETE / name, run_folder / name
         if self.args.should_save:  # what an interrupted run had only half written
-            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._saving = True
         try:
@@ -504,6 +504,7 @@ class PARTTrainer(Trainer):
             if final.exists():
                 shutil.rmtree(final)
             os.replace(staged, final)
+            staged.parent.rmdir()
             rotate_checkpoints(
                 output_dir=str(run_folder),
                 save_total_limit=self.args.save_total_limit,
