@@ -99,6 +99,8 @@ def run_stage(
     """One stage, from its parent's folder to its own."""
     set_seed(args.seed)
     model, processor = load_model(parent, model_args, args)
+    processor.language_names |= model_args.language_names or {}
+    check_prompts([data[split] for split in ("train", "eval", "test")], processor)
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     checkpoint, history = find_checkpoint(folder, args)
@@ -350,6 +352,7 @@ def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, arg
     if dataset is None:
         raise ValueError("There is nothing to predict: name `test_data` in the recipe.")
     check_languages_of(dataset)
+    check_prompts([dataset], PARTProcessor.from_pretrained(checkpoint))
     predict_and_score(checkpoint, dataset, target, args, args.device)
     logger.info("The report is in %s", target / "report.md")
 
@@ -426,6 +429,14 @@ def check_languages_of(dataset):
     check_scorable(
         dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"}
     )
+
+
+def check_prompts(datasets: list, processor: PARTProcessor):
+    """The prompts know a name for every language (nothing is known of streams)."""
+    for dataset in datasets:
+        if dataset is not None and not isinstance(dataset, dict):
+            for code in chain(dataset.unique("source_lang"), dataset.unique("target_lang")):
+                processor.language_name(code)
 
 
 def check_disk(folder: Path, model, stage: Stage, args: PARTTrainingArguments):
@@ -555,7 +566,8 @@ def hyperparameters(
     stage: Stage, num_steps: int, model_args: ModelArguments, data_args: DataArguments, args: PARTTrainingArguments
 ) -> dict:
     """What the model card states; all that the stage's result depends on, besides data, seed and versions."""
-    model_names = ("checkpoint", "adapter", "system_prompt", "model_dtype", "frozen_dtype", "attn_implementation")
+    model_names = ("checkpoint", "adapter", "system_prompt", "language_names", "model_dtype", "frozen_dtype")
+    model_names += ("attn_implementation",)
     names = ("max_audio_seconds", "max_tokens", "max_rows", "temperature", "direction_weights", "augmentation")
     names += ("pad_seconds_multiple", "pad_tokens_multiple")
     training = ("gradient_accumulation_steps", "weight_decay", "max_grad_norm", "bf16", "fp16", "world_size")

@@ -44,6 +44,9 @@ class ModelArguments:
     system_prompt: str | None = field(
         default=None, metadata={"help": "System message of the prompts; '' for an empty one, none for the template's."}
     )
+    language_names: None | str | dict = field(
+        default=None, metadata={"help": "Names of languages that the prompts do not know, such as {ace: Acehnese}."}
+    )
     model_dtype: str = field(
         default="float32", metadata={"help": "dtype of the weights that train: float32 or bfloat16."}
     )
@@ -58,7 +61,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        _structured(self, "adapter")
+        _structured(self, "adapter", "language_names")
         if self.checkpoint is None and (self.audio_model is None or self.language_model is None):
             raise ValueError("Name `audio_model` and `language_model`, or a PART `checkpoint`, in the recipe.")
 

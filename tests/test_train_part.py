@@ -194,17 +194,38 @@ def test_a_wrong_recipe_is_one_clear_error(finished, tmp_path, change, message):
     ],
 )
 def test_wrong_data_is_one_clear_error(finished, tmp_path, edit, message):
+    path = edited_recipe(finished, tmp_path, lambda rows: [edit(row) for row in rows])
+    with pytest.raises(ValueError, match=message):
+        run(path)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def edited_recipe(finished, tmp_path, edit) -> Path:
+    """The recipe of the finished run, in another folder, on its edited transcription rows."""
     rows = [json.loads(line) for line in finished.corpus["train"].read_text().splitlines()]
-    rows = [edit(row) for row in rows if row["task"] == "asr"]
     manifest = finished.corpus["train"].with_name(f"{tmp_path.name}.jsonl")  # beside the audio
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    manifest.write_text("\n".join(map(json.dumps, edit([row for row in rows if row["task"] == "asr"]))))
     recipe = yaml.safe_load(finished.recipe.read_text())
     recipe |= {"output_dir": str(tmp_path / "run"), "train_data": [{"reader": "manifest", "path": str(manifest)}]}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    with pytest.raises(ValueError, match=message):
-        run(path)
+    return path
+
+
+def test_a_language_without_a_name_is_told_before_training_and_the_recipe_can_name_it(finished, tmp_path):
+    """Acehnese has a script, and so a normaliser, but no name that the prompts know."""
+    path = edited_recipe(
+        finished, tmp_path, lambda rows: [*rows[:-1], rows[-1] | {"source_lang": "ace", "target_lang": "ace"}]
+    )
+    with pytest.raises(ValueError, match=r"Unknown language 'ace'.*language_names"):
+        run(path, "--stage", "adapter")
     assert not (tmp_path / "run" / "adapter").exists()
+    recipe = yaml.safe_load(path.read_text()) | {"language_names": {"ace": "Acehnese"}}
+    path.write_text(yaml.safe_dump(recipe))
+    run(path, "--stage", "adapter")
+    folder = tmp_path / "run" / "adapter"
+    assert PARTProcessor.from_pretrained(folder).language_name("ace") == "Acehnese"
+    assert json.loads((folder / "stage.json").read_text())["hyperparameters"]["language_names"] == {"ace": "Acehnese"}
 
 
 def test_a_stage_that_does_not_exist_or_has_no_parent(finished, tmp_path):
