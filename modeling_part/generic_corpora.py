@@ -15,7 +15,6 @@ from pathlib import Path
 
 from .canonical import (
     COLUMNS,
-    TASKS,
     CorpusError,
     CorpusSpec,
     DataReport,
@@ -24,6 +23,7 @@ from .canonical import (
     speech_row,
     text_row,
 )
+from .processing_part import TASKS
 
 
 REQUIRED = ("id", "task", "source_lang", "target_lang", "text")

@@ -2,7 +2,7 @@
 """Stages of PART (paper, section 2.2): what trains, on which tasks, with which learning rates. A stage is data."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 
+TASKS = ("asr", "s2tt", "mt")  # those of processing_part.py; this file imports nothing of ours
 PARTS = ("adapter", "encoder", "language_model")
-TASKS = ("asr", "s2tt", "mt")
 GATES = ("task_gated", "frozen", "always")
 TUNINGS = ("lora", "full")
 
@@ -300,22 +300,35 @@ def add_lora(stage: Stage, model: nn.Module):
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    # Explicit names: a pattern such as `q_proj` would also match the encoder and the adapter.
-    targets = [
-        f"model.language_model.{name}"
+    linear = {
+        name: module
         for name, module in model.model.language_model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
-    ]
+    }
+    # Explicit names: a pattern such as `q_proj` would also match the encoder and the adapter.
+    targets = [f"model.language_model.{name}" for name in linear]
     if not targets:
         raise ValueError(f"{type(model.model.language_model).__name__} has no linear layers for LoRA; use `full`.")
     config = LoraConfig(
-        r=stage.lora_rank, lora_alpha=stage.lora_alpha, lora_dropout=stage.lora_dropout, target_modules=targets
+        r=stage.lora_rank,
+        lora_alpha=stage.lora_alpha,
+        lora_dropout=stage.lora_dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
     )
     inject_adapter_in_model(config, model)
 
 
+def transposed_lora(model: nn.Module) -> set[str]:
+    """Names of the layers under LoRA that keep their weight as `(in, out)`: GPT-2's `Conv1D`."""
+    from transformers.pytorch_utils import Conv1D
+
+    suffix = ".base_layer"
+    return {name.removesuffix(suffix) for name, module in model.named_modules() if isinstance(module, Conv1D)}
+
+
 def split_lora(
-    state_dict: dict[str, torch.Tensor], scaling: float
+    state_dict: dict[str, torch.Tensor], scaling: float, transposed: Collection[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """
     A state dict with LoRA -> (plain weights with LoRA merged, the LoRA tensors alone).
@@ -327,6 +340,7 @@ def split_lora(
         state_dict: may hold `X.base_layer.weight`, `X.lora_A.default.weight` `(r, in)` and
             `X.lora_B.default.weight` `(out, r)`.
         scaling: alpha / rank.
+        transposed: prefixes X whose weight is `(in, out)`, see [`transposed_lora`].
 
     Returns:
         Both dicts; what was merged is in float32, whatever the dtype of the weight under LoRA.
@@ -340,8 +354,6 @@ def split_lora(
         if prefix != name:
             down, up = lora[f"{prefix}.lora_A.default.weight"], lora[f"{prefix}.lora_B.default.weight"]
             delta = (up.float() @ down.float()) * scaling
-            if delta.shape != tensor.shape:  # transformers' Conv1D keeps (in, out)
-                delta = delta.T
-            tensor = tensor.float() + delta
+            tensor = tensor.float() + (delta.T if prefix in transposed else delta)
         merged[name.replace(".base_layer.", ".")] = tensor
     return merged, lora

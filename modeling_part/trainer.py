@@ -24,7 +24,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import is_liger_kernel_available
 
 from .canonical import EXAMPLES_PER_REASON, ROWS_BEFORE_JUDGEMENT, direction
-from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora
+from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora, transposed_lora
 
 
 logger = logging.getLogger(__name__)
@@ -520,7 +520,8 @@ class PARTTrainer(Trainer):
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         state_dict = model.state_dict() if state_dict is None else state_dict
-        merged, lora = split_lora(state_dict, self.stage.lora_alpha / self.stage.lora_rank)
+        scaling = self.stage.lora_alpha / self.stage.lora_rank
+        merged, lora = split_lora(state_dict, scaling, transposed_lora(model))
         # Parts that a stage keeps frozen in another dtype are stored like the rest (bfloat16 -> float32 is exact).
         dtype = model.config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype

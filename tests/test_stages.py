@@ -2,12 +2,14 @@
 
 import copy
 
+import architectures
 import pytest
 import torch
 import training
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_part import processing_part, stages
 from modeling_part.stages import (
     BUILT_IN_STAGES,
     LanguageModelGate,
@@ -18,6 +20,7 @@ from modeling_part.stages import (
     parameters_per_part,
     set_trainable,
     split_lora,
+    transposed_lora,
 )
 
 
@@ -30,6 +33,10 @@ def shared_model():
 @pytest.fixture
 def model(shared_model):
     return copy.deepcopy(shared_model)
+
+
+def test_the_tasks_are_those_of_the_prompts():
+    assert stages.TASKS == processing_part.TASKS
 
 
 # ---- plans ----
@@ -273,6 +280,23 @@ def test_split_lora_equals_pefts_own_merge(model, rank, alpha):
     for name in expected:
         torch.testing.assert_close(merged[name], expected[name], rtol=0, atol=1e-6)
     assert all(".lora_" in name for name in lora) and not any(".lora_" in name for name in merged)
+
+
+@pytest.mark.parametrize("text", list(architectures.TEXT_CONFIGS))
+def test_merged_weights_are_the_model_with_lora(text):
+    """Layers of every shape: also GPT-2's, whose weights are transposed, where they are square."""
+    model = architectures.build(text=text)
+    stage = with_lora(model, lora_rank=4)
+    merged, _ = split_lora(model.state_dict(), stage.lora_alpha / stage.lora_rank, transposed_lora(model))
+    plain = architectures.build(text=text)
+    batch = architectures.training_batch(model)
+    del batch["labels"]
+    valid = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected, before = model(**batch).logits[valid], plain(**batch).logits[valid]
+        plain.load_state_dict(merged)
+        torch.testing.assert_close(plain(**batch).logits[valid], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_merging_does_not_round_to_the_dtype_under_lora(model):
