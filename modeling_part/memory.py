@@ -65,7 +65,8 @@ def _layer_bytes(config, gradient_checkpointing: bool, width: int) -> float:
     """Bytes kept per position over all layers: their inputs, or all that the backward pass of a layer needs."""
     hidden = getattr(config, "hidden_size", None) or config.d_model
     layers = getattr(config, "encoder_layers", None) or config.num_hidden_layers
-    feed_forward = getattr(config, "encoder_ffn_dim", None) or config.intermediate_size
+    sizes = (getattr(config, name, None) for name in ("encoder_ffn_dim", "intermediate_size", "n_inner"))
+    feed_forward = next((size for size in sizes if size), 4 * hidden)  # GPT-2 leaves its own unnamed
     inner = 9 * hidden + 3 * feed_forward  # norms, query, key, value, attention, two residuals; the feed-forward part
     if gradient_checkpointing:
         return width * (layers * hidden + inner)
