@@ -656,5 +656,23 @@ def stopping(trainer: PARTTrainer):
             signal.signal(number, handler)
 
 
+def launch(argv: list[str] | None = None):
+    """
+    [`main`] in a process of its own, which leaves the group of ranks before it exits: else the threads of the group can
+    end a rank with an error after all is done. A rank that failed does not wait for the others.
+    """
+    try:
+        main(argv)
+    except SystemExit:  # stopped, or not published: the ranks are together
+        leave_process_group()
+        raise
+    leave_process_group()
+
+
+def leave_process_group():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    main()
+    launch()

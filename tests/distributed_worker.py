@@ -98,4 +98,4 @@ class ProbedTrainer(PARTTrainer):
 
 if __name__ == "__main__":
     train_part.PARTTrainer = ProbedTrainer
-    train_part.main(sys.argv[2:])
+    train_part.launch(sys.argv[2:])
