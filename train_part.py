@@ -616,8 +616,7 @@ def dry_run(stage: Stage, trainer: PARTTrainer, sampler):
     batches = [trainer.eval_collator(batch) for batch in rows]
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
-    if info["broken"]:
-        logger.warning("  dry run: %s", " ".join(info["broken"]))
+    trainer.warn_of_broken(info)
     with torch.no_grad(), trainer.compute_loss_context_manager():
         loss = trainer.model(**inputs).loss
     logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
@@ -664,14 +663,9 @@ def launch(argv: list[str] | None = None):
     try:
         main(argv)
     except SystemExit:  # stopped, or not published: the ranks are together
-        leave_process_group()
+        PartialState().destroy_process_group()
         raise
-    leave_process_group()
-
-
-def leave_process_group():
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

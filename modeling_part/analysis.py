@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from .canonical import group_name
+from .canonical import group_name, read_jsonl
 from .modeling_part import PARTForSpeechSeq2Seq
 from .probes import plot_probes, probe_representations
 from .processing_part import PARTProcessor, load_audio
@@ -46,6 +46,7 @@ def read_rows(path: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: there is neither.
+        CorpusError: a line of the manifest is no JSON object.
     """
     path = Path(path)
     if (path / "rows.arrow").is_file():
@@ -56,8 +57,7 @@ def read_rows(path: str | Path) -> list[dict]:
         raise FileNotFoundError(
             f"{path} is neither a JSONL manifest nor a folder with rows.arrow (runs/NAME/data/test)"
         )
-    with path.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
+    rows = [row for _, row in read_jsonl(path)]
     for row in rows:
         if isinstance(row.get("audio"), str):
             row["audio"] = {"path": str(path.parent / row["audio"]), "bytes": None}

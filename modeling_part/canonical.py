@@ -375,6 +375,11 @@ def speech_bounds(samples, sampling_rate: int, margin: float = 0.03) -> tuple[in
     return max(0, int(loud[0]) * frame - around), min(len(samples), (int(loud[-1]) + 1) * frame + around)
 
 
+def too_many_broken(broken: int, seen: int, max_bad_fraction: float, at_least: int = 0) -> bool:
+    """Whether more of the `seen` rows are broken than may be; never with fewer than `at_least` rows."""
+    return seen >= at_least and broken > max_bad_fraction * seen
+
+
 def unpack_tar(archive: Path, folder: Path) -> None:
     """
     Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it.
@@ -414,6 +419,25 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
             if len(values) != len(header):
                 raise CorpusError(f"{path}, line {number}: {len(values)} fields, but the header has {len(header)}")
             yield dict(zip(header, values, strict=True))
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+    """Line number and JSON object of each line that is not blank; `CorpusError` for one that is no JSON object."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, parse_record(line, f"{path}, line {number}")
+
+
+def parse_record(line: str, where: str) -> dict:
+    """The JSON object in one line of a JSONL file."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{where}: no valid JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CorpusError(f"{where}: a JSON object is needed, not {line.strip()[:60]!r}")
+    return record
 
 
 def write_manifest(rows: Iterable[dict], path: str | Path) -> int:

@@ -113,10 +113,13 @@ class PARTCollator:
         )
 
     def _cached_batch(self, rows: list[dict], broken: dict[int, str]) -> dict:
-        clips = {index: row for index, row in enumerate(rows) if row["audio"] is not None}
-        faults = {index: self.encoder_outputs.fault(row) for index, row in clips.items()}
-        broken.update({index: fault for index, fault in faults.items() if fault})
-        frames, lengths = zip(*[self.encoder_outputs[row] for row in clips.values()], strict=True)
+        clips = {
+            index: self.encoder_outputs.frames_or_silence(row)
+            for index, row in enumerate(rows)
+            if row["audio"] is not None
+        }
+        broken.update({index: fault for index, (_, _, fault) in clips.items() if fault is not None})
+        frames, lengths, _ = zip(*clips.values(), strict=True)
         batch = self.processor.assemble_prompts(rows, lengths, pad_to_multiple_of=self.pad_tokens_multiple)
         padded = math.ceil(max(lengths) / self._feature_multiple) * self._feature_multiple
         batch["input_features_mask"] = (torch.arange(padded) < torch.tensor(lengths)[:, None]).long()

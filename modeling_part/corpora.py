@@ -36,6 +36,7 @@ from .canonical import (
     audio_durations,
     canonical_features,
     summary,
+    too_many_broken,
     write_report,
 )
 from .generic_corpora import (
@@ -308,7 +309,7 @@ def refuse_if_broken(spec: CorpusSpec, report: DataReport, max_bad_fraction: flo
     """Raise `CorpusError` with the list if more than `max_bad_fraction` of the rows so far are broken."""
     broken = sum(report.broken.values())
     seen = sum(report.rows.values()) + sum(report.dropped.values())
-    if seen < at_least or broken <= max_bad_fraction * seen:
+    if not too_many_broken(broken, seen, max_bad_fraction, at_least):
         return
     lines = [
         f"  {count:,} rows: {reason}, such as {', '.join(report.examples[corpus, reason])}"

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .canonical import EXAMPLES_PER_REASON, errors_of_row
+from .canonical import EXAMPLES_PER_REASON, errors_of_row, too_many_broken
 from .configuration_part import convolved_length
 from .processing_part import PARTProcessor, load_audio
 
@@ -60,7 +60,7 @@ class EncoderOutputs:
     Frames by row, from the files that [`write_encoder_outputs`] has written.
 
     `outputs[row]` gives `(F, encoder hidden)` frames and the number of feature steps that they come from; it raises
-    KeyError, naming the row, where the row's clip is not there. For a clip that is `broken` it gives those of silence.
+    KeyError, naming the row, where the row's clip is not there. [`frames_or_silence`] knows of `broken` clips too.
 
     Args:
         folder: that of the files.
@@ -89,12 +89,16 @@ class EncoderOutputs:
         """Whether the frames of a clip, by its [`clip_key`], are there."""
         return key in self._places
 
-    def fault(self, row: Mapping) -> str | None:
-        """Why a row's clip could not be decoded; None if it could."""
-        return self.broken.get(clip_key(row)) if self.broken else None
-
     def __getitem__(self, row: Mapping) -> tuple[torch.Tensor, int]:
-        key = SILENCE if self.fault(row) else clip_key(row)
+        return self._read(clip_key(row), row)
+
+    def frames_or_silence(self, row: Mapping) -> tuple[torch.Tensor, int, str | None]:
+        """As `outputs[row]`, and None; of a clip that could not be decoded those of silence, and why it could not."""
+        key = clip_key(row)
+        fault = self.broken.get(key)
+        return *self._read(key if fault is None else SILENCE, row), fault
+
+    def _read(self, key: str, row: Mapping) -> tuple[torch.Tensor, int]:
         if key not in self._places:
             raise KeyError(
                 f"Row {row['id']!r} has no encoder outputs in {self.folder}: its audio has changed; run again."
@@ -161,8 +165,7 @@ def write_encoder_outputs(
     if frames:
         _write_file(folder, frames, steps)
     encoder.train(was_training)
-    shares = gather_object([broken]) if state.num_processes > 1 else [broken]
-    broken = {key: fault for share in shares for key, fault in share.items()}
+    broken = {key: fault for share in gather_object([broken]) for key, fault in share.items()}
     _refuse_broken(broken, clips, max_bad_fraction)
     return EncoderOutputs(folder, broken)
 
@@ -180,7 +183,7 @@ def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> tup
 
 def _refuse_broken(broken: Mapping[str, str], clips: int, max_bad_fraction: float):
     """Raise ValueError where more of the clips are broken than may be."""
-    if len(broken) > max_bad_fraction * clips:
+    if too_many_broken(len(broken), clips, max_bad_fraction):
         raise ValueError(
             f"{len(broken)} of {clips} clips cannot be decoded, more than max_bad_fraction = {max_bad_fraction:g} allows. "
             + " ".join(list(broken.values())[:EXAMPLES_PER_REASON])

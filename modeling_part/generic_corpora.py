@@ -6,7 +6,6 @@ its own; the recipe maps them (`columns: {text: sentence}`) and names the tasks 
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from .canonical import (
     CorpusSpec,
     DataReport,
     check_language,
+    read_jsonl,
     read_table,
     speech_row,
     text_row,
@@ -49,25 +49,6 @@ def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
         row["corpus"] = spec.name or record.get("corpus") or path.stem
         if spec.wants(row["task"], row["source_lang"], row["target_lang"]):
             yield row
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number and JSON object of each line that is not blank; `CorpusError` for one that is no JSON object."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, parse_record(line, f"{path}, line {number}")
-
-
-def parse_record(line: str, where: str) -> dict:
-    """The JSON object in one line of a JSONL file."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: no valid JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise CorpusError(f"{where}: a JSON object is needed, not {line.strip()[:60]!r}")
-    return record
 
 
 def manifest_row(record: dict, folder: Path, where: str) -> dict:

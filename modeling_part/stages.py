@@ -323,8 +323,7 @@ def transposed_lora(model: nn.Module) -> set[str]:
     """Names of the layers under LoRA that keep their weight as `(in, out)`: GPT-2's `Conv1D`."""
     from transformers.pytorch_utils import Conv1D
 
-    suffix = ".base_layer"
-    return {name.removesuffix(suffix) for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    return {name.removesuffix(".base_layer") for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
 
 def split_lora(

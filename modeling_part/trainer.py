@@ -23,7 +23,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import is_liger_kernel_available
 
-from .canonical import EXAMPLES_PER_REASON, ROWS_BEFORE_JUDGEMENT, direction
+from .canonical import EXAMPLES_PER_REASON, ROWS_BEFORE_JUDGEMENT, direction, too_many_broken
 from .stages import TASKS, LanguageModelGate, Stage, set_trainable, split_lora, transposed_lora
 
 
@@ -215,13 +215,13 @@ class PARTTrainer(Trainer):
                 "use TaskBatchSampler with this world size and gradient_accumulation_steps."
             )
         for info in infos:
-            self._warn_of_broken(info)
+            self.warn_of_broken(info)
         self._rows_drawn += sum(rows)
         self._rows_broken += sum(broken)
         self._step_batches = []
         return batches, num_items
 
-    def _warn_of_broken(self, info: dict):
+    def warn_of_broken(self, info: dict):
         """Say once what is wrong with each row that a batch leaves out of the loss."""
         for fault in info["broken"]:
             if fault not in self._faults:
@@ -230,9 +230,7 @@ class PARTTrainer(Trainer):
 
     @property
     def _too_many_broken(self) -> bool:
-        return (
-            self._rows_drawn >= ROWS_BEFORE_JUDGEMENT and self._rows_broken > self.max_bad_fraction * self._rows_drawn
-        )
+        return too_many_broken(self._rows_broken, self._rows_drawn, self.max_bad_fraction, ROWS_BEFORE_JUDGEMENT)
 
     def _gather(self, values: list[int]) -> torch.Tensor:
         """`(world size, values)`: what every rank holds."""
@@ -424,7 +422,7 @@ class PARTTrainer(Trainer):
     def _over_ranks(self, losses: GroupLosses) -> GroupLosses:
         """The sums of all ranks, which may have met different languages."""
         total: GroupLosses = {}
-        for one in gather_object([losses]) if self.args.world_size > 1 else [losses]:
+        for one in gather_object([losses]):
             add_losses(total, one)
         return total
 
@@ -455,7 +453,7 @@ class PARTTrainer(Trainer):
             last = batch
             inputs = self._prepare_inputs(dict(batch))
             info = inputs.pop("batch_info")
-            self._warn_of_broken(info)
+            self.warn_of_broken(info)
             with self.compute_loss_context_manager():
                 outputs = model(**inputs, **self._loss_options)
             if index < len(mine):
