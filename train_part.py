@@ -29,22 +29,29 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
-from modeling_part.arguments import DataArguments, ModelArguments, PARTTrainingArguments, parse_recipe
-from modeling_part.augmentation import build_augmentation
-from modeling_part.checkpoints import find_alike, write_json, write_stage_json
-from modeling_part.collator import PARTCollator, count_row_tokens, count_tokens
 from modeling_part.configuration_part import convolved_length
-from modeling_part.corpora import fingerprint, open_corpora, read_corpora
-from modeling_part.encoder_outputs import refuse_augmentation, write_encoder_outputs
-from modeling_part.evaluation import predict_and_report, weights_fingerprint
-from modeling_part.memory import estimate_memory
-from modeling_part.monitoring import GenerationMonitor
-from modeling_part.reports import run_report
-from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
-from modeling_part.scoring import check_scorable
-from modeling_part.stages import TASKS, Stage, add_lora, build_plan, cast_frozen, parameters_per_part
-from modeling_part.streaming import StreamingTaskBatches
-from modeling_part.trainer import PARTTrainer, last_checkpoint, read_history, remove_checkpoints
+from modeling_part.data.augmentation import build_augmentation
+from modeling_part.data.collator import PARTCollator, count_row_tokens, count_tokens
+from modeling_part.data.corpora import open_corpora, read_corpora
+from modeling_part.data.encoder_cache import refuse_augmentation, write_encoder_outputs
+from modeling_part.data.mixture import Mixture, RowTable
+from modeling_part.data.sampling import TaskBatchSampler
+from modeling_part.data.stored_corpora import fingerprint
+from modeling_part.data.streaming import StreamingTaskBatches
+from modeling_part.evaluation.prediction import predict_and_report, weights_fingerprint
+from modeling_part.evaluation.run_report import run_report
+from modeling_part.evaluation.scoring import check_scorable
+from modeling_part.prompts_part import TASKS
+from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, parse_recipe
+from modeling_part.recipes.files import write_json
+from modeling_part.recipes.stage_record import find_alike, write_stage_json
+from modeling_part.recipes.stages import Stage, build_plan
+from modeling_part.training.checkpoints import last_checkpoint, read_history, remove_checkpoints
+from modeling_part.training.freezing import cast_frozen, parameters_per_part
+from modeling_part.training.lora import add_lora
+from modeling_part.training.memory import estimate_memory
+from modeling_part.training.monitoring import GenerationMonitor
+from modeling_part.training.trainer import PARTTrainer
 
 
 logger = logging.getLogger("train_part")
@@ -320,7 +327,7 @@ def copy_stage(source: Path, folder: Path, test_data, args: PARTTrainingArgument
 
 def push_stage(folder: Path, args: PARTTrainingArguments) -> bool:
     """One commit and one tag on the Hub; training goes on if the Hub cannot be reached. Returns whether it worked."""
-    from modeling_part.publishing import PublishingError, publish
+    from modeling_part.publishing.hub import PublishingError, publish
 
     try:
         publish(folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)

@@ -8,10 +8,11 @@ the other modules (`modeling_part.trainer`, `modeling_part.corpora`, ...).
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .audio_part import load_audio
 from .configuration_part import PARTConfig
 from .modeling_part import PARTForSpeechSeq2Seq, PARTModel, PARTPreTrainedModel
 from .pipeline_part import PARTPipeline
-from .processing_part import PARTProcessor, load_audio
+from .processing_part import PARTProcessor
 
 
 __version__ = "0.1.0"

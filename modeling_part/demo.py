@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from transformers import pipeline
 
 from .pipeline_part import PARTPipeline
-from .processing_part import LANGUAGE_NAMES
+from .prompts_part import LANGUAGE_NAMES
 
 
 try:
@@ -21,7 +21,7 @@ except ImportError as error:
     raise ImportError("The demo needs gradio: `pip install modeling-part[demo]`.") from error
 
 
-TASKS = {"Transcribe": "asr", "Translate": "s2tt"}
+TASK_CHOICES = {"Transcribe": "asr", "Translate": "s2tt"}
 FONTS = ["system-ui", "sans-serif"]
 
 
@@ -43,7 +43,7 @@ def build_page(pipe: PARTPipeline, title: str) -> gradio.Blocks:
     def answer(audio: str | None, task: str, source_lang: str, target_lang: str) -> Iterator[str]:
         if audio is None:
             raise gradio.Error("Record something or choose a file first.")
-        options = {"task": TASKS[task], "source_lang": source_lang or None}
+        options = {"task": TASK_CHOICES[task], "source_lang": source_lang or None}
         if task == "Translate":
             options["target_lang"] = target_lang
         try:
@@ -59,7 +59,7 @@ def build_page(pipe: PARTPipeline, title: str) -> gradio.Blocks:
                 audio = gradio.Audio(
                     sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="audio"
                 )
-                task = gradio.Radio(list(TASKS), value="Transcribe", label="Task", elem_id="task")
+                task = gradio.Radio(list(TASK_CHOICES), value="Transcribe", label="Task", elem_id="task")
                 source = gradio.Dropdown(
                     [("not named", ""), *languages], value="", label="Spoken language", elem_id="source"
                 )

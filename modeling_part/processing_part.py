@@ -2,142 +2,18 @@
 """Processor of PART: audio, task and languages -> features, prompt with audio placeholders, labels."""
 
 from functools import cached_property
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
 
+from .audio_part import load_audio, resample
 from .configuration_part import convolved_length
+from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, PROMPT_MARK, TASKS
 
-
-# Only decoding files and resampling need these two; arrays at the model's rate work without them.
-try:
-    import soundfile
-except ImportError:
-    soundfile = None
-try:
-    import soxr
-except ImportError:
-    soxr = None
-
-
-TASKS = ("asr", "s2tt", "mt")
-
-# What the model is told, per task; `_unnamed` is used when the source language is not given. The wording is saved in
-# processor_config.json with the checkpoint: a model must be asked the way it was trained.
-INSTRUCTIONS = {
-    "asr": "Transcribe the {source} speech.",
-    "asr_unnamed": "Transcribe the speech.",
-    "s2tt": "Translate the {source} speech into {target}.",
-    "s2tt_unnamed": "Translate the speech into {target}.",
-    "mt": "Translate the {source} text into {target}.",
-    "mt_unnamed": "Translate the text into {target}.",
-}
-
-# English names from the Unicode CLDR (Babel's copy; a test compares them) of the languages of Whisper, FLEURS, Common
-# Voice and CoVoST 2. Others are given as `language_names`.
-# fmt: off
-LANGUAGE_NAMES = {
-    "ab": "Abkhazian", "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "ast": "Asturian",
-    "az": "Azerbaijani", "ba": "Bashkir", "bas": "Basaa", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bangla",
-    "bo": "Tibetan", "br": "Breton", "bs": "Bosnian", "ca": "Catalan", "ceb": "Cebuano", "ckb": "Central Kurdish",
-    "cs": "Czech", "cv": "Chuvash", "cy": "Welsh", "da": "Danish", "de": "German", "dv": "Divehi", "dyu": "Dyula",
-    "el": "Greek", "en": "English", "eo": "Esperanto", "es": "Spanish", "et": "Estonian", "eu": "Basque",
-    "fa": "Persian", "ff": "Fula", "fi": "Finnish", "fil": "Filipino", "fo": "Faroese", "fr": "French",
-    "fy": "Western Frisian", "ga": "Irish", "gl": "Galician", "gn": "Guarani", "gu": "Gujarati", "ha": "Hausa",
-    "haw": "Hawaiian", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hsb": "Upper Sorbian",
-    "ht": "Haitian Creole", "hu": "Hungarian", "hy": "Armenian", "ia": "Interlingua", "id": "Indonesian",
-    "ig": "Igbo", "is": "Icelandic", "it": "Italian", "ja": "Japanese", "jv": "Javanese", "ka": "Georgian",
-    "kab": "Kabyle", "kam": "Kamba", "kea": "Kabuverdianu", "kk": "Kazakh", "km": "Khmer", "kn": "Kannada",
-    "ko": "Korean", "ky": "Kyrgyz", "la": "Latin", "lb": "Luxembourgish", "lg": "Ganda", "lij": "Ligurian",
-    "ln": "Lingala", "lo": "Lao", "lt": "Lithuanian", "ltg": "Latgalian", "luo": "Luo", "lv": "Latvian",
-    "mdf": "Moksha", "mg": "Malagasy", "mi": "Māori", "mk": "Macedonian", "ml": "Malayalam", "mn": "Mongolian",
-    "mr": "Marathi", "mrj": "Western Mari", "ms": "Malay", "mt": "Maltese", "my": "Burmese", "myv": "Erzya",
-    "nan": "Min Nan Chinese", "nb": "Norwegian Bokmål", "ne": "Nepali", "nl": "Dutch", "nn": "Norwegian Nynorsk",
-    "no": "Norwegian", "nr": "South Ndebele", "nso": "Northern Sotho", "ny": "Nyanja", "oc": "Occitan",
-    "om": "Oromo", "or": "Odia", "os": "Ossetic", "pa": "Punjabi", "pl": "Polish", "ps": "Pashto",
-    "pt": "Portuguese", "rm": "Romansh", "ro": "Romanian", "ru": "Russian", "rw": "Kinyarwanda", "sa": "Sanskrit",
-    "sah": "Yakut", "sat": "Santali", "sc": "Sardinian", "sd": "Sindhi", "si": "Sinhala", "sk": "Slovak",
-    "sl": "Slovenian", "sn": "Shona", "so": "Somali", "sq": "Albanian", "sr": "Serbian", "ss": "Swati",
-    "st": "Southern Sotho", "su": "Sundanese", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu",
-    "tg": "Tajik", "th": "Thai", "ti": "Tigrinya", "tig": "Tigre", "tk": "Turkmen", "tl": "Tagalog", "tn": "Tswana",
-    "tok": "Toki Pona", "tr": "Turkish", "ts": "Tsonga", "tt": "Tatar", "tw": "Twi", "ug": "Uyghur",
-    "uk": "Ukrainian", "umb": "Umbundu", "ur": "Urdu", "uz": "Uzbek", "ve": "Venda", "vi": "Vietnamese",
-    "vot": "Votic", "wo": "Wolof", "xh": "Xhosa", "yi": "Yiddish", "yo": "Yoruba", "yue": "Cantonese",
-    "zgh": "Standard Moroccan Tamazight", "zh": "Chinese", "zu": "Zulu", "zza": "Zaza",
-}
-# fmt: on
 
 # One analysis window of Whisper, Kaldi's filter banks and wav2vec2: less gives no feature step.
 MINIMUM_SECONDS = 0.025
-
-PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered
-
-
-def load_audio(audio, sampling_rate: int = 16_000, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """
-    Decode audio to mono float32 at `sampling_rate`; only the asked seconds of a long file are read.
-
-    Args:
-        audio: path, encoded bytes, or `{"path": ..., "bytes": ...}` of anything that soundfile reads (wav, flac, mp3,
-            ogg/opus). When both are given the bytes are used.
-        sampling_rate: of the result, Hz.
-        start, end: seconds into the file; None means its beginning and its end.
-
-    Returns:
-        `(samples,)` float32 in [-1, 1].
-
-    Raises:
-        ImportError: soundfile (or soxr, for another rate) is not installed.
-        ValueError: the audio cannot be decoded, or the asked piece is empty; the message names the file.
-    """
-    if soundfile is None:
-        raise ImportError("Decoding audio files needs soundfile: `pip install soundfile`, or pass arrays.")
-    name, source = _audio_source(audio)
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate = file.samplerate
-            first = round((start or 0.0) * rate)
-            if first:
-                file.seek(min(first, file.frames))
-            frames = -1 if end is None else max(round(end * rate) - first, 0)
-            waveform = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = str(getattr(error, "error_string", error)).rstrip(".")
-        raise ValueError(f"Cannot decode {name}: {reason}. Check that the file is complete audio.") from error
-    if len(waveform) == 0:
-        piece = "" if start is None and end is None else f" from {start} s to {end} s"
-        raise ValueError(f"{name} holds no samples{piece}. Remove the row or mend its `start` and `end`.")
-    return resample(waveform.mean(axis=1), rate, sampling_rate)
-
-
-def _audio_source(audio):
-    """A name for messages and what soundfile opens."""
-    if isinstance(audio, dict):
-        path, encoded = audio.get("path"), audio.get("bytes")
-        if encoded is not None:
-            return f"audio bytes of {path!r}", BytesIO(encoded)
-        audio = path
-    if isinstance(audio, (bytes, bytearray)):
-        return "audio bytes", BytesIO(audio)
-    if not isinstance(audio, (str, Path)):
-        raise ValueError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
-    if not Path(audio).is_file():
-        raise ValueError(
-            f"There is no audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}."
-        )
-    return repr(str(audio)), str(audio)
-
-
-def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """Resample `(samples,)` from one rate in Hz to another with soxr (high quality), float32."""
-    if source_rate == target_rate:
-        return np.ascontiguousarray(waveform, dtype=np.float32)
-    if soxr is None:
-        raise ImportError(f"Audio at {source_rate} Hz needs soxr to become {target_rate} Hz: `pip install soxr`.")
-    return soxr.resample(waveform.astype(np.float32), source_rate, target_rate).astype(np.float32)
 
 
 class PARTProcessor(ProcessorMixin):

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from tiny import REPOSITORY
+
 
 # One thread per test process, set before torch is imported: tiny matrices gain nothing from more, and the processes of
 # pytest-xdist would fight for the cores.
@@ -12,9 +14,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import tiny
 import torch
-
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback
 
 import train_part
-from modeling_part.trainer import PARTTrainer
+from modeling_part.training.trainer import PARTTrainer
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

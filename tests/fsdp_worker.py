@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+import tiny_training
 import torch
 import torch.distributed as dist
-import training
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,9 +22,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
-from modeling_part.collator import PARTCollator
-from modeling_part.stages import LanguageModelGate
-from modeling_part.trainer import named_parameters
+from modeling_part.data.collator import PARTCollator
+from modeling_part.training.freezing import LanguageModelGate, named_parameters
 
 
 TASKS = ("asr", "s2tt", "asr", "mt", "asr", "s2tt")
@@ -49,9 +48,9 @@ def main(checkpoint: str, out: Path):
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint)
     processor = PARTProcessor.from_pretrained(checkpoint)
-    stage = training.joint_stage()
+    stage = tiny_training.joint_stage()
     # Builds LoRA, freezes what the stage does not train, and is what saves in the end.
-    trainer = training.make_trainer(out / "run", stage, model=model, processor=processor, max_rows=2)
+    trainer = tiny_training.make_trainer(out / "run", stage, model=model, processor=processor, max_rows=2)
     if world > 1:
         shard(model)
         sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
@@ -91,8 +90,8 @@ def main(checkpoint: str, out: Path):
         report.append(
             {
                 "task": task,
-                "weights": sorted({training.part_of(name) for name in moved}),
-                "states": sorted({training.part_of(name) for name in changed_states}),
+                "weights": sorted({tiny_training.part_of(name) for name in moved}),
+                "states": sorted({tiny_training.part_of(name) for name in changed_states}),
                 "had_language_model_state": any(states[name] for name in trainer.trainable_names["language_model"]),
             }
         )

@@ -57,7 +57,7 @@ def count_moments(moment: int | None, send: int):
     import safetensors.torch
     import transformers.modeling_utils
 
-    import modeling_part.trainer as trainer
+    import modeling_part.training.trainer as trainer
 
     state = {"count": 0, "training": False}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import REPOSITORY
 
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 IN_TREE = ("fun_asr_nano", "qwen3_asr", "granite_speech", "qwen2_audio", "voxtral")
 PADDED = ("qwen2_audio", "voxtral")

@@ -12,49 +12,17 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tiny import REPOSITORY
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "modeling_part"
-MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
-
-# The Hub copies these flat beside a checkpoint, so that they run where this package is not installed.
-HUB = {"configuration_part", "encoder_part", "adapter_part", "loading_part", "processing_part", "modeling_part"}
-HUB |= {"pipeline_part"}
-# A module imports its own family, the Hub files and the definition of a row; train_part.py, the notebooks and
-# __init__.py bring families together.
-FAMILIES = {
-    "hub": HUB,
-    "training": {"arguments", "stages", "trainer", "memory"},
-    "row": {"canonical"},
-    "data": {
-        "asterisk",
-        "generic_corpora",
-        "public_corpora",
-        "corpora",
-        "sampling",
-        "streaming",
-        "augmentation",
-        "collator",
-        "encoder_outputs",
-    },
-    "evaluation": {
-        "normalization",
-        "metrics",
-        "scoring",
-        "reports",
-        "comparison",
-        "evaluation",
-        "experiments",
-        "monitoring",
-    },
-    "analysis": {"analysis", "probes"},
-    "publishing": {"checkpoints", "cards", "publishing"},
-    "pretrained parts": {"pretrained"},
-    "demo": {"demo"},
-}
-FAMILY_OF = {module: family for family, modules in FAMILIES.items() for module in modules}
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+# Files at the root that travel to the Hub, flat, beside a checkpoint, where this package is not installed.
+HUB = {path.stem for path in PACKAGE.glob("*_part.py")}
+# The rooms from left to right: a file imports only what stands to its left, or in its own room.
+ROOMS = ("*_part", "recipes", "data", "evaluation", "publishing", "training", "analysis", "quickstart")
+ENTRANCES = {"__init__", "__main__", "demo"}  # the exports, the command, the web page
 
 TOP_LEVEL = {"setup.cfg", "README.md", "modeling_part", "train_part.py", "model_cards", "tests", "notebooks"}
 TOP_LEVEL |= {"pyproject.toml", "LICENSE", "Makefile", ".ci", ".gitignore", ".pre-commit-config.yaml"}
@@ -74,17 +42,32 @@ def imports_of(path: Path) -> list[tuple[ast.stmt, str, bool]]:
     return found
 
 
-def own_imports(path: Path) -> set[str]:
-    """Names of the package's modules that a file imports."""
-    names = set()
+def own_imports(path: Path) -> set[Path]:
+    """Files of the package that a file imports, wherever in it."""
+    found = set()
     for node, name, _ in imports_of(path):
-        if name == ".":
-            names |= {alias.name for alias in node.names}
-        elif name.startswith("."):
-            names.add(name[1:].split(".")[0])
-        elif name.startswith("modeling_part."):
-            names.add(name.split(".")[1])
-    return names & set(MODULES)
+        level = len(name) - len(name.lstrip("."))
+        if level:
+            base, names = path.parents[level - 1], [*filter(None, name.lstrip(".").split("."))]
+        elif name.split(".")[0] == "modeling_part":
+            base, names = PACKAGE, name.split(".")[1:]
+        else:
+            continue
+        target = base.joinpath(*names)
+        members = [target / alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        for candidate in (target, *members):
+            for file in (candidate.with_name(f"{candidate.name}.py"), candidate / "__init__.py"):
+                if file.is_file():
+                    found.add(file)
+    return found
+
+
+def room(path: Path) -> str:
+    """The room of a file of the package; an entrance stands for itself."""
+    inside = path.relative_to(PACKAGE)
+    if len(inside.parts) > 1:
+        return inside.parts[0]
+    return "*_part" if path.stem in HUB else path.stem
 
 
 def third_party_imports(path: Path) -> dict[str, bool]:
@@ -130,38 +113,29 @@ def tracked() -> list[str]:
 
 
 class TestImports:
-    def test_every_module_has_its_place(self):
-        assert set(FAMILY_OF) == set(MODULES), "place new modules in FAMILIES, remove those that are gone"
+    def test_every_file_stands_in_a_room(self):
+        assert {room(path) for path in FILES} <= {*ROOMS, *ENTRANCES}
 
-    @pytest.mark.parametrize("module", MODULES)
-    def test_modules_import_their_family_and_the_hub_files(self, module):
-        strangers = {
-            other
-            for other in own_imports(MODULES[module])
-            if FAMILY_OF[other] not in ("hub", "row", FAMILY_OF[module])
-        }
-        assert not strangers, f"{module}.py imports {sorted(strangers)}: let train_part.py bring them together"
+    def test_imports_run_from_left_to_right(self):
+        for path in FILES:
+            here = room(path)
+            allowed = ROOMS if here in ENTRANCES else ROOMS[: ROOMS.index(here) + 1]
+            strangers = {
+                other for other in own_imports(path) if room(other) not in allowed and other.stem != "__init__"
+            }
+            assert not strangers, f"{path} imports {sorted(map(str, strangers))}, which stand to its right"
 
-    def test_no_module_imports_in_a_circle(self):
-        TopologicalSorter({module: own_imports(path) for module, path in MODULES.items()}).prepare()
+    def test_no_file_imports_in_a_circle(self):
+        TopologicalSorter({path: own_imports(path) - {path} for path in FILES}).prepare()
 
-    def test_arguments_and_stages_import_nothing_of_ours(self):
-        assert own_imports(MODULES["arguments"]) == own_imports(MODULES["stages"]) == set()
-
-    def test_data_flows_one_way(self):
-        order = ["collator", "sampling", "corpora"]
-        for index, later in enumerate(order):
-            for earlier in order[index + 1 :]:
-                assert later not in own_imports(MODULES[earlier]), f"{earlier}.py imports {later}.py"
-
-    def test_no_module_imports_the_package_or_the_script(self):
-        for path in MODULES.values():
+    def test_the_package_does_not_import_the_script(self):
+        for path in FILES:
             names = {name for _, name, _ in imports_of(path)}
             assert not names & {"modeling_part", "train_part"}, path.name
 
     @pytest.mark.parametrize("module", sorted(HUB))
     def test_hub_files_run_on_torch_numpy_and_transformers(self, module):
-        path = MODULES[module]
+        path = PACKAGE / f"{module}.py"
         # What transformers itself demands before it runs remote code; imports inside try/except are not counted.
         demanded = set(get_imports(path)) - set(sys.stdlib_module_names)
         assert demanded <= {"torch", "numpy", "transformers"}
@@ -169,7 +143,7 @@ class TestImports:
 
     @pytest.mark.parametrize("module", sorted(HUB))
     def test_hub_files_name_their_siblings_as_the_hub_finds_them(self, module):
-        path = MODULES[module]
+        path = PACKAGE / f"{module}.py"
         relative = {name for _, name, _ in imports_of(path) if name.startswith(".")}
         assert "." not in relative, "`from . import sibling` is not followed when code is copied to the Hub"
         # transformers reads the text: a line in a docstring that looks like a relative import counts as one.
@@ -187,7 +161,9 @@ class TestImports:
 
 
 class TestPackage:
-    @pytest.mark.parametrize("path", [*MODULES.values(), REPOSITORY / "train_part.py"], ids=lambda path: path.name)
+    @pytest.mark.parametrize(
+        "path", [*FILES, REPOSITORY / "train_part.py"], ids=lambda path: str(path.relative_to(REPOSITORY))
+    )
     def test_what_is_imported_is_required(self, path, requirements, distributions):
         always, in_extras = requirements
         for package, at_top in third_party_imports(path).items():
@@ -214,12 +190,13 @@ class TestPackage:
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         for name in ("modeling_part", "model_cards"):
             shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
-        for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
+        for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md", "train_part.py"):
             shutil.copy(REPOSITORY / name, source / name)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
         subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
         (wheel,) = tmp_path.glob("*.whl")
         packed = set(zipfile.ZipFile(wheel).namelist())
+        assert "train_part.py" in packed
         for folder, inside in ((PACKAGE, "modeling_part"), (REPOSITORY / "model_cards", "modeling_part/model_cards")):
             files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
             missing = {f"{inside}/{path.relative_to(folder).as_posix()}" for path in files} - packed
@@ -229,10 +206,6 @@ class TestPackage:
 class TestRepository:
     def test_top_level(self, tracked):
         assert {name.split("/")[0] for name in tracked} <= TOP_LEVEL
-
-    def test_the_package_is_flat(self, tracked):
-        folders = {name.split("/")[1] for name in tracked if name.startswith("modeling_part/") and name.count("/") > 1}
-        assert folders <= {"recipes", "accelerate_configs"}
 
     def test_no_stray_files(self, tracked):
         strays = [name for name in tracked if Path(name).suffix not in FILE_TYPES and name not in UNTYPED_FILES]

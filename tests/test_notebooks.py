@@ -1,4 +1,3 @@
-# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """The notebooks run from the first to the last cell on tiny generated runs, and are committed with outputs of a real one."""
 
 import json
@@ -6,16 +5,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 import tiny
-import training
+import tiny_training
+from tiny import REPOSITORY
 
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = REPOSITORY / "notebooks"
 NAMES = ["transcribe_and_translate", "train_three_stages", "what_alignment_does"]
 STAGES = ["adapter", "encoder_top", "encoder", "joint"]
 
@@ -31,8 +30,8 @@ def runs(tmp_path_factory, tiny_parts):
     found = {}
     for name, stages in (("part", part), ("baseline", baseline)):
         (folder / name).mkdir()
-        recipe = training.write_recipe(folder / name, tiny_parts, corpus, stages=stages)
-        result = training.execute(training.launch_command(recipe))
+        recipe = tiny_training.write_recipe(folder / name, tiny_parts, corpus, stages=stages)
+        result = tiny_training.execute(tiny_training.launch_command(recipe))
         assert result.returncode == 0, result.stdout[-5000:]
         found[name] = SimpleNamespace(recipe=recipe, run=folder / name / "run")
     return found

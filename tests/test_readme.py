@@ -3,19 +3,19 @@
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+from tiny import REPOSITORY
 
-from modeling_part.arguments import parse_recipe
-from modeling_part.publishing import add_remote_code
-from modeling_part.stages import build_plan
+from modeling_part.publishing.remote_code import add_remote_code
+from modeling_part.recipes.arguments import parse_recipe
+from modeling_part.recipes.stages import build_plan
 
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = REPOSITORY / "README.md"
 
 
 def blocks(language: str) -> list[str]:

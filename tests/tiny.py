@@ -29,6 +29,8 @@ from transformers.models.auto import AutoModel, AutoModelForCausalLM
 from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
 
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 SAMPLING_RATE = 16_000
 # Window of the tiny Whisper in seconds; 100 mel frames and 50 encoder frames per second, like the real one.
 WHISPER_WINDOW = 4

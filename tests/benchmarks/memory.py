@@ -12,8 +12,10 @@ from transformers import Qwen2Config, WhisperConfig
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq
 from modeling_part.configuration_part import convolved_length
-from modeling_part.memory import estimate_memory
-from modeling_part.stages import BUILT_IN_STAGES, PARTS, Stage, add_lora, set_trainable
+from modeling_part.recipes.stages import BUILT_IN_STAGES, PARTS, Stage
+from modeling_part.training.freezing import set_trainable
+from modeling_part.training.lora import add_lora
+from modeling_part.training.memory import estimate_memory
 
 
 WHISPER_LARGE_V3 = {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}

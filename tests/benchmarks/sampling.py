@@ -37,7 +37,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
+from modeling_part.data.mixture import Mixture, RowTable
+from modeling_part.data.sampling import TaskBatchSampler
 
 
 PAD_SECONDS = 0.2  # the collator's and the sampler's default
@@ -160,8 +161,8 @@ def benchmark_loader(args) -> list[dict]:
     from transformers import WhisperFeatureExtractor
 
     from modeling_part import PARTProcessor
-    from modeling_part.augmentation import Augmentation, SpecAugment
-    from modeling_part.collator import PARTCollator
+    from modeling_part.data.augmentation import Augmentation, SpecAugment
+    from modeling_part.data.collator import PARTCollator
 
     tokenizer = tiny.tiny_tokenizer(extra_tokens=["<|audio|>"])
     processor = PARTProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)

@@ -63,11 +63,12 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from modeling_part.arguments import PARTTrainingArguments
-from modeling_part.collator import PARTCollator, count_tokens
-from modeling_part.sampling import Mixture, RowTable, TaskBatchSampler
-from modeling_part.stages import BUILT_IN_STAGES
-from modeling_part.trainer import PARTTrainer
+from modeling_part.data.collator import PARTCollator, count_tokens
+from modeling_part.data.mixture import Mixture, RowTable
+from modeling_part.data.sampling import TaskBatchSampler
+from modeling_part.recipes.arguments import PARTTrainingArguments
+from modeling_part.recipes.stages import BUILT_IN_STAGES
+from modeling_part.training.trainer import PARTTrainer
 
 
 LEARNING_RATE = 1e-4

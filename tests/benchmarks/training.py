@@ -124,7 +124,9 @@ from targets import judge, show_targets
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from modeling_part.stages import BUILT_IN_STAGES, LanguageModelGate, add_lora, set_trainable
+from modeling_part.recipes.stages import BUILT_IN_STAGES
+from modeling_part.training.freezing import LanguageModelGate, set_trainable
+from modeling_part.training.lora import add_lora
 
 
 LOSS_TOLERANCE = 1e-4

@@ -13,15 +13,9 @@ import torch
 from transformers import Qwen2Config, WhisperConfig
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq
-from modeling_part.stages import (
-    BUILT_IN_STAGES,
-    LanguageModelGate,
-    add_lora,
-    build_plan,
-    cast_frozen,
-    parameters_per_part,
-    set_trainable,
-)
+from modeling_part.recipes.stages import BUILT_IN_STAGES, build_plan
+from modeling_part.training.freezing import LanguageModelGate, cast_frozen, parameters_per_part, set_trainable
+from modeling_part.training.lora import add_lora
 
 
 TEXT_TOKENS, PROMPT_TOKENS = 25, 30

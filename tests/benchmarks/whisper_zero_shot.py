@@ -22,11 +22,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from modeling_part.arguments import parse_recipe
-from modeling_part.corpora import read_corpora
-from modeling_part.processing_part import load_audio
-from modeling_part.reports import write_report
-from modeling_part.scoring import annotate, score, write_predictions
+from modeling_part.audio_part import load_audio
+from modeling_part.data.corpora import read_corpora
+from modeling_part.evaluation.reports import write_report
+from modeling_part.evaluation.scoring import annotate, score, write_predictions
+from modeling_part.recipes.arguments import parse_recipe
 
 
 task_and_language = itemgetter("task", "source_lang")  # Whisper's prompt holds both

@@ -1,0 +1,201 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Rows that are broken or filtered out, counted by reason."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..prompts_part import TASKS
+from .corpus_spec import CorpusSpec
+from .rows import EXAMPLES_PER_REASON, CorpusError, audio_durations, group_name, too_many_broken
+
+
+class DataReport:
+    """Counts what was kept and what was dropped and why, with a few examples of each, for `data_report.json`.
+
+    A row that is dropped as `broken` is a fault of the data and counts against `max_bad_fraction`; one that a filter
+    leaves out, or that the corpus never meant to be used, is not.
+    """
+
+    def __init__(self):
+        self.corpora: Counter = Counter()
+        self.rows: Counter = Counter()
+        self.seconds: Counter = Counter()
+        self.dropped: Counter = Counter()
+        self.broken: Counter = Counter()
+        self.examples: dict[tuple[str, str], list[str]] = {}
+
+    def keep(self, row: dict) -> None:
+        """Count one row that is used."""
+        group = group_name(row)
+        self.corpora[row["corpus"]] += 1
+        self.rows[group] += 1
+        self.seconds[group] += row["duration"] or 0.0
+
+    def drop(self, corpus: str, row_id: str, reason: str, broken: bool = False) -> None:
+        """Count one row that is left out."""
+        self.dropped[corpus, reason] += 1
+        self.broken[corpus, reason] += broken
+        examples = self.examples.setdefault((corpus, reason), [])
+        if len(examples) < EXAMPLES_PER_REASON:
+            examples.append(row_id)
+
+    def add(self, other: "DataReport") -> None:
+        """Add the counts of another report to this one."""
+        self.corpora.update(other.corpora)
+        self.rows.update(other.rows)
+        self.seconds.update(other.seconds)
+        self.dropped.update(other.dropped)
+        self.broken.update(other.broken)
+        for key, examples in other.examples.items():
+            self.examples[key] = (self.examples.get(key, []) + examples)[:EXAMPLES_PER_REASON]
+
+    def as_dict(self) -> dict:
+        """Rows and hours per direction ("asr/fr", "s2tt/fr-en"); dropped rows per corpus and reason, with examples."""
+        dropped: dict = {}
+        for (corpus, reason), count in sorted(self.dropped.items()):
+            entry = {"rows": count, "broken": self.broken[corpus, reason], "examples": self.examples[corpus, reason]}
+            dropped.setdefault(corpus, {})[reason] = entry
+        return {
+            "rows": dict(sorted(self.rows.items())),
+            "hours": {key: round(seconds / 3600, 4) for key, seconds in sorted(self.seconds.items())},
+            "dropped": dropped,
+        }
+
+
+def write_data_report(report: dict, path: str | Path) -> None:
+    """Write a report as JSON, making the folder if needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(report: dict) -> str:
+    """A report in a few lines for the screen: rows and hours per task and direction, and what was dropped and why."""
+    lines = []
+    for task in TASKS:
+        directions = [key for key in report["rows"] if key.startswith(f"{task}/")]
+        if directions:
+            rows = sum(report["rows"][key] for key in directions)
+            hours = sum(report["hours"][key] for key in directions)
+            shown = [f"{key.split('/')[1]} {report['rows'][key]:,}" for key in directions[:10]]
+            more = f", and {len(directions) - 10} more" if len(directions) > 10 else ""
+            time = f"{hours:9.2f} h" if task != "mt" else " " * 11
+            lines.append(f"{task:<4} {rows:>10,} rows {time}   {', '.join(shown)}{more}")
+    for corpus, reasons in report["dropped"].items():
+        for reason, entry in reasons.items():
+            lines.append(f"dropped {entry['rows']:,} of {corpus}: {reason} (such as {entry['examples'][0]})")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class RowFilters:
+    """Which usable rows to leave out.
+
+    Args:
+        min_duration, max_duration: seconds of audio. Default: 0.1 to 30, Whisper's window.
+        min_characters_per_second, max_characters_per_second: of the transcript over the audio; a text that is too
+            short or too long for its recording is mostly not what was said. Depends on the script (about 3 to 25 for
+            Latin, 1 to 10 for Chinese). Default: not applied. Rows without a transcript pass.
+        languages: BCP 47 codes; rows with another source or target language are left out. Default: all stay.
+    """
+
+    min_duration: float = 0.1
+    max_duration: float = 30.0
+    min_characters_per_second: float | None = None
+    max_characters_per_second: float | None = None
+    languages: Sequence[str] | None = None
+
+    def reason(self, row: dict) -> str | None:
+        """Why the row is left out; None if it stays."""
+        if self.languages and not {row["source_lang"], row["target_lang"]} <= set(self.languages):
+            return "language not asked for"
+        if row["task"] == "mt":
+            return None
+        if row["duration"] < self.min_duration:
+            return f"shorter than {self.min_duration:g} s"
+        if row["duration"] > self.max_duration:
+            return f"longer than {self.max_duration:g} s"
+        transcript = row["text"] if row["task"] == "asr" else row["source_text"]
+        speed = len(transcript) / row["duration"] if transcript else None
+        if speed is not None and self.min_characters_per_second and speed < self.min_characters_per_second:
+            return f"fewer than {self.min_characters_per_second:g} characters per second"
+        if speed is not None and self.max_characters_per_second and speed > self.max_characters_per_second:
+            return f"more than {self.max_characters_per_second:g} characters per second"
+        return None
+
+
+class FolderListings:
+    """Whether files exist, by listing each folder once: corpora have millions of files in few folders."""
+
+    def __init__(self):
+        self._names: dict[str, frozenset[str]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._names:
+            self._names[folder] = frozenset(os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
+        return name in self._names[folder]
+
+
+def admit(rows: list[dict], filters: RowFilters, report: DataReport, listings: FolderListings) -> list[dict]:
+    """The rows that can be used and that the filters keep, with their durations; the others go to the report."""
+    measured = measure_durations(rows)
+    kept = []
+    for row in rows:
+        broken = fault(row, measured, listings)
+        reason = broken or filters.reason(row)
+        if reason:
+            report.drop(row["corpus"], row["id"], reason, broken=broken is not None)
+        else:
+            report.keep(row)
+            kept.append(row)
+    return kept
+
+
+def measure_durations(rows: Sequence[dict]) -> dict[str | bytes, float | CorpusError]:
+    """Length of the audio, or the error, for the rows that do not know their duration; each file is opened once."""
+    unknown = {}
+    for row in rows:
+        if row["duration"] is None and row["end"] is None:
+            unknown[row["audio"]["bytes"] or row["audio"]["path"]] = None
+    wanted = [audio for audio in unknown if audio is not None]
+    return dict(zip(wanted, audio_durations(wanted), strict=True))
+
+
+def fault(row: dict, measured: Mapping, listings: FolderListings) -> str | None:
+    """What is wrong with the data of a row, whose unknown duration is filled in; None if it can be used."""
+    if not row["text"] or not row["text"].strip():
+        return "no text"
+    if row["task"] == "mt":
+        return None if row["source_text"] and row["source_text"].strip() else "no source text"
+    path, data = row["audio"]["path"], row["audio"]["bytes"]
+    if path is None and data is None:
+        return "no audio"
+    if row["duration"] is None:
+        length = row["end"] if row["end"] is not None else measured[data or path]
+        if isinstance(length, CorpusError):
+            return str(length)
+        row["duration"] = length - (row["start"] or 0.0)
+    if row["duration"] <= 0 or (row["start"] or 0.0) < 0:
+        return "start and end leave no audio"
+    return None if data is not None or path in listings else "audio file not found"
+
+
+def refuse_if_broken(spec: CorpusSpec, report: DataReport, max_bad_fraction: float, at_least: int = 0) -> None:
+    """Raise `CorpusError` with the list if more than `max_bad_fraction` of the rows so far are broken."""
+    broken = sum(report.broken.values())
+    seen = sum(report.rows.values()) + sum(report.dropped.values())
+    if not too_many_broken(broken, seen, max_bad_fraction, at_least):
+        return
+    lines = [
+        f"  {count:,} rows: {reason}, such as {', '.join(report.examples[corpus, reason])}"
+        for (corpus, reason), count in report.broken.items()
+        if count
+    ]
+    raise CorpusError(
+        f"{spec.reader} at {spec.path}: {broken:,} of {seen:,} rows are broken, more than max_bad_fraction = "
+        f"{max_bad_fraction:g} allows:\n" + "\n".join(lines)
+    )

@@ -1,0 +1,168 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Canonical rows -> a batch for the model. Runs in the data loader's workers: decoding and features stay off the GPU."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..audio_part import load_audio
+from ..processing_part import PARTProcessor
+from .augmentation import Augmentation, row_generator
+from .encoder_cache import EncoderOutputs, refuse_augmentation
+from .rows import errors_of_row
+
+
+class PARTCollator:
+    """
+    Decodes, augments, extracts features, writes prompts and labels.
+
+    ```
+    [{"id": "a", "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": "bonjour", "audio": {"path": ...}}]
+    ->
+    {"input_ids":           (1, L)        <prompt with audio placeholders> bonjour <end>,
+     "attention_mask":      (1, L)        1 for valid positions,
+     "labels":              (1, L)        -100 ... -100 bonjour <end>,
+     "input_features":      (1, mel, T),
+     "input_features_mask": (1, T),
+     "batch_info":          {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [1.7],
+                             "padded_seconds": 1.8, "broken": []}}
+    ```
+
+    Args:
+        processor: the model's.
+        pad_seconds_multiple: features are padded to multiples of so many seconds.
+        pad_tokens_multiple: positions are padded to a multiple of this.
+        augmentation: for training only; None: off.
+        seed: of the augmentation, which depends on it, the row and the rows beside it only.
+        skip_broken: leave a row whose audio cannot be used out of the loss (silence stands in for it, and its labels
+            are -100), and say in `batch_info["broken"]` what is wrong. Default: such a row raises.
+        encoder_outputs: frames of the frozen encoder by row, computed before; the batch then holds `encoder_frames`
+            `(B, F, encoder hidden)` instead of `input_features`, and no audio is decoded. Rows that were broken then
+            are as with `skip_broken`.
+
+    Raises:
+        ValueError: rows of different tasks, or a row that cannot be used; the message names the row.
+    """
+
+    def __init__(
+        self,
+        processor: PARTProcessor,
+        pad_seconds_multiple: float = 0.2,
+        pad_tokens_multiple: int = 8,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        skip_broken: bool = False,
+        encoder_outputs: EncoderOutputs | None = None,
+    ):
+        if encoder_outputs is not None:
+            refuse_augmentation(augmentation)
+        self.processor = processor
+        self.pad_seconds_multiple = pad_seconds_multiple
+        self.pad_tokens_multiple = pad_tokens_multiple
+        self.augmentation = augmentation
+        self.seed = seed
+        self.skip_broken = skip_broken
+        self.encoder_outputs = encoder_outputs
+
+    def __call__(self, rows: list[dict]) -> dict:
+        tasks = {row["task"] for row in rows}
+        if len(tasks) != 1:
+            raise ValueError(
+                f"A batch holds rows of the tasks {sorted(tasks)}; the task gate needs one task per batch. Use "
+                "TaskBatchSampler (or batches of one task)."
+            )
+        task = tasks.pop()
+        if task == "mt":
+            rows = [{**row, "audio": None} for row in rows]
+        broken: dict[int, str] = {}  # place in the batch -> what is wrong
+        cached = self.encoder_outputs is not None and any(row["audio"] is not None for row in rows)
+        batch = self._cached_batch(rows, broken) if cached else self._batch(rows, broken)
+        for index in broken:
+            batch["labels"][index] = -100
+        seconds = [float(row["duration"] or 0.0) for row in rows]
+        batch["batch_info"] = {
+            "task": task,
+            "groups": [(row["task"], row["source_lang"], row["target_lang"]) for row in rows],
+            "ids": [row["id"] for row in rows],
+            "audio_seconds": seconds,
+            "padded_seconds": math.ceil(max(seconds) / self.pad_seconds_multiple - 1e-4) * self.pad_seconds_multiple,
+            "broken": list(broken.values()),
+        }
+        return batch
+
+    def _batch(self, rows: list[dict], broken: dict[int, str]) -> dict:
+        # What a row is batched with changes from epoch to epoch, and so does its augmentation; a resumed run repeats it.
+        batch_key = "/".join(row["id"] for row in rows)
+        features = []
+        for index, row in enumerate(rows):
+            if row["audio"] is None:
+                continue
+            try:
+                features.append(self._features(row, batch_key))
+            except ValueError as error:
+                if not self.skip_broken:
+                    raise
+                broken[index] = str(error)
+                features.append(self.processor.silence())
+        return self.processor.assemble(
+            rows,
+            features,
+            pad_to_multiple_of=self.pad_tokens_multiple,
+            pad_features_to_multiple_of=self._feature_multiple,
+        )
+
+    def _cached_batch(self, rows: list[dict], broken: dict[int, str]) -> dict:
+        clips = {
+            index: self.encoder_outputs.frames_or_silence(row)
+            for index, row in enumerate(rows)
+            if row["audio"] is not None
+        }
+        broken.update({index: fault for index, (_, _, fault) in clips.items() if fault is not None})
+        frames, lengths, _ = zip(*clips.values(), strict=True)
+        batch = self.processor.assemble_prompts(rows, lengths, pad_to_multiple_of=self.pad_tokens_multiple)
+        padded = math.ceil(max(lengths) / self._feature_multiple) * self._feature_multiple
+        batch["input_features_mask"] = (torch.arange(padded) < torch.tensor(lengths)[:, None]).long()
+        # As wide as the frames of the padded features would be: few distinct shapes here too.
+        width = math.ceil(padded * max(map(len, frames)) / max(lengths))
+        batch["encoder_frames"] = torch.stack(
+            [nn.functional.pad(clip, (0, 0, 0, width - len(clip))) for clip in frames]
+        )
+        return batch
+
+    @property
+    def _feature_multiple(self) -> int:
+        return max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
+
+    def _features(self, row: dict, batch_key: str) -> np.ndarray:
+        """Features of one row's audio, augmented in training."""
+        rate = self.processor.sampling_rate
+        with errors_of_row(row):
+            waveform = load_audio(row["audio"], rate, row.get("start"), row.get("end"))
+            if self.augmentation is None:
+                return self.processor.extract_features(waveform)
+            generator = row_generator(self.seed, batch_key, row["id"])
+            waveform = self.augmentation.augment_waveform(waveform, rate, generator)
+            features = self.processor.extract_features(waveform)
+            return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
+
+
+def _scored_text(task: str, text: str, source_text: str | None) -> str:
+    """What counts against the token budget: the answer, and the source sentence of text tasks."""
+    return f"{source_text} {text}" if task == "mt" else text
+
+
+def count_row_tokens(row: dict, processor: PARTProcessor) -> int:
+    """Tokens of one row's answer with its end (and of its source sentence, for text tasks)."""
+    text = _scored_text(row["task"], row["text"], row["source_text"])
+    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
+
+def count_tokens(dataset, processor: PARTProcessor, batch_size: int = 1000) -> np.ndarray:
+    """`count_row_tokens` of every row, for the sampler: `(rows,)` int32."""
+    counts = []
+    for batch in dataset.select_columns(["task", "text", "source_text"]).iter(batch_size=batch_size):
+        texts = list(map(_scored_text, batch["task"], batch["text"], batch["source_text"]))
+        counts += [len(ids) + 1 for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return np.array(counts, dtype=np.int32)

@@ -1,0 +1,254 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""
+What a frozen encoder gives for each clip, computed once and read from disk (`cache_encoder_outputs`).
+
+A stage that leaves the encoder frozen computes the same frames in every epoch. They are kept as safetensors, several
+hundred clips to a file, in a folder that is named by the encoder's weights. Fifty frames a second of width 512
+(Whisper-base) make 184 MB for an hour of speech in bfloat16, of width 1280 (Whisper-large) 461 MB.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from ..audio_part import load_audio
+from ..configuration_part import convolved_length
+from ..processing_part import PARTProcessor
+from .rows import EXAMPLES_PER_REASON, errors_of_row, too_many_broken
+
+
+logger = logging.getLogger(__name__)
+SHARD_CLIPS = 512
+SILENCE = "silence"  # the key of a second of nothing, which stands in for clips that cannot be decoded
+
+
+def refuse_augmentation(augmentation):
+    """Raise ValueError where `augmentation` (settings or the thing itself) is on: kept frames are of one sound."""
+    if augmentation:
+        raise ValueError(
+            "`cache_encoder_outputs` computes a clip's frames once, and `augmentation` wants other audio every time: leave "
+            "one of them out of the recipe."
+        )
+
+
+def clip_key(row: Mapping) -> str:
+    """A name for a row's sound: the same for all rows of a clip, another when the file or the cut changes."""
+    audio = row["audio"]
+    digest = hashlib.sha256(f"{row.get('start')} {row.get('end')} ".encode())
+    if audio.get("bytes") is not None:
+        digest.update(audio["bytes"])
+    else:
+        status = os.stat(audio["path"])
+        digest.update(f"{os.path.abspath(audio['path'])} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
+
+
+class EncoderOutputs:
+    """
+    Frames by row, from the files that [`write_encoder_outputs`] has written.
+
+    `outputs[row]` gives `(F, encoder hidden)` frames and the number of feature steps that they come from; it raises
+    KeyError, naming the row, where the row's clip is not there. [`frames_or_silence`] knows of `broken` clips too.
+
+    Args:
+        folder: that of the files.
+        broken: by [`clip_key`], what is wrong with clips that could not be decoded.
+    """
+
+    def __init__(self, folder: str | Path, broken: Mapping[str, str] | None = None):
+        self.folder = Path(folder)
+        self.broken = dict(broken or {})
+        self._places: dict[str, tuple[str, int]] = {}  # clip -> file, feature steps
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._places |= {key: (path.name, int(steps)) for key, steps in file.metadata().items()}
+        self._files: dict[str, safe_open] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": {}}  # a loader's worker opens them itself
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, row: Mapping) -> bool:
+        return self.has_clip(clip_key(row))
+
+    def has_clip(self, key: str) -> bool:
+        """Whether the frames of a clip, by its [`clip_key`], are there."""
+        return key in self._places
+
+    def __getitem__(self, row: Mapping) -> tuple[torch.Tensor, int]:
+        return self._read(clip_key(row), row)
+
+    def frames_or_silence(self, row: Mapping) -> tuple[torch.Tensor, int, str | None]:
+        """As `outputs[row]`, and None; of a clip that could not be decoded those of silence, and why it could not."""
+        key = clip_key(row)
+        fault = self.broken.get(key)
+        return *self._read(key if fault is None else SILENCE, row), fault
+
+    def _read(self, key: str, row: Mapping) -> tuple[torch.Tensor, int]:
+        if key not in self._places:
+            raise KeyError(
+                f"Row {row['id']!r} has no encoder outputs in {self.folder}: its audio has changed; run again."
+            )
+        name, steps = self._places[key]
+        if name not in self._files:
+            self._files[name] = safe_open(self.folder / name, framework="pt")
+        return self._files[name].get_tensor(key), steps
+
+
+def write_encoder_outputs(
+    model,
+    processor: PARTProcessor,
+    dataset,
+    rows: Sequence[int],
+    folder: str | Path,
+    *,
+    max_audio_seconds: float,
+    max_bad_fraction: float = 0.0,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> EncoderOutputs:
+    """
+    Run the encoder over the clips of some rows, each clip once; what a folder already holds is not computed again.
+
+    Ranks share the work, and an interrupted run loses one file of each rank at most.
+
+    Args:
+        model: a [`PARTForSpeechSeq2Seq`], whole on every process.
+        processor: its processor.
+        dataset: canonical rows.
+        rows: indices of the rows that are wanted, with or without audio.
+        folder: of this encoder and this feature extractor.
+        max_audio_seconds: padded seconds of audio in a batch.
+        max_bad_fraction: share of the clips that may be impossible to decode; they are warned of, and in
+            [`EncoderOutputs.broken`]. Default: none may.
+        autocast: gives the context that training runs the encoder in.
+
+    Raises:
+        OSError: the disk has too little room; the message says how much is needed.
+        ValueError: more clips cannot be decoded than may be; the message names rows.
+    """
+    folder, state = Path(folder), PartialState()
+    folder.mkdir(parents=True, exist_ok=True)
+    missing, clips = _missing_clips(dataset, rows, EncoderOutputs(folder))
+    _check_room(folder, model, processor, [seconds for _, seconds in missing])
+    state.wait_for_everyone()  # the shares are of one list: nobody writes before everybody has looked
+    mine = [index for index, _ in missing][state.process_index :: state.num_processes]
+    logger.info("Encoder outputs of %d clips go to %s", len(missing), folder)
+    encoder, was_training = model.model.audio_tower, model.model.audio_tower.training
+    encoder.eval()
+    frames: dict[str, torch.Tensor] = {}
+    steps: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    with tqdm(total=len(mine), desc="encoder outputs", unit="clip", disable=not state.is_main_process) as progress:
+        for batch in _batches(dataset, mine, max_audio_seconds):
+            features = _extract(processor, batch, broken)
+            _refuse_broken(broken, clips, max_bad_fraction)
+            for key, clip_frames, clip_steps in _encode(model, processor, features, autocast):
+                frames[key], steps[key] = clip_frames, str(clip_steps)
+            progress.update(len(batch))
+            if len(frames) >= SHARD_CLIPS:
+                _write_file(folder, frames, steps)
+                frames, steps = {}, {}
+    if frames:
+        _write_file(folder, frames, steps)
+    encoder.train(was_training)
+    broken = {key: fault for share in gather_object([broken]) for key, fault in share.items()}
+    _refuse_broken(broken, clips, max_bad_fraction)
+    return EncoderOutputs(folder, broken)
+
+
+def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> tuple[list[tuple[int, float]], int]:
+    """One row of every clip that is not there yet, as index and seconds, the longest first; how many clips in all."""
+    found: dict[str, tuple[int, float]] = {}
+    for index in sorted(set(rows)):
+        row = dataset[index]
+        if row["audio"] is not None and row["task"] != "mt":
+            found.setdefault(clip_key(row), (index, row["duration"] or 0.0))
+    missing = [clip for key, clip in found.items() if not outputs.has_clip(key)]
+    return sorted(missing, key=lambda clip: -clip[1]), len(found)
+
+
+def _refuse_broken(broken: Mapping[str, str], clips: int, max_bad_fraction: float):
+    """Raise ValueError where more of the clips are broken than may be."""
+    if too_many_broken(len(broken), clips, max_bad_fraction):
+        raise ValueError(
+            f"{len(broken)} of {clips} clips cannot be decoded, more than max_bad_fraction = {max_bad_fraction:g} allows. "
+            + " ".join(list(broken.values())[:EXAMPLES_PER_REASON])
+        )
+
+
+def _batches(dataset, indices: Sequence[int], max_audio_seconds: float) -> Iterator[list[dict]]:
+    """Rows by falling duration, as many as the longest of them allows."""
+    batch: list[dict] = []
+    for index in indices:
+        row = dataset[index]
+        if batch and (len(batch) + 1) * (batch[0]["duration"] or 0.0) > max_audio_seconds:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _extract(processor: PARTProcessor, batch: list[dict], broken: dict[str, str]) -> dict[str, np.ndarray]:
+    """Features of the clips of a batch by key; what is wrong with the others goes to `broken`, and silence stands in."""
+    features = {}
+    for row in batch:
+        try:
+            with errors_of_row(row):
+                sound = load_audio(row["audio"], processor.sampling_rate, row.get("start"), row.get("end"))
+                features[clip_key(row)] = processor.extract_features(sound)
+        except ValueError as error:
+            broken[clip_key(row)] = str(error)
+            features[SILENCE] = processor.silence()
+    return features
+
+
+@torch.no_grad()
+def _encode(
+    model, processor: PARTProcessor, features: Mapping[str, np.ndarray], autocast
+) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Key, `(F, encoder hidden)` frames and feature steps of every clip of a batch."""
+    inputs = processor.pad_features(list(features.values()))
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    with autocast():
+        frames = model.model.encode(**inputs).last_hidden_state.cpu()
+    for (key, clip), clip_frames in zip(features.items(), frames, strict=True):
+        steps = clip.shape[processor.feature_time_axis]
+        length = convolved_length(steps, model.config.encoder_convolutions)
+        yield key, clip_frames[:length].clone(), steps
+
+
+def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, str]):
+    """Whole or not at all; the name tells nothing but that these clips are together."""
+    name = hashlib.sha256("".join(sorted(frames)).encode()).hexdigest()[:16]
+    partial = folder / f"{name}.partial"
+    save_file(frames, partial, metadata=steps)
+    partial.rename(folder / f"{name}.safetensors")
+
+
+def _check_room(folder: Path, model, processor: PARTProcessor, durations: Sequence[float]):
+    """Refuse to begin what the disk cannot hold."""
+    convolutions = model.config.encoder_convolutions
+    width = next(model.model.audio_tower.parameters()).element_size() * model.config.encoder_hidden_size
+    steps = [round(seconds * processor.feature_rate) for seconds in durations]
+    needed = sum(max(convolved_length(count, convolutions), 0) * width for count in steps)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"The encoder outputs of {len(durations)} clips take {needed / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} "
+            "GiB are free: make room, set another `output_dir`, or leave `cache_encoder_outputs` out."
+        )

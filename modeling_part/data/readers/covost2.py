@@ -1,0 +1,69 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""CoVoST 2: translations of Common Voice 4."""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checking import DataReport
+from ..corpus_spec import CorpusSpec, chosen
+from ..rows import CorpusError, language_code, speech_row, text_row
+from .common_voice import clip_durations
+
+
+def read_covost2(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr, s2tt and mt rows of CoVoST 2: `covost_v2.<src>_<tgt>.tsv` joined with Common Voice 4.
+
+    The tables may lie anywhere under `path`; the sentences come from `<src>/validated.tsv` and the audio from
+    `<src>/clips` of the Common Voice release in `common_voice` (default: `path`). train is train + train_covost.
+    A clip has one asr row, whatever number of languages it is translated into.
+    """
+    splits = {"train": ("train", "train_covost")}.get(spec.split, (spec.split,))
+    release = Path(spec.common_voice).expanduser() if spec.common_voice else spec.folder()
+    tables = {}
+    for path in sorted(spec.folder().rglob("covost_v2.*.tsv")):
+        if match := re.fullmatch(r"covost_v2\.([\w-]+?)_([\w-]+)\.tsv", path.name):
+            tables[match[1], match[2]] = path
+    names = chosen({source: language_code(source) for source, _ in tables}, spec)
+    for source_name, source in names.items():
+        sentences = validated_sentences(release / source_name)
+        durations = clip_durations(release / source_name)
+        transcribed = set()
+        for (_, target_name), table in ((key, table) for key, table in tables.items() if key[0] == source_name):
+            target = language_code(target_name)
+            for record in covost_table(table):
+                if record["split"] not in splits:
+                    continue
+                clip, translation = record["path"], record["translation"]
+                if clip not in sentences:
+                    report.drop(spec.corpus, f"{source}-{target}/{clip}", "not in Common Voice's validated.tsv")
+                    continue
+                stem, sentence, audio = Path(clip).stem, sentences[clip], release / source_name / "clips" / clip
+                if clip not in transcribed and spec.wants("asr", source, source):
+                    transcribed.add(clip)
+                    row = (source, source, sentence, sentence, durations.get(clip), audio)
+                    yield speech_row(f"{stem}/{source}", spec.corpus, *row)
+                row_id = f"{stem}/{source}-{target}"
+                if spec.wants("s2tt", source, target):
+                    row = (source, target, translation, sentence, durations.get(clip), audio)
+                    yield speech_row(row_id, spec.corpus, *row)
+                if spec.wants("mt", source, target):
+                    yield text_row(row_id, spec.corpus, source, target, translation, sentence)
+
+
+def covost_table(path: Path) -> Iterator[dict[str, str]]:
+    """Records of a CoVoST 2 or Common Voice 4 table as its authors read it: tabs, no quoting, backslash escapes."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\")
+
+
+def validated_sentences(folder: Path) -> dict[str, str]:
+    """Clip -> sentence of `validated.tsv` in a Common Voice locale."""
+    table = folder / "validated.tsv"
+    if not table.exists():
+        raise CorpusError(
+            f"covost2: {table} does not exist; CoVoST 2 needs the Common Voice 4 release of its source languages: "
+            "give the folder that holds its locales as `common_voice`"
+        )
+    return {record["path"]: record["sentence"] for record in covost_table(table)}

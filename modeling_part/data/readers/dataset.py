@@ -1,0 +1,206 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Any dataset that `datasets` reads: on the Hub, from a folder, or an audiofolder."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..checking import DataReport
+from ..corpus_spec import CorpusSpec
+from ..files import read_jsonl
+from ..rows import COLUMNS, CorpusError, check_direction, speech_row, text_row
+
+
+SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+
+
+def record_rows(record: dict, spec: CorpusSpec, folder: Path | None = None) -> Iterator[dict]:
+    """The canonical rows of one record of a dataset or of one text pair.
+
+    Without a task column the record gives a row for each of the spec's tasks: `source_text` is what is spoken or to be
+    translated and `text` the translation; with asr alone, `text` may be the transcript.
+    """
+    columns = {name: name for name in COLUMNS} | dict(spec.columns or {})
+    value = {name: record.get(column) for name, column in columns.items()}
+    source_lang = value["source_lang"] or only(spec, "languages", "source_lang")
+    for task in (value["task"],) if value["task"] else spec.tasks or ():
+        where = f"{spec.reader} at {spec.path}"
+        if task == "asr":
+            target_lang = source_lang
+        else:
+            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang")
+        check_direction(task, source_lang, target_lang, where)
+        if not spec.wants(task, source_lang, target_lang):
+            continue
+        transcript = value["source_text"] if value["source_text"] is not None else value["text"]
+        text = transcript if task == "asr" and not value["task"] else value["text"]
+        row_id = str(value["id"]) if value["id"] is not None else record_id(value)
+        if task == "mt":
+            yield text_row(row_id, spec.corpus, source_lang, target_lang, text or "", value["source_text"] or "")
+            continue
+        path, data = audio_source(value["audio"], folder)
+        times = {name: value[name] for name in ("start", "end")}
+        source_text = text if task == "asr" else value["source_text"]
+        speech = (source_lang, target_lang, text or "", source_text, value["duration"])
+        yield speech_row(row_id, spec.corpus, *speech, path=path, audio_bytes=data, **times)
+
+
+def only(spec: CorpusSpec, setting: str, column: str) -> str:
+    """The one language that `spec` names under `setting`, for data without a column for it."""
+    languages = getattr(spec, setting)
+    if not languages or len(languages) != 1:
+        raise CorpusError(
+            f"{spec.reader} at {spec.path}: no column gives {column!r}; name one language under {setting!r}, "
+            f"or the column under 'columns'"
+        )
+    return languages[0]
+
+
+def record_id(value: dict) -> str:
+    """An id for a record without one: the audio file's name, or a hash of its texts."""
+    audio = value["audio"]
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    if isinstance(path, str):
+        return Path(path).stem
+    texts = f"{value['source_text']}\t{value['text']}"
+    return hashlib.sha256(texts.encode("utf-8")).hexdigest()[:16]
+
+
+def audio_source(audio, folder: Path | None) -> tuple[str | None, bytes | None]:
+    """(path, bytes) of what an audio column holds: a path (relative to `folder`), bytes, or a struct of both."""
+    if isinstance(audio, dict):
+        if audio.get("bytes") is not None:
+            return None, audio["bytes"]
+        audio = audio.get("path")
+    if isinstance(audio, bytes):
+        return None, audio
+    if audio is None or folder is None:
+        return audio, None
+    return str(folder / audio), None
+
+
+def check_columns(spec: CorpusSpec, available: Sequence[str]) -> None:
+    """Raise `CorpusError` if the recipe maps a column that is not there, or leaves open the text or the task."""
+    columns = dict(spec.columns or {})
+    where = f"{spec.reader} at {spec.path}"
+    for name, column in columns.items():
+        if name not in COLUMNS:
+            raise CorpusError(f"{where}: 'columns' maps {name!r}, which is none of {', '.join(COLUMNS)}")
+        if column not in available:
+            raise CorpusError(f"{where}: no column {column!r}; there are {', '.join(available)}")
+    if not {columns.get("text", "text"), columns.get("source_text", "source_text")} & set(available):
+        raise CorpusError(
+            f"{where}: no column 'text'; say under 'columns' which of {', '.join(available)} it is, "
+            "for example columns: {text: sentence}"
+        )
+    if not spec.tasks and columns.get("task", "task") not in available:
+        raise CorpusError(f"{where}: no column gives the task; name it, for example tasks: [asr]")
+
+
+def read_dataset(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """Rows of any dataset: a local folder (parquet, arrow, save_to_disk, audiofolder), a file, or a Hub id.
+
+    Audio stays as it is stored: paths, or bytes from parquet (which the rows then hold).
+    """
+    dataset = open_dataset(spec)
+    check_columns(spec, dataset.column_names)
+    folder = local_folder(spec)
+    for batch in dataset.with_format("arrow").iter(batch_size=100):
+        for record in batch.to_pylist():
+            yield from record_rows(record, spec, folder)
+
+
+def local_folder(spec: CorpusSpec) -> Path | None:
+    """The folder to which relative audio paths in the dataset refer; None for a dataset on the Hub."""
+    path = Path(spec.path).expanduser()
+    if not path.exists():
+        return None
+    return path if path.is_dir() else path.parent
+
+
+def open_dataset(spec: CorpusSpec):
+    """The `datasets.Dataset` or `IterableDataset` behind a spec; local files are read where they lie, not copied."""
+    import datasets
+
+    path = Path(spec.path).expanduser()
+    if not path.exists():
+        return open_hub_dataset(spec)
+    if path.is_file():
+        kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
+        if kind is None:
+            raise CorpusError(f"dataset: {path} is no .parquet or .arrow file; for JSONL use the reader 'manifest'")
+        return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    if (path / "state.json").exists():
+        return datasets.load_from_disk(str(path))
+    if (path / "dataset_dict.json").exists():
+        return choose_split(datasets.load_from_disk(str(path)), spec)
+    if (records := audiofolder_records(path, spec)) is not None:
+        return datasets.Dataset.from_list(records)
+    return choose_split(datasets.load_dataset(str(path), name=spec.config, streaming=True), spec)
+
+
+def open_hub_dataset(spec: CorpusSpec):
+    """A dataset of the Hugging Face Hub; one clear error where it cannot be had."""
+    import datasets
+
+    if not is_hub_id(spec.path):
+        raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
+    try:
+        found = datasets.load_dataset(spec.path, name=spec.config, revision=spec.revision, streaming=spec.streaming)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+        raise unreachable(spec, error) from error
+    return choose_split(found, spec)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` is shaped like the id of a Hub repository, "owner/name"."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None
+
+
+def unreachable(spec: CorpusSpec, error: Exception) -> CorpusError:
+    """The error for a Hub id that could not be read: what happened, and which folder to give instead."""
+    reason = " ".join(str(error).split())[:300]
+    return CorpusError(
+        f"{spec.reader}: the Hub dataset {spec.path!r} could not be read ({type(error).__name__}: {reason}). "
+        f"Check the name and the connection, or give a local copy as `path`: the folder that "
+        f"`hf download {spec.path} --repo-type dataset --local-dir FOLDER` fills on a machine that reaches the Hub."
+    )
+
+
+def choose_split(splits, spec: CorpusSpec):
+    """The split of a `DatasetDict` that `spec` asks for, under any of its usual names."""
+    for name in SPLIT_NAMES.get(spec.split, (spec.split,)):
+        if name in splits:
+            return splits[name]
+    raise CorpusError(f"{spec.reader}: {spec.path} has no split {spec.split!r}; it has {', '.join(splits)}")
+
+
+def audiofolder_records(folder: Path, spec: CorpusSpec) -> list[dict] | None:
+    """Records of the split of an audiofolder: `metadata.jsonl` or `.csv` with `file_name`, beside the files.
+
+    Read here because 🤗 Datasets wants torchcodec even for the paths. None if the folder is no audiofolder.
+    """
+    import csv
+
+    if not any(folder.rglob("metadata.jsonl")) and not any(folder.rglob("metadata.csv")):
+        return None
+    places = [folder / name for name in SPLIT_NAMES[spec.split] if (folder / name).is_dir()]
+    if not places and not any((folder / name).is_dir() for names in SPLIT_NAMES.values() for name in names):
+        places = [folder]
+    records = []
+    for place in places:
+        for path in sorted((*place.rglob("metadata.jsonl"), *place.rglob("metadata.csv"))):
+            if path.suffix == ".csv":
+                with path.open(encoding="utf-8", newline="") as lines:
+                    found: Iterable[dict] = list(csv.DictReader(lines))
+            else:
+                found = [record for _, record in read_jsonl(path)]
+            for record in found:
+                if "file_name" not in record:
+                    raise CorpusError(f"{path}: a record without 'file_name': {record}")
+                records.append({**record, "audio": os.path.abspath(path.parent / record["file_name"])})
+    if not records:
+        raise CorpusError(f"dataset: no metadata.jsonl or metadata.csv for the split {spec.split!r} in {folder}")
+    return records

@@ -1,0 +1,128 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""FLEURS: from the Hub, or a folder of its archives."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..checking import DataReport
+from ..corpus_spec import CorpusSpec, chosen
+from ..files import unpack_tar
+from ..rows import CorpusError, language_code, speech_row, text_row
+from .dataset import SPLIT_NAMES, is_hub_id, unreachable
+
+
+def read_fleurs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+    """asr, s2tt and mt rows of FLEURS; the same sentence has the same number in all languages.
+
+    Read from a copy of the Hub repository: `data/<lang>/<split>.tsv` with `data/<lang>/audio/<split>.tar.gz`, or the
+    files of its parquet branch, `<lang>/<split>/*.parquet`. The audio of the source languages is unpacked once, beside
+    the archives. With a Hub id ("google/fleurs") only the files that are needed are downloaded. Texts are the raw
+    transcriptions.
+    """
+    root = fleurs_folder(spec)
+    names = {path.parent.name: language_code(path.parent.name) for path in fleurs_tables(root, "*", spec.split)}
+    sources = chosen(names, spec)
+    targets = chosen(names, replace(spec, languages=spec.target_languages or spec.languages))
+    texts = {code: fleurs_sentences(root, name, spec.split) for name, code in {**sources, **targets}.items()}
+    for name, source in sources.items():
+        spoken = spec.wants("asr") or spec.wants("s2tt")
+        recordings = fleurs_recordings(root, name, spec.split) if spoken else []
+        for target in dict.fromkeys((source, *targets.values())):
+            task = "asr" if source == target else "s2tt"
+            for number, path, text, duration in recordings if spec.wants(task, source, target) else ():
+                if number in texts[target]:
+                    answer = text if source == target else texts[target][number]
+                    row_id = f"{path.stem}/{source}" if source == target else f"{path.stem}/{source}-{target}"
+                    yield speech_row(row_id, spec.corpus, source, target, answer, text, duration, path)
+            if source != target and spec.wants("mt", source, target):
+                for number in sorted(texts[source].keys() & texts[target].keys()):
+                    pair = texts[target][number], texts[source][number]
+                    yield text_row(f"{number}/{source}-{target}", spec.corpus, source, target, *pair)
+
+
+def fleurs_folder(spec: CorpusSpec) -> Path:
+    """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
+    if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
+        return spec.folder()
+    import httpx2
+    from huggingface_hub import snapshot_download
+
+    spoken = spec.languages or ("*",)
+    written = {*spoken, *(spec.target_languages or ())}
+    patterns = [f"data/{fleurs_name(code)}/{spec.split}.tsv" for code in sorted(written)]
+    patterns += [f"{fleurs_name(code)}/{split}/*" for code in sorted(written) for split in SPLIT_NAMES[spec.split]]
+    if spec.wants("asr") or spec.wants("s2tt"):
+        patterns += [f"data/{fleurs_name(code)}/audio/{spec.split}.tar.gz" for code in spoken]
+    settings = {"repo_type": "dataset", "revision": spec.revision, "allow_patterns": patterns}
+    try:
+        return Path(snapshot_download(spec.path, **settings))
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+        raise unreachable(spec, error) from error
+
+
+def fleurs_name(code: str) -> str:
+    """The file name pattern of FLEURS's own name of a language: "de" -> "de_*", as in "de_de"."""
+    return code if code == "*" else "cmn_*" if code == "zh" else f"{code}_*"
+
+
+def fleurs_tables(root: Path, name: str, split: str) -> list[Path]:
+    """Of one language (or, with "*", all of them) the split's .tsv file or else the folder of its parquet files."""
+    tables = sorted(root.glob(f"data/{name}/{split}.tsv")) or sorted(root.glob(f"{name}/{split}.tsv"))
+    if tables:
+        return tables
+    folders = (folder for each in SPLIT_NAMES[split] for folder in root.glob(f"**/{name}/{each}"))
+    return sorted(folder for folder in folders if any(folder.glob("*.parquet")))
+
+
+def fleurs_sentences(root: Path, name: str, split: str) -> dict[int, str]:
+    """Number of the sentence -> raw transcription, of one language."""
+    return {record["id"]: record["raw_transcription"] for record in fleurs_records(root, name, split, [])}
+
+
+def fleurs_records(root: Path, name: str, split: str, more: list[str]) -> Iterator[dict]:
+    """id, raw_transcription, num_samples and path of every recording; from parquet also the columns `more`."""
+    table = fleurs_tables(root, name, split)[0]
+    if table.is_dir():
+        import pyarrow.parquet
+
+        columns = ["id", "num_samples", "path", "raw_transcription", *more]
+        for path in sorted(table.glob("*.parquet")):
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
+                yield from batch.to_pylist()
+        return
+    with table.open(encoding="utf-8", newline="") as lines:
+        for fields in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if len(fields) != 7:
+                raise CorpusError(f"{table}: {len(fields)} columns where FLEURS has 7: {fields[:3]}")
+            number, path, raw_transcription, _, _, num_samples, _ = fields
+            texts = {"path": path, "raw_transcription": raw_transcription}
+            yield {"id": int(number), "num_samples": int(num_samples), **texts}
+
+
+def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path, str, float]]:
+    """(number of the sentence, audio file, raw transcription, seconds) of every recording; unpacks the audio."""
+    table = fleurs_tables(root, name, split)[0]
+    audio = table / "audio" if table.is_dir() else table.parent / "audio" / split
+    if not audio.exists():
+        print(f"fleurs: unpacking the audio of {table}", flush=True)
+        if table.is_dir():
+            unpack_parquet(root, name, split, audio)
+        elif not (archive := table.parent / "audio" / f"{split}.tar.gz").exists():
+            raise CorpusError(f"fleurs: neither {archive} nor the unpacked folder {audio} exists")
+        else:
+            unpack_tar(archive, audio)
+    return [
+        (record["id"], audio / Path(record["path"]).name, record["raw_transcription"], record["num_samples"] / 16000)
+        for record in fleurs_records(root, name, split, [])
+    ]
+
+
+def unpack_parquet(root: Path, name: str, split: str, folder: Path) -> None:
+    """Write the audio in FLEURS's parquet files to files, so that the rows of many directions need not repeat it."""
+    partial = folder.with_name("audio.partial")
+    partial.mkdir(exist_ok=True)
+    for record in fleurs_records(root, name, split, ["audio"]):
+        (partial / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
+    partial.rename(folder)

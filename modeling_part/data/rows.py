@@ -1,0 +1,211 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The canonical row: the one schema between every corpus reader and the collator, and what is counted about it.
+
+A row is one training or test example. Its columns:
+
+    id           str     unique within its corpus, split and task
+    corpus       str     where it comes from, for example "fleurs"
+    task         str     "asr" (speech to transcript), "s2tt" (speech to translation) or "mt" (text to translation)
+    source_lang  str     BCP 47 code of what is spoken or, for mt, of the source sentence
+    target_lang  str     BCP 47 code of `text`; equal to `source_lang` for asr
+    text         str     the answer, with the corpus's own casing and punctuation
+    source_text  str     the transcript or the source sentence; None where it is unknown
+    duration     float   seconds of audio; 0.0 for mt
+    audio        struct  {"path": str or None, "bytes": binary or None}, still compressed; None for mt
+    start, end   float   seconds, for a part of a long file; None for a whole file
+
+Nothing here decodes audio: `audio_part.load_audio` does, row by row, when a batch is made.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..prompts_part import TASKS
+
+
+SPLITS = ("train", "dev", "test")
+FOR_PEOPLE = ("speaker", "license")  # may stand in a manifest; not read
+COLUMNS = (
+    "id",
+    "corpus",
+    "task",
+    "source_lang",
+    "target_lang",
+    "text",
+    "source_text",
+    "duration",
+    "audio",
+    "start",
+    "end",
+)
+EXAMPLES_PER_REASON = 5
+ROWS_BEFORE_JUDGEMENT = 1000  # a few broken rows at the start of a corpus or a run say nothing about their share
+_LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?(-[A-Za-z0-9]{4,8})*")
+
+
+class CorpusError(ValueError):
+    """A corpus, manifest or recipe entry that cannot be read as asked: the message names what, why and the fix."""
+
+
+@contextmanager
+def errors_of_row(row: Mapping):
+    """Say in a ValueError which row it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Row {row['id']!r} of corpus {row.get('corpus')!r}: {error}") from error
+
+
+def canonical_features():
+    """The `datasets.Features` of a canonical row (audio as a struct of path and bytes, never decoded)."""
+    from datasets import Features, Value
+
+    strings = ("id", "corpus", "task", "source_lang", "target_lang", "text", "source_text")
+    features = {name: Value("string") for name in strings}
+    features["duration"] = Value("float32")
+    features["audio"] = {"path": Value("string"), "bytes": Value("binary")}
+    features["start"] = features["end"] = Value("float64")
+    return Features(features)
+
+
+def check_language(code: str, where: str) -> str:
+    """Return `code` if it is shaped like a BCP 47 code ("pt", "pt-BR", "zh-Hans"); else raise `CorpusError`."""
+    if not isinstance(code, str) or not _LANGUAGE_CODE.fullmatch(code):
+        raise CorpusError(
+            f"{where}: {code!r} is not a BCP 47 language code; write one such as 'en', 'pt-BR' or 'zh-Hans'."
+        )
+    return code
+
+
+def check_direction(task: str, source_lang: str, target_lang: str, where: str) -> None:
+    """Raise `CorpusError` for an unknown task, a malformed language code, or languages that do not fit the task."""
+    if task not in TASKS:
+        raise CorpusError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
+    check_language(source_lang, where)
+    check_language(target_lang, where)
+    if (task == "asr") != (source_lang == target_lang):
+        raise CorpusError(
+            f"{where}: {task} from {source_lang!r} to {target_lang!r}; asr, and only asr, keeps the language"
+        )
+
+
+def language_code(name: str, keep_region: bool = False) -> str:
+    """The BCP 47 code for a corpus's own name of a language: "cmn_hans_cn" -> "zh", "sv-SE" -> "sv", "es_419" -> "es".
+
+    The region goes unless `keep_region` ("pt_br" -> "pt-BR"), so that the same language has one code in all corpora;
+    "zh-TW" and "zh-HK" always keep theirs, which stands for another script or language, and "zh-CN" is "zh".
+    """
+    first, *rest = re.split(r"[-_@]", name)
+    code = {"cmn": "zh"}.get(first.lower(), first.lower())
+    for part in rest:
+        if len(part) >= 5:
+            code += f"-{part.lower()}"
+        elif len(part) <= 3 and (part.upper() in ("TW", "HK") if code == "zh" else keep_region):
+            code += f"-{part.upper()}"
+    return code
+
+
+def split_of(key: str) -> str:
+    """train (90 %), dev (5 %) or test (5 %), from a hash of `key`: the same on every machine and in every language."""
+    number = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") % 100
+    return "test" if number < 5 else "dev" if number < 10 else "train"
+
+
+def speech_row(
+    row_id: str,
+    corpus: str,
+    source_lang: str,
+    target_lang: str,
+    text: str,
+    source_text: str | None,
+    duration: float | None,
+    path: str | Path | None = None,
+    audio_bytes: bytes | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> dict:
+    """One asr row (`source_lang == target_lang`) or s2tt row. A `duration` of None is measured later from the file."""
+    return {
+        "id": row_id,
+        "corpus": corpus,
+        "task": "asr" if source_lang == target_lang else "s2tt",
+        "source_lang": source_lang,
+        "target_lang": target_lang,
+        "text": text,
+        "source_text": source_text,
+        "duration": duration,
+        "audio": {"path": None if path is None else str(path), "bytes": audio_bytes},
+        "start": start,
+        "end": end,
+    }
+
+
+def text_row(row_id: str, corpus: str, source_lang: str, target_lang: str, text: str, source_text: str) -> dict:
+    """One mt row: `source_text` in, `text` out, no audio."""
+    row = speech_row(row_id, corpus, source_lang, target_lang, text, source_text, 0.0)
+    return {**row, "task": "mt", "audio": None}
+
+
+def direction(source_lang: str, target_lang: str) -> str:
+    """A row's languages as recipes and reports write them: "fr" for transcription, "fr-en" for translation."""
+    return source_lang if source_lang == target_lang else f"{source_lang}-{target_lang}"
+
+
+def group_name(row: Mapping) -> str:
+    """The name under which rows are counted: "asr/fr", "s2tt/fr-en", "mt/fr-en"."""
+    return f"{row['task']}/{direction(row['source_lang'], row['target_lang'])}"
+
+
+def audio_duration(audio: str | Path | bytes) -> float:
+    """Seconds of an audio file (or its bytes), from its header or, for mp3, its frames, without decoding.
+
+    Raises:
+        `CorpusError`: the file does not exist, is no audio that libsndfile reads, or holds no samples.
+    """
+    import soundfile
+
+    if not isinstance(audio, bytes) and not os.path.exists(audio):
+        raise CorpusError("audio file not found")
+    try:
+        info = soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio))
+    except soundfile.LibsndfileError as error:
+        raise CorpusError("audio cannot be read") from error
+    if info.frames <= 0:
+        raise CorpusError("audio without samples")
+    return info.frames / info.samplerate
+
+
+def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | CorpusError]:
+    """`audio_duration` of many files on all cores; a file that fails gives its error instead."""
+
+    def measure(audio):
+        try:
+            return audio_duration(audio)
+        except CorpusError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(measure, audios))
+
+
+def speech_bounds(samples, sampling_rate: int, margin: float = 0.03) -> tuple[int, int]:
+    """First and last sample of (samples,) where 10 ms frames exceed 3 % of the peak, with `margin` seconds around."""
+    import numpy as np
+
+    frame, around = sampling_rate // 100, round(margin * sampling_rate)
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    loud = np.flatnonzero(np.abs(frames).max(axis=1) > 0.03 * np.abs(samples).max())
+    if not len(loud):
+        raise CorpusError("audio is silent")
+    return max(0, int(loud[0]) * frame - around), min(len(samples), (int(loud[-1]) + 1) * frame + around)
+
+
+def too_many_broken(broken: int, seen: int, max_bad_fraction: float, at_least: int = 0) -> bool:
+    """Whether more of the `seen` rows are broken than may be; never with fewer than `at_least` rows."""
+    return seen >= at_least and broken > max_bad_fraction * seen

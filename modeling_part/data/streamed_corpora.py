@@ -1,0 +1,89 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Corpora that are read while training, as streams of canonical rows."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .checking import DataReport, FolderListings, RowFilters, admit, refuse_if_broken
+from .corpus_spec import CorpusSpec
+from .readers.dataset import check_columns, local_folder, open_dataset, record_rows
+from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, canonical_features
+from .stored_corpora import load_corpora
+
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+logger = logging.getLogger(__name__)
+
+
+def stream_corpora(
+    specs: Sequence[CorpusSpec], filters: RowFilters, max_bad_fraction: float
+) -> tuple["datasets.IterableDataset", dict]:
+    """The corpora interleaved as one stream; those that are not streamed are read first."""
+    from datasets import interleave_datasets
+
+    local = [spec for spec in specs if not spec.streaming]
+    report: dict = {**DataReport().as_dict(), "corpora": [], "weights": {}}
+    streams, weights = [], []
+    for spec in specs:
+        if spec.streaming:
+            streams.append(stream_dataset(spec, filters, max_bad_fraction))
+            report["corpora"].append({"reader": spec.reader, "path": spec.path, "split": spec.split, "streamed": True})
+            weights.append(spec.weight)
+    if local:
+        dataset, read = load_corpora(local, filters, max_bad_fraction, None)
+        report = {**read, "corpora": read["corpora"] + report["corpora"]}
+        streams.append(dataset.to_iterable_dataset(num_shards=min(64, len(dataset))))
+        weights.append(sum(spec.weight for spec in local))
+    settings = json.dumps([[asdict(spec) for spec in specs], asdict(filters)], sort_keys=True, default=str)
+    report["fingerprint"] = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
+    if len(streams) == 1:
+        return streams[0], report
+    shares = [weight / sum(weights) for weight in weights]
+    strategy = "all_exhausted_without_replacement"
+    return interleave_datasets(streams, probabilities=shares, seed=0, stopping_strategy=strategy), report
+
+
+def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float) -> "datasets.IterableDataset":
+    """One dataset as a stream of canonical rows, checked and filtered while it is read."""
+    from datasets import IterableDataset
+
+    dataset = open_dataset(spec)
+    if not isinstance(dataset, IterableDataset):
+        dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
+    check_columns(spec, dataset.column_names)
+    stream = dataset.with_format("arrow").map(
+        StreamedRows(spec, filters, max_bad_fraction),
+        batched=True,
+        batch_size=32,
+        remove_columns=[name for name in dataset.column_names if name not in COLUMNS],  # the others are replaced
+        features=canonical_features(),
+    )
+    return stream.with_format(None)
+
+
+class StreamedRows:
+    """Turns a table of a streamed dataset into a table of canonical rows, and counts the broken ones."""
+
+    def __init__(self, spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float):
+        self.spec, self.filters, self.max_bad_fraction = spec, filters, max_bad_fraction
+        self.report = DataReport()
+
+    def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
+        """Canonical rows of the records in `table`, without those that are broken or filtered out."""
+        import pyarrow
+
+        folder = local_folder(self.spec)
+        rows = [row for record in table.to_pylist() for row in record_rows(record, self.spec, folder)]
+        before = sum(self.report.broken.values())
+        kept = admit(rows, self.filters, self.report, FolderListings())
+        if sum(self.report.broken.values()) > before:
+            logger.warning("%s: broken rows so far: %s", self.spec.path, dict(self.report.broken))
+        refuse_if_broken(self.spec, self.report, self.max_bad_fraction, at_least=ROWS_BEFORE_JUDGEMENT)
+        return pyarrow.Table.from_pylist(kept, schema=canonical_features().arrow_schema)

@@ -1,0 +1,200 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Batches from streams that cannot be indexed: same-task global steps on all ranks without communication."""
+
+import logging
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from ..prompts_part import TASKS
+from .mixture import largest_remainder, round_up
+
+
+logger = logging.getLogger(__name__)
+Row = dict[str, Any]
+
+
+class StreamingTaskBatches(torch.utils.data.IterableDataset):
+    """Lists of canonical rows, formed from one stream of rows per task.
+
+    Every rank draws the task of step k, and how long its rows shall be, from the same seeded schedule, so all ranks
+    work on one task and on similar lengths although none knows what the others read. Each rank and each data loader
+    worker reads its own share of a stream: its own shards where a `datasets.IterableDataset` has enough of them, else
+    every n-th row. Rows wait in a buffer sorted by length, from which a batch takes neighbours at a random place: this
+    is the shuffling, bounded by `buffer_rows`. A stream that ends begins again (`set_epoch` is called where it
+    exists): within one pass a share gives every row once, but nothing ties passes to steps, and rows still in
+    the buffers after the last step are not used. Passes begun are counted in `passes` and logged.
+
+    Read it with `DataLoader(stream, batch_size=None, collate_fn=..., num_workers=...)` and do not let accelerate
+    prepare that loader: it would read everything on rank 0 and broadcast it, or take every n-th batch once more.
+
+    The batches follow from the arguments and the number of workers. To resume, pass `first_step`: the rows of the
+    earlier steps are read again but neither collated nor decoded.
+
+    Args:
+        streams: task -> rows that can be iterated several times, such as a `datasets.IterableDataset` or a list. Mix
+            languages before, for example with `datasets.interleave_datasets`.
+        task_weights: share of the global steps of each task, up to a factor (streams have no length to go by).
+        count_tokens: row -> tokens of its target (of source and target for text tasks).
+        max_audio_seconds: limit of rows * longest padded audio of a batch, seconds.
+        max_tokens: limit of rows * longest padded count of tokens of a batch.
+        max_rows: limit of rows in a batch, none by default.
+        num_steps: optimizer steps of the stage.
+        rank: of this process.
+        world_size: number of ranks.
+        gradient_accumulation_steps: batches per rank and optimizer step.
+        seed: every rank must be given the same.
+        buffer_rows: rows waiting per task and worker; more gives less padding and better shuffling for more memory.
+        first_step: optimizer steps that are already trained.
+        pad_seconds_multiple: audio is counted as padded to a multiple of this many seconds.
+        pad_tokens_multiple: targets are counted as padded to a multiple of this many tokens.
+
+    Raises:
+        ValueError: if tasks and streams do not match, a stream gives no rows, or a row is over a budget alone.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Iterable[Row]],
+        task_weights: Mapping[str, float],
+        count_tokens: Callable[[Row], int],
+        *,
+        max_audio_seconds: float,
+        max_tokens: int,
+        num_steps: int,
+        max_rows: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        gradient_accumulation_steps: int = 1,
+        seed: int = 0,
+        buffer_rows: int = 2000,
+        first_step: int = 0,
+        pad_seconds_multiple: float = 0.2,
+        pad_tokens_multiple: int = 8,
+    ):
+        unknown = sorted(set(task_weights) - set(TASKS))
+        missing = sorted(task for task, weight in task_weights.items() if weight and task not in streams)
+        if unknown or missing:
+            raise ValueError(f"task_weights names tasks without a stream {missing} or unknown ones {unknown}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}, which is not one of {world_size} ranks")
+        self.streams = streams
+        self.count_tokens = count_tokens
+        self.max_audio_seconds = max_audio_seconds
+        self.max_tokens = max_tokens
+        self.max_rows = max_rows
+        self.num_steps = num_steps
+        self.rank = rank
+        self.world_size = world_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.seed = seed
+        self.buffer_rows = buffer_rows
+        self.first_step = first_step
+        self.pad_seconds_multiple = pad_seconds_multiple
+        self.pad_tokens_multiple = pad_tokens_multiple
+        self.passes: dict[str, int] = {}
+        tasks = [task for task in TASKS if task_weights.get(task)]
+        weights = np.array([task_weights[task] for task in tasks])
+        steps = largest_remainder(num_steps * weights / weights.sum())
+        self.schedule = np.random.default_rng([seed, 0]).permutation(np.repeat(tasks, steps)).tolist()
+
+    def __len__(self) -> int:
+        """Batches of the whole stage on one rank, those before `first_step` included."""
+        return self.num_steps * self.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        worker = get_worker_info()
+        index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        self.passes = {}
+        rows = {
+            task: self._read_forever(task, self.rank * workers + index, self.world_size * workers)
+            for task in sorted(set(self.schedule))
+        }
+        buffers: dict[str, list[tuple[int, int, int, Row]]] = {task: [] for task in rows}
+        # the data loader takes batch i from worker i % workers
+        for batch_index in range(index, len(self), workers):
+            step = batch_index // self.gradient_accumulation_steps
+            task = self.schedule[step]
+            for entry in islice(rows[task], self.buffer_rows - len(buffers[task])):
+                insort(buffers[task], entry)
+            batch = self._take(buffers[task], np.random.default_rng([self.seed, 1, step]).random())
+            if step >= self.first_step:
+                yield batch
+
+    def _read_forever(self, task: str, share: int, shares: int) -> Iterator[tuple[int, int, int, Row]]:
+        """(padded audio, padded tokens, serial number, row) of one share of a stream, pass after pass."""
+        serial, rows_before = 0, -1
+        while serial > rows_before:
+            rows_before = serial
+            self.passes[task] = self.passes.get(task, 0) + 1
+            logger.info("%s stream: share %d of %d begins pass %d", task, share + 1, shares, self.passes[task])
+            for row in read_share(self.streams[task], share, shares, epoch=self.passes[task] - 1):
+                seconds, tokens = self._measure(task, row)
+                yield seconds, tokens, serial, row
+                serial += 1
+        raise ValueError(
+            f"the {task} stream gave no rows to share {share + 1} of {shares} (one per rank and worker):"
+            " it is empty, or has fewer rows than that"
+        )
+
+    def _measure(self, task: str, row: Row) -> tuple[int, int]:
+        """Padded seconds and tokens of a row in multiples, after checking that it may be trained on at all."""
+        if row["task"] != task:
+            raise ValueError(f"row {row['id']} of the {task} stream has the task {row['task']}")
+        if task != "mt" and not row["duration"]:
+            raise ValueError(f"row {row['id']} has no duration; the reader must fill it in")
+        target_tokens = self.count_tokens(row)
+        seconds = int(round_up(row["duration"] or 0.0, self.pad_seconds_multiple))
+        tokens = max(int(round_up(target_tokens, self.pad_tokens_multiple)), 1)
+        if not self._fits(1, seconds, tokens):
+            raise ValueError(
+                f"row {row['id']} ({row['duration']} s, {target_tokens} tokens) is over the budget alone: raise"
+                f" max_audio_seconds={self.max_audio_seconds} or max_tokens={self.max_tokens}, or filter such rows out"
+            )
+        return seconds, tokens
+
+    def _fits(self, rows: int, seconds: int, tokens: int) -> bool:
+        return (
+            rows * seconds * self.pad_seconds_multiple <= self.max_audio_seconds + 1e-4
+            and rows * tokens * self.pad_tokens_multiple <= self.max_tokens
+            and (self.max_rows is None or rows <= self.max_rows)
+        )
+
+    def _take(self, buffer: list[tuple[int, int, int, Row]], quantile: float) -> list[Row]:
+        """Removes a batch of neighbours from the sorted buffer: from the quantile downwards, then upwards."""
+        start = int(quantile * len(buffer))
+        end = start + 1
+        tokens = buffer[start][1]
+        while start > 0:
+            with_next = max(tokens, buffer[start - 1][1])
+            if not self._fits(end - start + 1, buffer[end - 1][0], with_next):
+                break
+            start, tokens = start - 1, with_next
+        while end < len(buffer):
+            with_next = max(tokens, buffer[end][1])
+            if not self._fits(end - start + 1, buffer[end][0], with_next):
+                break
+            end, tokens = end + 1, with_next
+        batch = [row for _, _, _, row in buffer[start:end]]
+        del buffer[start:end]
+        return batch
+
+
+def read_share(stream: Iterable[Row], share: int, shares: int, epoch: int = 0) -> Iterator[Row]:
+    """One pass over share number `share` of `shares` of a stream; the shares are disjoint and complete."""
+    from datasets import IterableDataset
+    from datasets.distributed import split_dataset_by_node
+
+    if hasattr(stream, "set_epoch"):
+        stream.set_epoch(epoch)
+    if not isinstance(stream, IterableDataset):
+        yield from islice(stream, share, None, shares)
+        return
+    # Iterating it plainly would divide the share by worker once more and lose rows; `iter` does not.
+    for batch in split_dataset_by_node(stream, rank=share, world_size=shares).iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}

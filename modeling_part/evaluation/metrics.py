@@ -1,0 +1,81 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Error rates, BLEU and chrF, their bootstrap, and the same as ``evaluate`` modules that need no network.
+
+The modules are used like every other one, but are built by their class instead of being fetched by name::
+
+    WordErrorRate().compute(predictions=["a b"], references=["a c"], language="fr")
+    Bleu().compute(predictions=["..."], references=["..."], target_lang="ja")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+import sacrebleu
+
+from .normalization import primary_language
+
+
+# "char" for languages written without spaces between words, where 13a would see one word per sentence.
+BLEU_TOKENIZERS = {
+    "zh": "zh",
+    "yue": "zh",
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+    "th": "char",
+    "lo": "char",
+    "my": "char",
+    "km": "char",
+}
+
+
+@dataclass(frozen=True)
+class EditCounts:
+    """A minimal alignment of one hypothesis with its reference, in units (words or characters)."""
+
+    hits: int
+    substitutions: int
+    deletions: int
+    insertions: int
+
+    @property
+    def reference_units(self) -> int:
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
+    """Aligns two sequences of units (no unit holds a space) with jiwer; either may be empty."""
+    output = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
+    return EditCounts(output.hits, output.substitutions, output.deletions, output.insertions)
+
+
+def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLEU:
+    """sacrebleu's corpus BLEU (cased, detokenised text) with the tokenizer of the target language.
+
+    Args:
+        target_lang: BCP 47 code. 13a, except zh and yue: zh; ja: ja-mecab; ko: ko-mecab; th, lo, my, km: char.
+        tokenizer: sacrebleu's name of another tokenizer for every language, such as ``"flores200"`` (spBLEU;
+            sacrebleu fetches its sentencepiece model once, which needs the network).
+
+    Raises:
+        ImportError: the tokenizer needs a package that is not installed; names the extra.
+        ValueError: sacrebleu knows no such tokenizer.
+    """
+    tokenizer = tokenizer or BLEU_TOKENIZERS.get(primary_language(target_lang), "13a")
+    if tokenizer not in sacrebleu.BLEU.TOKENIZERS:
+        raise ValueError(f"no BLEU tokenizer {tokenizer!r}; sacrebleu has {', '.join(sacrebleu.BLEU.TOKENIZERS)}")
+    extras = {"ja-mecab": "ja", "ko-mecab": "ko", "flores200": "flores200", "flores101": "flores200"}
+    try:
+        return sacrebleu.BLEU(tokenize=tokenizer)
+    # sacrebleu raises RuntimeError where MeCab is missing, ImportError where sentencepiece is.
+    except (ImportError, RuntimeError) as error:
+        if tokenizer not in extras:
+            raise
+        raise ImportError(
+            f"BLEU into {target_lang!r} needs sacrebleu's tokenizer {tokenizer!r}, whose packages are not installed; "
+            f"run `pip install modeling-part[{extras[tokenizer]}]`"
+        ) from error

@@ -1,0 +1,320 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Prediction with a checkpoint, and the command line of everything that is read off predictions.
+
+::
+
+    python -m modeling_part.evaluation score runs/part/joint/predictions.jsonl
+    python -m modeling_part.evaluation compare runs/baseline_2stage/joint/report.json runs/part/joint/report.json
+    python -m modeling_part.evaluation report runs/quickstart
+
+Normalisation is in ``normalization.py``, the measures in ``metrics.py``, the counting in ``scoring.py``, tables and
+pictures in ``reports.py`` and ``comparison.py``.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..audio_part import load_audio
+from .comparison import compare
+from .reports import write_report
+from .run_report import run_report
+from .scoring import annotate, prediction_key, read_predictions, score, write_predictions
+
+
+logger = logging.getLogger(__name__)
+PLANNING_COLUMNS = ["id", "corpus", "task", "source_lang", "target_lang", "text", "source_text", "duration"]
+
+
+def weights_fingerprint(model: torch.nn.Module, salt: str = "") -> str:
+    """A short hash that changes with the weights, their type or `salt`, so that what other weights made is known.
+
+    Sums the weights' bits as integers: exact, in any order, on any device.
+    """
+    integer_types = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    digest = hashlib.sha256(salt.encode())
+    for name, parameter in sorted(model.named_parameters()):
+        bits = parameter.detach().contiguous().view(integer_types[parameter.element_size()])
+        digest.update(f"{name} {parameter.dtype} {int(bits.sum(dtype=torch.int64))}".encode())
+    return digest.hexdigest()[:16]
+
+
+def plan_prediction_batches(
+    rows: Sequence[Mapping], remaining: Sequence[int], *, batch_size: int, max_audio_seconds: float
+) -> list[list[int]]:
+    """Groups row indices into batches of one task and similar length, longest first (memory runs out at once or never).
+
+    A batch holds at most ``batch_size`` rows and ``max_audio_seconds`` of audio counted with its padding; a longer
+    row is a batch of its own.
+    """
+
+    def length(index: int) -> tuple:
+        row = rows[index]
+        return row["task"], -(row["duration"] or 0.0), -len(row["source_text"] or "")
+
+    batches: list[list[int]] = []
+    for index in sorted(remaining, key=length):
+        batch = batches[-1] if batches else []
+        fits = (
+            batch
+            and len(batch) < batch_size
+            and rows[batch[0]]["task"] == rows[index]["task"]
+            and (len(batch) + 1) * (rows[batch[0]]["duration"] or 0.0) <= max_audio_seconds
+        )
+        if fits:
+            batch.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+@torch.inference_mode()
+def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -> list[str]:
+    """One hypothesis per row; all rows are of one task, so all have audio or none has."""
+    audio = None
+    if rows[0]["task"] != "mt":
+        audio = [
+            load_audio(row["audio"], processor.sampling_rate, start=row.get("start"), end=row.get("end"))
+            for row in rows
+        ]
+    inputs = processor(
+        audio=audio,
+        task=rows[0]["task"],
+        source_lang=[row["source_lang"] for row in rows],
+        target_lang=[row["target_lang"] for row in rows],
+        source_text=[row["source_text"] for row in rows] if audio is None else None,
+        padding_side="left",
+    ).to(model.device, model.dtype)
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    answers = ids[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+def _predict_batch(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -> list[dict]:
+    """Hypotheses of a batch; where the batch fails, of each row alone, and of a row that fails alone its error."""
+    try:
+        return [{"hypothesis": text} for text in _generate(model, processor, rows, max_new_tokens)]
+    except Exception as error:  # whatever a broken clip or a full memory raises must cost this row only, and be told
+        message = f"{type(error).__name__}: {error}"
+    # Outside the handler, which would keep the failed batch's tensors alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(rows) == 1:
+        logger.warning("row %r failed and counts as an error: %s", rows[0]["id"], message)
+        return [{"hypothesis": "", "error": message}]
+    return [_predict_batch(model, processor, [row], max_new_tokens)[0] for row in rows]
+
+
+def _gather(output_path: Path, keys: Sequence[tuple], model_fingerprint: str) -> list[dict]:
+    """Puts the file and the part files of this and earlier, perhaps interrupted, runs together into the one file.
+
+    Rows of other weights or of another data set are dropped with a warning; of two rows for the same key one without
+    an error counts. Order: the data set's.
+    """
+    parts = sorted(output_path.parent.glob(f"{output_path.name}.part-*"))
+    wanted, dropped, found = set(keys), 0, {}
+    for path in [output_path, *parts]:
+        for row in read_predictions(path) if path.exists() else []:
+            key = prediction_key(row)
+            if row.get("model") != model_fingerprint or key not in wanted:
+                dropped += 1
+            elif row.get("error") is None or key not in found:
+                found[key] = row
+    if dropped:
+        logger.warning("%s: dropped %d predictions of another model or data set", output_path, dropped)
+    rows = annotate(found[key] for key in keys if key in found)
+    write_predictions(rows, output_path)
+    for path in parts:
+        path.unlink()
+    return rows
+
+
+def _predict_share(
+    model,
+    processor,
+    dataset: Dataset | Sequence[Mapping],
+    table: Sequence[Mapping],
+    batches: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    part_path: Path,
+    model_fingerprint: str,
+    progress: bool,
+) -> None:
+    """This process's batches, appended one by one to its part file."""
+    was_training = model.training
+    model.eval()
+    with (
+        part_path.open("w", encoding="utf-8") as part,
+        tqdm(total=sum(map(len, batches)), desc="predict", unit="row", disable=not progress) as bar,
+    ):
+        for batch in batches:
+            outcomes = _predict_batch(model, processor, [dataset[index] for index in batch], max_new_tokens)
+            for index, outcome in zip(batch, outcomes, strict=True):
+                row = {name: value for name, value in table[index].items() if name != "text"}
+                row.update(reference=table[index]["text"], model=model_fingerprint, **outcome)
+                part.write(json.dumps(row, ensure_ascii=False) + "\n")
+            part.flush()
+            bar.update(len(batch))
+    model.train(was_training)
+
+
+def predict(
+    model,
+    processor,
+    dataset: Dataset | Sequence[Mapping],
+    *,
+    output_path: str | Path,
+    batch_size: int = 16,
+    max_audio_seconds: float = 240.0,
+    max_new_tokens: int = 200,
+    accelerator: Accelerator | None = None,
+) -> list[dict]:
+    """Greedy predictions for every row of a data set, written to a file.
+
+    Every process takes its share of the batches and appends to a part file of its own; the main process puts the parts
+    together at the end. Called again after an interruption it does the missing and the failed rows only; rows of
+    other weights or of another data set in the file are replaced, with a warning.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq` on its device, whole on every process (not sharded).
+        processor: its `PARTProcessor`.
+        dataset: rows with the canonical columns; ``text`` is the reference.
+        output_path: the ``predictions.jsonl`` to write; its folder is created.
+        batch_size: rows per batch at most.
+        max_audio_seconds: seconds of audio per batch at most, padding included.
+        max_new_tokens: tokens per hypothesis at most.
+        accelerator: tells the processes apart; None makes one, which finds the processes of the launch. Every process
+            must make the call.
+
+    Returns:
+        On every process, one annotated prediction per row in the order of the data set (see `scoring.annotate`).
+
+    Raises:
+        ValueError: rows without ``text``, or two rows with the same corpus, id, task and languages.
+        RuntimeError: every row failed; gives the first error.
+    """
+    output_path = Path(output_path)
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(dataset, Dataset):
+        rows = dataset.select_columns([name for name in PLANNING_COLUMNS if name in dataset.column_names])
+    else:
+        rows = dataset
+    table = [{name: row.get(name) for name in PLANNING_COLUMNS} for row in rows]
+    keys = [prediction_key(row) for row in table]
+    double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
+    if count > 1:
+        raise ValueError(
+            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own"
+        )
+    without_text = [row["id"] for row in table if row["text"] is None]
+    if without_text:
+        raise ValueError(f"rows without text to score against: {without_text[:5]} ({len(without_text)} in all)")
+
+    accelerator = accelerator or Accelerator()
+    model = accelerator.unwrap_model(model)
+    model_fingerprint = weights_fingerprint(model, str(max_new_tokens))
+    if accelerator.is_main_process:
+        _gather(output_path, keys, model_fingerprint)
+    accelerator.wait_for_everyone()
+    done = {prediction_key(row) for row in read_predictions(output_path) if row.get("error") is None}
+    remaining = [index for index, key in enumerate(keys) if key not in done]
+    batches = plan_prediction_batches(table, remaining, batch_size=batch_size, max_audio_seconds=max_audio_seconds)
+    _predict_share(
+        model,
+        processor,
+        dataset,
+        table,
+        batches[accelerator.process_index :: accelerator.num_processes],
+        max_new_tokens=max_new_tokens,
+        part_path=output_path.with_name(f"{output_path.name}.part-{accelerator.process_index}"),
+        model_fingerprint=model_fingerprint,
+        progress=accelerator.is_main_process,
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _gather(output_path, keys, model_fingerprint)
+    accelerator.wait_for_everyone()
+    rows = read_predictions(output_path)
+    errors = [row["error"] for row in rows if row.get("error") is not None]
+    if rows and len(errors) == len(rows):
+        raise RuntimeError(f"all {len(rows)} rows failed, the first with {errors[0]}; see {output_path}")
+    return rows
+
+
+def predict_and_report(
+    model,
+    processor,
+    dataset: Dataset | Sequence[Mapping],
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    **generation,
+) -> dict:
+    """`predictions.jsonl` ([`predict`]) and their report (`scoring.score`) as ``report.json`` and ``report.md``.
+
+    Args:
+        folder: for the three files; created.
+        seed: of the bootstrap.
+        **generation: ``batch_size``, ``max_audio_seconds`` and ``max_new_tokens`` of [`predict`].
+
+    Returns:
+        The report, on every process; the main one scores.
+    """
+    accelerator = accelerator or Accelerator()
+    folder = Path(folder)
+    predictions = predict(
+        model, processor, dataset, output_path=folder / "predictions.jsonl", accelerator=accelerator, **generation
+    )
+    report = None
+    if accelerator.is_main_process:
+        report = score(predictions, seed=seed)
+        write_report(report, folder)
+    return broadcast_object_list([report])[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m modeling_part.evaluation", description="Scores and reports.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("score", help="predictions.jsonl -> report.json and report.md beside it")
+    command.add_argument("predictions", type=Path)
+    command.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    command.add_argument("--bleu_tokenizer", help="one sacrebleu tokenizer for all directions, such as flores200")
+    command.add_argument("--simplify_chinese", action="store_true", help="compare Chinese in simplified characters")
+    command = commands.add_parser("compare", help="two or more reports side by side; the first is the baseline")
+    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl")
+    command.add_argument("--seed", type=int, default=0, help="of the paired bootstrap (default 0)")
+    command = commands.add_parser("report", help="gather the stages of a run into report.md, report.json, loss.png")
+    command.add_argument("run", type=Path, help="run folder, such as runs/quickstart")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "score":
+            report = score(
+                read_predictions(options.predictions),
+                seed=options.seed,
+                bleu_tokenizer=options.bleu_tokenizer,
+                simplify_chinese=options.simplify_chinese,
+            )
+            write_report(report, options.predictions.parent)
+        elif options.command == "compare":
+            compare(options.reports, seed=options.seed)
+        else:
+            run_report(options.run)
+    except (ImportError, OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog} {options.command}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Reports a person reads: of one set of predictions, and of all stages of a run with its loss curve and warnings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from .tables import markdown_table, number, percent, print_table, with_interval
+
+
+def report_rows(report: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of one report: averages first, then every language and direction."""
+    header = ["group", "measure", "error % [95 %]", "BLEU [95 %]", "chrF", "utterances", "failed", "units"]
+    header += ["sub", "del", "ins", "empty %", "looping %", "wrong language %"]
+    rows = []
+    for task, average in report["macro"].items():
+        figures = [
+            with_interval(percent(average.get("error_rate")), average.get("error_rate_interval"), 100),
+            with_interval(number(average.get("bleu")), average.get("bleu_interval")),
+            number(average.get("chrf")),
+        ]
+        rows.append([f"{task}, average of {average['groups']}", "", *figures, *[""] * 9])
+    for name, group in report["groups"].items():
+        rows.append(
+            [
+                name,
+                group["error_metric"],
+                with_interval(percent(group["error_rate"]), group["error_rate_interval"], 100),
+                with_interval(number(group.get("bleu")), group.get("bleu_interval")),
+                number(group.get("chrf")),
+                str(group["utterances"]),
+                str(group["failed"]),
+                str(group["hits"] + group["substitutions"] + group["deletions"]),
+                *[str(group[kind]) for kind in ("substitutions", "deletions", "insertions")],
+                *[percent(group[sign]) for sign in ("empty", "looping", "wrong_language")],
+            ]
+        )
+    return header, rows
+
+
+def _report_markdown(report: Mapping) -> str:
+    settings = report["settings"]
+    parts = ["# Evaluation\n", markdown_table(*report_rows(report))]
+    for corpus, figures in report.get("corpora", {}).items():
+        parts += [f"## {corpus}\n", markdown_table(*report_rows(figures))]
+    parts.append(
+        "Error: word errors (WER) or character errors (CER) per unit of the reference, of a translation against its "
+        "one reference. Failed rows count as deleted. Intervals: "
+        f"{100 * settings['confidence']:.0f} % by {settings['bootstrap_samples']} bootstrap resamples of the "
+        f"utterances, seed {settings['seed']}.\n"
+    )
+    signatures = sorted(
+        {value for group in report["groups"].values() for key, value in group.items() if key.endswith("_signature")}
+    )
+    parts += [f"- `{signature}`" for signature in signatures]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def write_report(report: Mapping, folder: str | Path) -> None:
+    """Writes ``report.json`` and ``report.md`` of a report from `scoring.score` into a folder and prints the table."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_report_markdown(report), encoding="utf-8")
+    header, rows = report_rows(report)
+    shown = [0, 1, 2, 3, 5, 6, 11, 12, 13]
+    print_table(str(folder), [header[column] for column in shown], [[row[column] for column in shown] for row in rows])

@@ -1,0 +1,197 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""One report of a whole run: its stages side by side."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data.rows import group_name
+from .failure_signs import failure_signs
+from .scoring import read_predictions
+from .tables import markdown_table, number, percent, print_table, with_interval
+
+
+EXAMPLES_PER_STAGE = 6
+
+
+def read_json_if_there(path: Path):
+    """The content of a JSON file; None where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _stage_folders(run_folder: Path) -> list[Path]:
+    """The stage folders (those with stage.json), each after its parent."""
+    folders = {path.parent.name: path.parent for path in sorted(run_folder.glob("*/stage.json"))}
+    parents = {
+        name: Path(read_json_if_there(folder / "stage.json").get("parent") or "").name
+        for name, folder in folders.items()
+    }
+    ordered: list[str] = []
+    while len(ordered) < len(folders):
+        ready = [name for name in folders if name not in ordered and parents[name] not in set(folders) - set(ordered)]
+        if not ready:
+            raise ValueError(
+                f"the stages {sorted(set(folders) - set(ordered))} in {run_folder} are each other's parents"
+            )
+        ordered += ready
+    return [folders[name] for name in ordered]
+
+
+def _examples(predictions: Sequence[Mapping]) -> list[dict]:
+    """A few pairs spread over the groups and over each group's rows; the same ones for every stage of a run."""
+    by_group = defaultdict(list)
+    for row in predictions:
+        by_group[group_name(row)].append(row)
+    names = sorted(by_group)[:: max(1, len(by_group) // EXAMPLES_PER_STAGE)][:EXAMPLES_PER_STAGE]
+    chosen = [by_group[name][3 * position % len(by_group[name])] for position, name in enumerate(names)]
+    fields = ("id", "task", "source_lang", "target_lang", "reference", "hypothesis")
+    return [{field: row[field] for field in fields} for row in chosen]
+
+
+def _read_stage(folder: Path) -> dict:
+    stage = read_json_if_there(folder / "stage.json")
+    history = read_json_if_there(folder / "log_history.json") or []
+    metrics = dict(stage.get("metrics") or {})
+    for entry in history:  # the last evaluation counts
+        metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})
+    dev_loss = {
+        name.removeprefix("eval_").removesuffix("_loss"): value
+        for name, value in metrics.items()
+        if name.startswith("eval_") and name.endswith("_loss") and name != "eval_loss"
+    }
+    if "eval_loss" in metrics:
+        dev_loss["all"] = metrics["eval_loss"]
+    predictions = folder / "predictions.jsonl"
+    return {
+        "name": folder.name,
+        "dev_loss": dev_loss,
+        "report": read_json_if_there(folder / "report.json"),
+        "examples": _examples(read_predictions(predictions)) if predictions.exists() else [],
+        "training_rows": (stage.get("data") or {}).get("rows") or {},
+        "log_history": history,
+    }
+
+
+def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of a run: a row per figure and language or direction, a column per stage."""
+    rows = []
+
+    def add(measure: str, group: str, values: Sequence[str]) -> None:
+        if any(value != "–" for value in values):
+            rows.append([measure, group, *values])
+
+    losses = sorted({name for stage in stages for name in stage["dev_loss"]}, key=lambda name: (name != "all", name))
+    for name in losses:
+        add("dev loss", name, [number(stage["dev_loss"].get(name), 3) for stage in stages])
+    reports = [stage["report"] or {"groups": {}, "macro": {}} for stage in stages]
+    groups = sorted({name for report in reports for name in report["groups"]})
+    for task, measure, label, form in (
+        ("asr", "error_rate", "error %", percent),
+        ("s2tt", "bleu", "BLEU", number),
+        ("s2tt", "error_rate", "error %", percent),
+        ("mt", "bleu", "BLEU", number),
+        ("mt", "error_rate", "error %", percent),
+    ):
+        title = f"{task} {label}"
+        averages = [report["macro"].get(task, {}) for report in reports]
+        scale = 100 if form is percent else 1
+        add(
+            title,
+            "average",
+            [with_interval(form(mean.get(measure)), mean.get(f"{measure}_interval"), scale) for mean in averages],
+        )
+        for name in (name for name in groups if name.startswith(f"{task}/")):
+            figures = [report["groups"].get(name, {}) for report in reports]
+            metric = next((f" ({figure['error_metric']})" for figure in figures if figure), "")
+            metric = metric if measure == "error_rate" else ""
+            add(title, name.split("/")[1] + metric, [form(figure.get(measure)) for figure in figures])
+    return ["figure", "language", *[stage["name"] for stage in stages]], rows
+
+
+def _plot_losses(stages: Sequence[Mapping], path: Path) -> bool:
+    """Draws training and dev loss over the steps of all stages; False where no stage logged a loss."""
+    from matplotlib.figure import Figure  # not pyplot, whose backend is the caller's (a notebook's)
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    offset, drawn = 0, False
+    for stage in stages:
+        for key, style in (("loss", "C0-"), ("eval_loss", "C1o-")):
+            points = [(offset + entry["step"], entry[key]) for entry in stage["log_history"] if key in entry]
+            if points:
+                label = {"loss": "training", "eval_loss": "dev"}[key]
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=label if not drawn else None)
+        drawn = drawn or any("loss" in entry or "eval_loss" in entry for entry in stage["log_history"])
+        axes.annotate(
+            stage["name"], (offset, 1), xycoords=("data", "axes fraction"), xytext=(4, -12), textcoords="offset points"
+        )
+        axes.axvline(offset, color="0.8", linewidth=1)
+        offset += max((entry.get("step", 0) for entry in stage["log_history"]), default=0)
+    axes.set(xlabel="optimizer step", ylabel="loss per token")
+    if drawn:
+        axes.legend(loc="upper right")
+        figure.savefig(path, dpi=120)
+    return drawn
+
+
+def run_report(run_folder: str | Path) -> dict:
+    """Gathers the stages of a run into one table; prints it and writes it into the run folder.
+
+    Reads of every stage folder ``stage.json`` (``metrics``, ``parent``, ``data``), ``log_history.json`` (a list of
+    dicts with ``step``, ``loss``, ``eval_loss``, ``eval_asr/fr_loss``, ...), ``report.json`` and
+    ``predictions.jsonl``; what a stage lacks stays empty in the table. Writes ``report.json``, ``report.md`` and, where
+    losses were logged, ``loss.png``.
+
+    Returns:
+        What ``report.json`` holds: ``stages`` (``name``, ``dev_loss``, ``report``, ``examples``) and ``warnings``.
+
+    Raises:
+        FileNotFoundError: no folder with a ``stage.json`` in ``run_folder``.
+        ValueError: the stages name each other as parents.
+    """
+    run_folder = Path(run_folder)
+    folders = _stage_folders(run_folder)
+    if not folders:
+        raise FileNotFoundError(f"{run_folder} has no stage folder with a stage.json; train a stage first")
+    stages = [_read_stage(folder) for folder in folders]
+    warnings = []
+    for before, stage in pairwise([None, *stages]):
+        if stage["report"]:
+            signs = failure_signs(
+                stage["report"], before and before["report"], training_rows=stage["training_rows"] or None
+            )
+            warnings += [f"stage {stage['name']}: {sign}" for sign in signs]
+    header, rows = stage_rows(stages)
+    has_plot = _plot_losses(stages, run_folder / "loss.png")
+    result = {
+        "stages": [{key: stage[key] for key in ("name", "dev_loss", "report", "examples")} for stage in stages],
+        "warnings": warnings,
+    }
+    (run_folder / "report.json").write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    parts = [f"# {run_folder.name}\n", markdown_table(header, rows)]
+    if warnings:
+        parts += ["## Warnings\n", *[f"- {warning}" for warning in warnings], ""]
+    if has_plot:
+        parts.append("![Loss over the steps](loss.png)\n")
+    example_header = ["task", "direction", "reference", "hypothesis"]
+    example_rows = {
+        stage["name"]: [
+            [row["task"], f"{row['source_lang']}-{row['target_lang']}", row["reference"], row["hypothesis"]]
+            for row in stage["examples"]
+        ]
+        for stage in stages
+        if stage["examples"]
+    }
+    for name, lines in example_rows.items():
+        parts += [f"## Examples after {name}\n", markdown_table(example_header, lines)]
+    (run_folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    print_table(str(run_folder), header, rows)
+    for name, lines in example_rows.items():
+        print_table(f"after {name}", example_header, lines, text_columns=4)
+    for warning in warnings:
+        Console().print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+    return result

@@ -1,0 +1,336 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Predictions to figures: per language and direction, with intervals, error kinds and signs of a broken model.
+
+A *prediction* is a dict with ``id``, ``corpus``, ``task``, ``source_lang``, ``target_lang``, ``reference``,
+``hypothesis`` and, where known, ``source_text``; a row that failed has ``error`` (why) and an empty hypothesis, and
+counts as deleted from start to end. A *group* is a task in a language or direction: ``asr/fr``, ``s2tt/en-fr``.
+"""
+
+import functools
+import importlib.metadata
+import json
+import logging
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import sacrebleu
+
+from ..data.rows import group_name
+from .bootstrap import CONFIDENCE, bootstrap_sums, interval, ratio_statistics, score_statistics, sufficient_statistics
+from .metrics import bleu_metric, count_edits
+from .normalization import (
+    check_languages,
+    counts_characters,
+    language_scripts,
+    normalize_text,
+    primary_language,
+    scored_units,
+    script_share,
+)
+
+
+logger = logging.getLogger(__name__)
+REQUIRED_FIELDS = ("id", "corpus", "task", "source_lang", "target_lang", "reference", "hypothesis")
+
+# A loop is a hypothesis longer than its reference that ends in the same words this many times over, ...
+LOOP_REPEATS = 4
+
+# ... or that deflates further than this: Whisper's own threshold for a failed decoding.
+LOOP_COMPRESSION_RATIO = 2.4
+
+# Below this many letters identification by letter sequences errs too often (see is_wrong_language).
+IDENTIFIABLE_LETTERS = 25
+IDENTIFICATION_PROBABILITY = 0.9
+
+# A translation this close to the source sentence, in errors per source character, is the source sentence.
+SOURCE_COPY_RATE = 0.2
+
+
+def check_scorable(
+    languages: Iterable[str], translation_targets: Iterable[str] = (), *, bleu_tokenizer: str | None = None
+) -> None:
+    """Checks before training what would otherwise fail after it.
+
+    Args:
+        languages: BCP 47 codes of all texts that will be scored.
+        translation_targets: those translated into.
+        bleu_tokenizer: as in :func:`score`.
+
+    Raises:
+        ValueError: lists the languages without a text normaliser, or names an unknown BLEU tokenizer.
+        ImportError: the BLEU tokenizer of a target language is not installed; names the extra.
+    """
+    translation_targets = set(translation_targets)
+    check_languages([*languages, *translation_targets])
+    for language in sorted(translation_targets):
+        bleu_metric(language, bleu_tokenizer)
+
+
+def prediction_key(row: Mapping) -> tuple[str, str, str, str, str]:
+    """What makes a row one of its kind: corpus, id, task, source and target language."""
+    return row["corpus"], row["id"], row["task"], row["source_lang"], row["target_lang"]
+
+
+def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
+    """True for units that repeat their tail ``LOOP_REPEATS`` times or deflate by more than ``LOOP_COMPRESSION_RATIO``.
+
+    Never true of a hypothesis that is no longer than its reference, so that "seven seven seven seven" may be said.
+    """
+    if len(hypothesis) <= len(reference):
+        return False
+    for length in range(1, len(hypothesis) // LOOP_REPEATS + 1):
+        if list(hypothesis[-length * LOOP_REPEATS :]) == list(hypothesis[-length:]) * LOOP_REPEATS:
+            return True
+    text = " ".join(hypothesis).encode()
+    return len(text) / len(zlib.compress(text)) > LOOP_COMPRESSION_RATIO
+
+
+@functools.cache
+def _language_identifier(languages: frozenset[str]):
+    """py3langid restricted to those of ``languages`` that it knows; None where fewer than two are left to tell apart."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    known = sorted(languages & set(identifier.labels))
+    if len(known) < 2:
+        return None
+    identifier.set_languages(known)
+    return identifier
+
+
+def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
+    """Whether a hypothesis is written in another language than ``row["target_lang"]``.
+
+    Three signs, from the sure to the less sure: most letters are of another script; a translation is the source
+    sentence again; a text of at least ``IDENTIFIABLE_LETTERS`` letters is identified (py3langid, restricted to
+    ``languages``) as another language with a probability of ``IDENTIFICATION_PROBABILITY`` or more. Short texts in the
+    wrong language but the right script go unseen, and so do Cantonese for Chinese and kanji-only Japanese.
+
+    Args:
+        row: a prediction with ``normalized_hypothesis`` and ``normalized_reference``.
+        languages: primary languages of the whole set of predictions.
+    """
+    hypothesis, target = row["normalized_hypothesis"], row["target_lang"]
+    share = script_share(row["hypothesis"], language_scripts(target))
+    if share is None:
+        return False
+    if share < 0.5:
+        return True
+    if row["task"] != "asr" and row.get("source_text"):
+        source = list(normalize_text(row["source_text"], row["source_lang"]).replace(" ", ""))
+        letters = list(hypothesis.replace(" ", ""))
+        from_source = count_edits(source, letters).errors
+        from_reference = count_edits(list(row["normalized_reference"].replace(" ", "")), letters).errors
+        if from_source < from_reference and from_source <= SOURCE_COPY_RATE * len(source):
+            return True
+    language = primary_language(target)
+    identifier = _language_identifier(languages | {language})
+    if (
+        identifier is None
+        or language not in identifier.labels
+        or sum(map(str.isalpha, hypothesis)) < IDENTIFIABLE_LETTERS
+    ):
+        return False
+    identified, probability = identifier.classify(hypothesis)
+    return identified != language and probability >= IDENTIFICATION_PROBABILITY
+
+
+def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) -> list[dict]:
+    """Adds to each prediction what is counted about it.
+
+    Returns:
+        Copies of the rows with ``normalized_reference``, ``normalized_hypothesis``, ``unit`` ("word" or "character"),
+        ``hits``, ``substitutions``, ``deletions``, ``insertions``, ``error_rate`` (errors over reference units, over
+        one where the reference has none), ``empty``, ``looping``, ``wrong_language``.
+
+    Raises:
+        ValueError: a row lacks a field, or its language has no text normaliser.
+    """
+    rows = [dict(row) for row in predictions]
+    for row in rows:
+        missing = [field for field in REQUIRED_FIELDS if row.get(field) is None]
+        if missing:
+            raise ValueError(
+                f"prediction {row.get('id')!r} has no {', '.join(missing)}; every row needs {REQUIRED_FIELDS}"
+            )
+    languages = frozenset(primary_language(row[field]) for row in rows for field in ("source_lang", "target_lang"))
+    for row in rows:
+        language = row["target_lang"]
+        for side in ("reference", "hypothesis"):
+            row[f"normalized_{side}"] = normalize_text(row[side], language, simplify_chinese=simplify_chinese)
+        reference = scored_units(row["normalized_reference"], language)
+        hypothesis = scored_units(row["normalized_hypothesis"], language)
+        counts = count_edits(reference, hypothesis)
+        failed = row.get("error") is not None
+        row.update(
+            unit="character" if counts_characters(language) else "word",
+            hits=counts.hits,
+            substitutions=counts.substitutions,
+            deletions=counts.deletions,
+            insertions=counts.insertions,
+            error_rate=counts.errors / max(counts.reference_units, 1),
+            empty=not failed and not hypothesis,
+            looping=is_looping(hypothesis, reference),
+            wrong_language=is_wrong_language(row, languages),
+        )
+    return rows
+
+
+def edit_statistics(rows: Sequence[Mapping]) -> np.ndarray:
+    """Errors and reference units of annotated rows, ``(rows, 2)``."""
+    return np.array(
+        [
+            [
+                row["substitutions"] + row["deletions"] + row["insertions"],
+                row["hits"] + row["substitutions"] + row["deletions"],
+            ]
+            for row in rows
+        ]
+    )
+
+
+def _score_group(
+    rows: Sequence[Mapping], *, bootstrap_samples: int, seed: Sequence[int], bleu_tokenizer: str | None
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """The figures of one group, and its measures in every bootstrap sample."""
+    first = rows[0]
+    statistics = edit_statistics(rows)
+    errors, units = (int(total) for total in statistics.sum(axis=0))
+    resampled = {"error_rate": ratio_statistics(bootstrap_sums(statistics, samples=bootstrap_samples, seed=seed))}
+    result = {
+        "task": first["task"],
+        "source_lang": first["source_lang"],
+        "target_lang": first["target_lang"],
+        "utterances": len(rows),
+        "failed": sum(row.get("error") is not None for row in rows),
+        "error_metric": "CER" if first["unit"] == "character" else "WER",
+        "error_rate": errors / units if units else None,
+        "error_rate_interval": interval(resampled["error_rate"]),
+        "reference_words": units if first["unit"] == "word" else None,
+        "reference_characters": sum(len(row["normalized_reference"].replace(" ", "")) for row in rows),
+        **{kind: sum(row[kind] for row in rows) for kind in ("hits", "substitutions", "deletions", "insertions")},
+        **{sign: sum(row[sign] for row in rows) / len(rows) for sign in ("empty", "looping", "wrong_language")},
+    }
+    if first["task"] != "asr":
+        hypotheses, references = [row["hypothesis"] for row in rows], [row["reference"] for row in rows]
+        for name, metric in (("bleu", bleu_metric(first["target_lang"], bleu_tokenizer)), ("chrf", sacrebleu.CHRF())):
+            statistics = sufficient_statistics(metric, hypotheses, references)
+            sums = bootstrap_sums(statistics, samples=bootstrap_samples, seed=seed)
+            resampled[name] = score_statistics(metric, sums)
+            result[name] = float(score_statistics(metric, statistics.sum(axis=0, keepdims=True))[0])
+            result[f"{name}_interval"] = interval(resampled[name])
+            result[f"{name}_signature"] = str(metric.get_signature())
+    return result, resampled
+
+
+def _macro_averages(groups: Mapping[str, Mapping], resampled: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
+    """Per task, the unweighted mean over languages or directions, with its interval."""
+    by_task = defaultdict(list)
+    for name, group in groups.items():
+        by_task[group["task"]].append(name)
+    averages: dict[str, dict] = {}
+    for task, names in sorted(by_task.items()):
+        averages[task] = {"groups": len(names)}
+        for measure in ("error_rate", "bleu", "chrf"):
+            with_value = [name for name in names if groups[name].get(measure) is not None]
+            if with_value:
+                averages[task][measure] = sum(groups[name][measure] for name in with_value) / len(with_value)
+                samples = np.mean([resampled[name][measure] for name in with_value], axis=0)
+                averages[task][f"{measure}_interval"] = interval(samples)
+    return averages
+
+
+def _score_rows(rows: Sequence[Mapping], *, seed: int, **settings) -> dict:
+    by_group = defaultdict(list)
+    for row in rows:
+        by_group[group_name(row)].append(row)
+    groups, resampled = {}, {}
+    for position, name in enumerate(sorted(by_group)):
+        # A seed for each group: the same draws in groups of one size would tie the languages of an average together.
+        groups[name], resampled[name] = _score_group(by_group[name], seed=(seed, position), **settings)
+    return {"groups": groups, "macro": _macro_averages(groups, resampled)}
+
+
+def score(
+    predictions: Iterable[Mapping],
+    *,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+    bleu_tokenizer: str | None = None,
+    simplify_chinese: bool = False,
+) -> dict:
+    """Scores predictions per task and language or direction.
+
+    Args:
+        predictions: rows as the module's docstring says.
+        bootstrap_samples: resamples of the utterances behind each 95 % interval.
+        seed: seed of the resampling.
+        bleu_tokenizer: one sacrebleu tokenizer for all directions instead of each target language's own.
+        simplify_chinese: compare Chinese in simplified characters.
+
+    Returns:
+        A dict fit for JSON. ``groups``: by name (``asr/fr``, ``s2tt/en-fr``) ``error_rate`` (a fraction; word or
+        character errors by ``error_metric``; of a translation against its one reference) with
+        ``error_rate_interval``, ``utterances``, ``failed``, ``reference_words``, ``reference_characters``,
+        ``substitutions``, ``deletions``, ``insertions``, the shares ``empty``, ``looping``, ``wrong_language`` and,
+        of translations, ``bleu`` and ``chrf`` (0 to 100) with interval and signature. ``macro``: unweighted means per
+        task, with intervals. ``corpora``: the same two for each corpus, where there are several. ``settings``: how it was counted.
+
+    Raises:
+        ValueError: no predictions, or a row as :func:`annotate` refuses it.
+        ImportError: BLEU into a language whose tokenizer is not installed.
+    """
+    rows = annotate(predictions, simplify_chinese=simplify_chinese)
+    if not rows:
+        raise ValueError("no predictions to score; is the test set empty?")
+    settings = {"bootstrap_samples": bootstrap_samples, "seed": seed, "bleu_tokenizer": bleu_tokenizer}
+    report = _score_rows(rows, **settings)
+    corpora = sorted({row["corpus"] for row in rows})
+    if len(corpora) > 1:
+        report["corpora"] = {
+            corpus: _score_rows([row for row in rows if row["corpus"] == corpus], **settings) for corpus in corpora
+        }
+    packages = ("jiwer", "sacrebleu", "transformers", "py3langid")
+    report["settings"] = {
+        **settings,
+        "confidence": CONFIDENCE,
+        "simplify_chinese": simplify_chinese,
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+    }
+    return report
+
+
+def write_predictions(predictions: Iterable[Mapping], path: str | Path) -> None:
+    """Writes one JSON object per line; the file appears whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in predictions:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def read_predictions(path: str | Path) -> list[dict]:
+    """Reads what :func:`write_predictions` wrote.
+
+    A last line that a killed process left unfinished is left out with a warning.
+
+    Raises:
+        ValueError: another line is not a JSON object; names file and line.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                logger.warning("%s ends in an unfinished line, which is left out", path)
+                break
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); delete the line or the file") from error
+    return rows

@@ -1,0 +1,51 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What the model is asked: tasks, instructions and the names of languages."""
+
+TASKS = ("asr", "s2tt", "mt")
+
+# What the model is told, per task; `_unnamed` is used when the source language is not given. The wording is saved in
+# processor_config.json with the checkpoint: a model must be asked the way it was trained.
+INSTRUCTIONS = {
+    "asr": "Transcribe the {source} speech.",
+    "asr_unnamed": "Transcribe the speech.",
+    "s2tt": "Translate the {source} speech into {target}.",
+    "s2tt_unnamed": "Translate the speech into {target}.",
+    "mt": "Translate the {source} text into {target}.",
+    "mt_unnamed": "Translate the text into {target}.",
+}
+
+# English names from the Unicode CLDR (Babel's copy; a test compares them) of the languages of Whisper, FLEURS, Common
+# Voice and CoVoST 2. Others are given as `language_names`.
+# fmt: off
+LANGUAGE_NAMES = {
+    "ab": "Abkhazian", "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "ast": "Asturian",
+    "az": "Azerbaijani", "ba": "Bashkir", "bas": "Basaa", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bangla",
+    "bo": "Tibetan", "br": "Breton", "bs": "Bosnian", "ca": "Catalan", "ceb": "Cebuano", "ckb": "Central Kurdish",
+    "cs": "Czech", "cv": "Chuvash", "cy": "Welsh", "da": "Danish", "de": "German", "dv": "Divehi", "dyu": "Dyula",
+    "el": "Greek", "en": "English", "eo": "Esperanto", "es": "Spanish", "et": "Estonian", "eu": "Basque",
+    "fa": "Persian", "ff": "Fula", "fi": "Finnish", "fil": "Filipino", "fo": "Faroese", "fr": "French",
+    "fy": "Western Frisian", "ga": "Irish", "gl": "Galician", "gn": "Guarani", "gu": "Gujarati", "ha": "Hausa",
+    "haw": "Hawaiian", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hsb": "Upper Sorbian",
+    "ht": "Haitian Creole", "hu": "Hungarian", "hy": "Armenian", "ia": "Interlingua", "id": "Indonesian",
+    "ig": "Igbo", "is": "Icelandic", "it": "Italian", "ja": "Japanese", "jv": "Javanese", "ka": "Georgian",
+    "kab": "Kabyle", "kam": "Kamba", "kea": "Kabuverdianu", "kk": "Kazakh", "km": "Khmer", "kn": "Kannada",
+    "ko": "Korean", "ky": "Kyrgyz", "la": "Latin", "lb": "Luxembourgish", "lg": "Ganda", "lij": "Ligurian",
+    "ln": "Lingala", "lo": "Lao", "lt": "Lithuanian", "ltg": "Latgalian", "luo": "Luo", "lv": "Latvian",
+    "mdf": "Moksha", "mg": "Malagasy", "mi": "Māori", "mk": "Macedonian", "ml": "Malayalam", "mn": "Mongolian",
+    "mr": "Marathi", "mrj": "Western Mari", "ms": "Malay", "mt": "Maltese", "my": "Burmese", "myv": "Erzya",
+    "nan": "Min Nan Chinese", "nb": "Norwegian Bokmål", "ne": "Nepali", "nl": "Dutch", "nn": "Norwegian Nynorsk",
+    "no": "Norwegian", "nr": "South Ndebele", "nso": "Northern Sotho", "ny": "Nyanja", "oc": "Occitan",
+    "om": "Oromo", "or": "Odia", "os": "Ossetic", "pa": "Punjabi", "pl": "Polish", "ps": "Pashto",
+    "pt": "Portuguese", "rm": "Romansh", "ro": "Romanian", "ru": "Russian", "rw": "Kinyarwanda", "sa": "Sanskrit",
+    "sah": "Yakut", "sat": "Santali", "sc": "Sardinian", "sd": "Sindhi", "si": "Sinhala", "sk": "Slovak",
+    "sl": "Slovenian", "sn": "Shona", "so": "Somali", "sq": "Albanian", "sr": "Serbian", "ss": "Swati",
+    "st": "Southern Sotho", "su": "Sundanese", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu",
+    "tg": "Tajik", "th": "Thai", "ti": "Tigrinya", "tig": "Tigre", "tk": "Turkmen", "tl": "Tagalog", "tn": "Tswana",
+    "tok": "Toki Pona", "tr": "Turkish", "ts": "Tsonga", "tt": "Tatar", "tw": "Twi", "ug": "Uyghur",
+    "uk": "Ukrainian", "umb": "Umbundu", "ur": "Urdu", "uz": "Uzbek", "ve": "Venda", "vi": "Vietnamese",
+    "vot": "Votic", "wo": "Wolof", "xh": "Xhosa", "yi": "Yiddish", "yo": "Yoruba", "yue": "Cantonese",
+    "zgh": "Standard Moroccan Tamazight", "zh": "Chinese", "zu": "Zulu", "zza": "Zaza",
+}
+# fmt: on
+
+PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered

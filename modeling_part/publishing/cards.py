@@ -1,0 +1,257 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Model cards: a stage's record and evaluation, rendered through `model_cards/model_card.md`.
+
+A card states no figure that its inputs do not hold: numbers are rounded, never added up.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..recipes.stage_record import check_stage_info
+
+
+TASK_NAMES = {"asr": "Speech recognition", "s2tt": "Speech translation", "mt": "Text translation"}
+
+# Task types of the Hub. It has none for speech translation; the text side is what is measured.
+HUB_TASKS = {"asr": "automatic-speech-recognition", "s2tt": "translation", "mt": "translation"}
+TAGS = ("part", "speech-llm", "speech-translation", "automatic-speech-recognition")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LANGUAGE = re.compile(r"[a-z]{2,3}(?:-(?:[A-Z][a-z]{3}|[A-Z]{2}|\d{3}))*")
+
+
+def card_folder():
+    """The folder of templates: `modeling_part.model_cards` once installed, `model_cards` in the repository.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    if importlib.util.find_spec("modeling_part.model_cards") is not None:
+        return importlib.resources.files("modeling_part.model_cards")
+    checkout = Path(__file__).resolve().parents[2] / "model_cards"
+    if not checkout.is_dir():
+        raise FileNotFoundError(f"The model card templates are not in {checkout}; install the package again.")
+    return checkout
+
+
+def stage_tag(stage: str) -> str:
+    """The tag of a stage in its repository: `stage-encoder` for `encoder`."""
+    return f"stage-{stage}"
+
+
+def base_license(model: str) -> str:
+    """Licence of a base model by `model_cards/base_licenses.json`; `"unknown: check"` where it is not listed."""
+    table = json.loads((card_folder() / "base_licenses.json").read_text(encoding="utf-8"))
+    return next((license for pattern, license in table if fnmatchcase(model, pattern)), "unknown: check")
+
+
+def render_card(
+    stage_info: Mapping, report: Mapping | None = None, *, repo_id: str, license: str | None = None
+) -> str:
+    """Render the model card of a stage.
+
+    Args:
+        stage_info: what `stage.json` holds, see `checkpoints.write_stage_json`.
+        report: what `report.json` holds, see `scoring.score`; without it the card says that there is no evaluation.
+        repo_id: the repository on the Hub, `USER/NAME`.
+        license: identifier for the card's metadata, such as "apache-2.0"; left out by default, since it is the
+            publisher's to choose.
+
+    Returns:
+        The text of README.md: metadata that the Hub accepts, then the card.
+
+    Raises:
+        CheckpointError: `stage_info` lacks a key.
+        ValueError: the metadata is not valid.
+    """
+    check_stage_info(stage_info)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
+    environment.filters.update(cell=_cell, number=_number)
+    template = environment.from_string((card_folder() / "model_card.md").read_text(encoding="utf-8"))
+    metadata = _metadata(stage_info, report, repo_id, license)
+    text = template.render(metadata=metadata.to_yaml(), repo_id=repo_id, **_body(stage_info, report, repo_id))
+    text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+    ModelCard(text)  # parses the metadata, results included, and raises where they are not valid
+    return text
+
+
+def _metadata(stage_info: Mapping, report: Mapping | None, repo_id: str, license: str | None) -> ModelCardData:
+    results = _results(report, stage_info)
+    return ModelCardData(
+        language=_languages(stage_info, report),
+        license=license,
+        library_name="transformers",
+        pipeline_tag="automatic-speech-recognition",
+        base_model=[model for model in stage_info["base_models"].values() if HUB_ID.fullmatch(model)] or None,
+        datasets=stage_info.get("datasets") or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        tags=list(TAGS),
+        model_name=repo_id.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+
+
+def _languages(stage_info: Mapping, report: Mapping | None) -> list[str] | None:
+    """ISO 639 codes of all languages trained or measured."""
+    codes = {code for group in stage_info["data"]["rows"] for code in LANGUAGE.findall(group.partition("/")[2])}
+    for group in (report or {}).get("groups", {}).values():
+        codes |= {group["source_lang"], group["target_lang"]}
+    return sorted({code.split("-")[0] for code in codes}) or None
+
+
+def _results(report: Mapping | None, stage_info: Mapping) -> list[EvalResult]:
+    """The report as results per corpus, task and language or direction."""
+    results = []
+    for corpus, groups in _corpora(report).items():
+        for name, group in groups.items():
+            figures = (
+                [(group["error_metric"].lower(), _percent(group["error_rate"]))] if group["task"] == "asr" else []
+            )
+            figures += [(metric, _score(group.get(metric))) for metric in ("bleu", "chrf")]
+            results += [
+                EvalResult(
+                    task_type=HUB_TASKS[group["task"]],
+                    task_name=TASK_NAMES[group["task"]],
+                    dataset_type=corpus,
+                    dataset_name=f"{corpus} ({name.partition('/')[2]})",
+                    dataset_config=name.partition("/")[2],
+                    metric_type=metric,
+                    metric_name=f"{metric.upper()}, {stage_info['stage']} stage",
+                    metric_value=float(value),
+                )
+                for metric, value in figures
+                if value is not None
+            ]
+    return results
+
+
+def _corpora(report: Mapping | None) -> dict[str, Mapping]:
+    """Groups by corpus; a report of a single corpus does not name it."""
+    if report is None:
+        return {}
+    if report.get("corpora"):
+        return {corpus: figures["groups"] for corpus, figures in report["corpora"].items()}
+    return {"evaluation": report["groups"]}
+
+
+def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
+    """What the template needs, in the names that it uses."""
+    trainable = stage_info["trainable_parameters"]
+    data = stage_info["data"]
+    return {
+        "name": repo_id.partition("/")[2],
+        "stage": stage_info["stage"],
+        "revision": stage_tag(stage_info["stage"]),
+        "example_call": _example_call(data["rows"]),
+        "trained": {part: count for part, count in trainable.items() if count},
+        "frozen": [part for part, count in trainable.items() if not count],
+        "rows": [
+            (*group.split("/", 1), count, data["hours"].get(group, "–"))
+            for group, count in sorted(data["rows"].items())
+        ],
+        "hyperparameters": _flatten(stage_info["hyperparameters"]),
+        "metrics": _flatten(stage_info["metrics"]),
+        "parent": _parent(stage_info),
+        "base_models": [f"{model} ({part})" for part, model in stage_info["base_models"].items()],
+        "seed": stage_info["seed"],
+        "fingerprint": data["fingerprint"],
+        "versions": [f"{package} {version}" for package, version in stage_info["versions"].items()],
+        "evaluation": _tables(report),
+        "confidence": None if report is None else f"{100 * report['settings']['confidence']:g}",
+        "signatures": _signatures(report),
+        "licenses": {model: base_license(model) for model in stage_info["base_models"].values()},
+    }
+
+
+def _example_call(rows: Mapping) -> str:
+    """Arguments of the processor for the first task and language that the stage was trained on."""
+    for group in sorted(rows):
+        task, _, direction = group.partition("/")
+        languages = LANGUAGE.findall(direction)
+        if task == "asr" and len(languages) == 1:
+            return f'"clip.wav", task="asr", source_lang="{languages[0]}"'
+        if task == "s2tt" and len(languages) == 2:
+            return f'"clip.wav", task="s2tt", source_lang="{languages[0]}", target_lang="{languages[1]}"'
+    return '"clip.wav"'
+
+
+def _parent(stage_info: Mapping) -> str:
+    if stage_info["parent"] is None:
+        return "the base models, with a new adapter"
+    revision = stage_info.get("parent_revision")
+    return f"the stage {stage_info['parent']}" + (f", revision `{revision}`" if revision else "")
+
+
+def _tables(report: Mapping | None) -> list[dict]:
+    """One table per corpus, titled where there are several."""
+    corpora = _corpora(report)
+    return [
+        {"title": corpus if len(corpora) > 1 else None, "rows": [_table_row(*item) for item in groups.items()]}
+        for corpus, groups in corpora.items()
+    ]
+
+
+def _table_row(name: str, group: Mapping) -> list[str]:
+    task, _, direction = name.partition("/")
+    errors = _with_interval(_percent(group["error_rate"]), group.get("error_rate_interval"), 100)
+    return [
+        task,
+        direction,
+        f"{group['error_metric']} {errors}",
+        *[
+            _with_interval(_score(group.get(metric)), group.get(f"{metric}_interval"), 1)
+            for metric in ("bleu", "chrf")
+        ],
+        str(group["utterances"]),
+        str(group["failed"]),
+        *[_percent(group[sign]) or "–" for sign in ("empty", "looping", "wrong_language")],
+    ]
+
+
+def _signatures(report: Mapping | None) -> list[str]:
+    groups = (report or {}).get("groups", {}).values()
+    return sorted({value for group in groups for key, value in group.items() if key.endswith("_signature")})
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f}"
+
+
+def _score(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
+def _with_interval(value: str | None, interval, factor: int) -> str:
+    if value is None:
+        return "–"
+    if not interval or interval[0] is None:
+        return value
+    return f"{value} [{factor * interval[0]:.1f}, {factor * interval[1]:.1f}]"
+
+
+def _flatten(mapping: Mapping, prefix: str = "") -> list[tuple[str, object]]:
+    """`{"a": {"b": 1}}` -> `[("a.b", 1)]`."""
+    rows = []
+    for key, value in mapping.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return rows
+
+
+def _number(value) -> str:
+    """Text of a value in a table: whole numbers in full, others to four significant digits."""
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{int(value):,}"
+    return _cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _cell(value) -> str:
+    """Text that cannot break a row of a Markdown table."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")

@@ -1,0 +1,167 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The folder of a finished stage: its `stage.json`, the code that travels with it, and what of it may leave the machine.
+
+A finished stage holds `config.json`, `model.safetensors` (or shards), `generation_config.json`, the processor's files
+and `stage.json`. [`upload_contents`] decides which of its files are published, and cleans them.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..configuration_part import PARTConfig
+from ..modeling_part import PARTForSpeechSeq2Seq
+from ..recipes.files import CheckpointError, read_json, to_json
+from .privacy import check_nothing_private, without_local_paths
+from .remote_code import CODE_FILES
+
+
+logger = logging.getLogger(__name__)
+
+# What is published: nothing else leaves the machine.
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors")
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model.safetensors.index.json",
+    "stage.json",
+    "report.json",
+)
+
+# Vocabularies are data: words such as "/home" in them are neither cleaned nor searched.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+TEXT_FILES = ("chat_template.jinja", "LICENSE", "NOTICE")
+PUBLISHED_FILES = (*WEIGHT_FILES, *CODE_FILES, *JSON_FILES, *VOCABULARY_FILES, *TEXT_FILES)
+
+# What training and evaluation leave beside a finished model; it stays here. Predictions quote their corpora, and
+# lora.safetensors (to continue training) is in the published weights already, merged.
+LEFT_FILES = (
+    "checkpoint-*/",
+    "dev/",  # answers of `predict_with_generate`
+    "incomplete/",
+    "lora.safetensors",
+    "log_history.json",
+    "predictions.jsonl*",
+    "report.md",
+    "*.png",
+    "README.md",
+)
+WHY_REFUSED = {
+    "adapter_model.safetensors": "LoRA weights: merge them with `merge_and_unload` and save the whole model",
+    "adapter_config.json": "LoRA settings: merge the adapter with `merge_and_unload` and save the whole model",
+    "optimizer*": "optimizer state: publish the finished stage, not a training checkpoint",
+    "scheduler*": "optimizer state: publish the finished stage, not a training checkpoint",
+    "rng_state*": "optimizer state: publish the finished stage, not a training checkpoint",
+    "trainer_state.json": "state of a training run: publish the finished stage, not a training checkpoint",
+    **dict.fromkeys(
+        ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy"),
+        "a pickle, or a file that may hold one: save weights as safetensors and delete it",
+    ),
+}
+
+
+def upload_contents(folder: str | Path) -> dict[str, Path | bytes]:
+    """Everything of a stage folder that is published, by name: weights as paths, the rest as cleaned bytes.
+
+    Local paths, and keys that only say where files lay, are taken out of the JSON files; the folder itself stays as it
+    is. README.md is not among them: the card is rendered anew.
+
+    Raises:
+        CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
+            missing shard, weights that are not safetensors or not the model's, or text with a token or a local path
+            left in it.
+    """
+    folder = Path(folder)
+    names = _published_names(folder)
+    contents: dict[str, Path | bytes] = {}
+    for name in names:
+        path = folder / name
+        if matches(name, WEIGHT_FILES):
+            _check_weights(path)
+            contents[name] = path
+        elif name in JSON_FILES:
+            contents[name] = to_json(without_local_paths(read_json(path), folder)).encode()
+        else:
+            contents[name] = path.read_bytes()
+    _check_shards(contents, folder)
+    _check_tensors([folder / name for name in contents if matches(name, WEIGHT_FILES)], folder)
+    for name, content in contents.items():
+        if isinstance(content, bytes) and name not in VOCABULARY_FILES:
+            check_nothing_private(name, content.decode("utf-8"), folder)
+    return contents
+
+
+def matches(name: str, patterns) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _published_names(folder: Path) -> list[str]:
+    """Names of the files to publish; one that is neither published nor known to stay is an error."""
+    published, left, refused = [], [], []
+    for path in sorted(folder.iterdir()):
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if path.is_file() and matches(name, PUBLISHED_FILES):
+            published.append(name)
+        elif matches(name, LEFT_FILES):
+            left.append(name)
+        else:
+            reason = next((why for pattern, why in WHY_REFUSED.items() if fnmatch(name, pattern)), None)
+            refused.append(f"{name} ({reason or 'not a part of a PART checkpoint: move it away'})")
+    if refused:
+        raise CheckpointError(f"{folder} is not published because of {'; '.join(refused)}.")
+    if left:
+        logger.info("not published: %s", ", ".join(left))
+    return published
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file ({error}). Save the weights with `save_pretrained`."
+        ) from error
+    check_nothing_private(path.name, json.dumps(metadata), path.parent)
+
+
+def _check_shards(contents: Mapping[str, Path | bytes], folder: Path) -> None:
+    """One file of weights, or all the shards that the index names and no other."""
+    weights = {name for name in contents if matches(name, WEIGHT_FILES)}
+    wanted = {"model.safetensors"}
+    if "model.safetensors.index.json" in contents:
+        wanted = set(json.loads(contents["model.safetensors.index.json"])["weight_map"].values())
+    if weights != wanted:
+        raise CheckpointError(
+            f"{folder}: missing weights {sorted(wanted - weights)}, surplus weights {sorted(weights - wanted)}. "
+            "Save the model again into an empty folder."
+        )
+
+
+def _check_tensors(files: list[Path], folder: Path) -> None:
+    """The names and shapes in the files are those of the model that `config.json` describes."""
+    found = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            found |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+    with torch.device("meta"):
+        model = PARTForSpeechSeq2Seq(PARTConfig.from_pretrained(folder))
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(set(wanted) - set(found) - set(model.all_tied_weights_keys))
+    surplus = sorted(set(found) - set(wanted))
+    misshapen = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
+    if missing or surplus or misshapen:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json: missing {missing[:5]}, surplus {surplus[:5]}, of another "
+            f"shape {misshapen[:5]}. Save model and config together, adapters merged."
+        )

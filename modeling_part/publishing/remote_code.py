@@ -1,0 +1,74 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The code that travels with a published checkpoint."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ..pipeline_part import CUSTOM_PIPELINES
+from ..recipes.files import CheckpointError, read_json, write_json
+
+
+# Auto classes in a checkpoint's config.json -> class in the module that travels with it.
+MODEL_AUTO_MAP = {
+    "AutoConfig": "configuration_part.PARTConfig",
+    "AutoModel": "modeling_part.PARTModel",
+    "AutoModelForSpeechSeq2Seq": "modeling_part.PARTForSpeechSeq2Seq",
+    "AutoModelForMultimodalLM": "modeling_part.PARTForSpeechSeq2Seq",
+}
+PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_part.PARTProcessor"}
+ARCHITECTURE = "PARTForSpeechSeq2Seq"
+# The files at the root of the package that are named so are the code of a checkpoint.
+CODE_FILES = tuple(sorted(path.name for path in Path(__file__).resolve().parents[1].glob("*_part.py")))
+
+
+def code_files() -> list[Path]:
+    """The modules that a checkpoint carries: the model, the processor, the pipeline, and what they import of ours."""
+    package = Path(__file__).resolve().parents[1]
+    entries = [package / name for name in CODE_FILES]
+    needed = {Path(file).resolve() for entry in entries for file in [entry, *get_relative_import_files(entry)]}
+    strangers = sorted(file.name for file in needed if file.name not in CODE_FILES)
+    if strangers:
+        raise CheckpointError(
+            f"The code of a checkpoint imports {strangers}, which would not travel with it; import only {CODE_FILES}."
+        )
+    return sorted(needed)
+
+
+def add_remote_code(folder: str | Path) -> list[Path]:
+    """Make a checkpoint folder load with `trust_remote_code=True` where this package is not installed.
+
+    Writes `auto_map` and `custom_pipelines` into `config.json`, `auto_map` into `processor_config.json`, and copies the
+    modules beside them. transformers' own `register_for_auto_class` keeps one auto class per class, and the model has
+    two, so that the maps are written here. Calling it again changes nothing.
+
+    Args:
+        folder: what `model.save_pretrained` and `processor.save_pretrained` wrote.
+
+    Returns:
+        The copied modules.
+
+    Raises:
+        CheckpointError: a config is missing, or the folder holds another architecture.
+    """
+    folder = Path(folder)
+    configs = {}
+    for name in ("config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}; save the model and its processor there first.")
+        configs[name] = read_json(folder / name)
+    check_architecture(configs["config.json"], folder)
+    configs["config.json"] |= {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+    configs["processor_config.json"]["auto_map"] = PROCESSOR_AUTO_MAP
+    for name, content in configs.items():
+        write_json(folder / name, content)
+    return [Path(shutil.copyfile(module, folder / module.name)) for module in code_files()]
+
+
+def check_architecture(config: Mapping, folder: str | Path) -> None:
+    """Refuse a `config.json` of another model."""
+    architectures = config.get("architectures")
+    if architectures != [ARCHITECTURE]:
+        raise CheckpointError(f"{folder} holds {architectures}, not {ARCHITECTURE}. Give the folder of a PART stage.")

@@ -1,0 +1,294 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Connected digits in five languages, from the recorded prompts of Asterisk."""
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.checking import DataReport, summary, write_data_report
+from ..data.files import write_manifest
+from ..data.readers.asterisk import (
+    LANGUAGES,
+    TARBALL,
+    language_files,
+    parallel_rows,
+    read_prompts,
+    read_texts,
+    unpack_tarball,
+)
+from ..data.rows import SPLITS, CorpusError, speech_bounds
+
+
+DIGITS_CORPUS = "asterisk-digits"
+CREDITS = """# Credits
+
+The recordings and texts under this folder are the Asterisk core sounds, version 1.6.1, made for the Asterisk project
+(https://www.asterisk.org) with contributions by Digium, Inc.
+
+| language | recorded by | licence |
+| --- | --- | --- |
+| en, es | Allison Smith (http://www.theivrvoice.com) | CC BY-SA 3.0 |
+| fr (Canada) | June Wallack (http://www.junewallack.com); translated by her, C. Patry, K. Lalletti | CC BY-SA 3.0 |
+| it | Carlo Flora (http://www.carloflora.com); translated by Silvia Petrin | CC BY 3.0 |
+| ru | provided by Maxim Topal (http://www.ivrvoice.ru) | CC BY 3.0 |
+
+Licences: https://creativecommons.org/licenses/by-sa/3.0/ and https://creativecommons.org/licenses/by/3.0/.
+Changes made here: `prompts` cleans the texts and leaves the recordings as they are; `digits` trims the recordings of
+single digits and joins them into strings. What is derived from the en, es and fr recordings stays under CC BY-SA 3.0.
+"""
+
+
+def fetch(out_dir: Path, languages: Sequence[str], packages: Path | None) -> Path:
+    """Make sure that the sounds and texts lie unpacked under `out_dir/downloads/unpacked`, and return that folder.
+
+    They come from the `.deb` files in `packages` if given, else through `apt-get download`, else from the release
+    tarballs of the Asterisk project. Nothing needs root. A language that is already unpacked is left alone.
+    """
+    downloads = out_dir / "downloads"
+    unpacked = downloads / "unpacked"
+    unpacked.mkdir(parents=True, exist_ok=True)
+    for language in languages:
+        done = downloads / f"{language}.unpacked"
+        if done.exists():
+            continue
+        print(f"{language}: getting the Asterisk core sounds", flush=True)
+        names = [f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-wav"]
+        if packages is not None or shutil.which("apt-get"):
+            for name in names:
+                archive = find_package(packages, name) if packages is not None else download_package(downloads, name)
+                unpack_package(archive, unpacked)
+        else:
+            unpack_tarball(download_tarball(downloads, language), unpacked / names[1])
+        done.touch()
+    return unpacked
+
+
+def find_package(folder: Path, name: str) -> Path:
+    """The file `name_VERSION_all.deb` in `folder`."""
+    found = sorted(folder.glob(f"{name}_*.deb"))
+    if not found:
+        raise CorpusError(f"no {name}_*.deb in {folder}; get it with: apt-get download {name}")
+    return found[-1]
+
+
+def download_package(folder: Path, name: str) -> Path:
+    """`apt-get download` one package into `folder`, with package lists of its own where the system has none."""
+    if found := sorted(folder.glob(f"{name}_*.deb")):
+        return found[-1]
+    command = ["apt-get", "-qq"]
+    try:
+        if subprocess.run(["apt-cache", "show", name], capture_output=True, check=False).returncode != 0:
+            lists, cache = folder / "apt" / "lists", folder / "apt" / "cache"
+            for part in (lists, cache / "archives"):
+                (part / "partial").mkdir(parents=True, exist_ok=True)
+            command += ["-o", f"Dir::State::lists={lists.resolve()}", "-o", f"Dir::Cache={cache.resolve()}"]
+            run([*command, "update"], folder)
+        run([*command, "download", name], folder)
+    except CorpusError as error:
+        raise CorpusError(f"{error}\n{elsewhere(name)}") from error
+    return find_package(folder, name)
+
+
+def elsewhere(*names: str) -> str:
+    """How to get packages that this machine cannot fetch."""
+    return f"On another machine, `apt-get download {' '.join(names)}` gets it; give the folder with --packages."
+
+
+def unpack_package(archive: Path, folder: Path) -> None:
+    """Unpack a `.deb` file with `dpkg-deb -x` (no root, nothing is installed)."""
+    if not shutil.which("dpkg-deb"):
+        raise CorpusError(
+            f"{archive.name} needs dpkg-deb (package dpkg) to be unpacked; without it, leave --packages out to use "
+            "the release tarballs instead."
+        )
+    run(["dpkg-deb", "-x", str(archive.resolve()), str(folder.resolve())], folder)
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a program in `folder`; its own words become the error if it fails."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise CorpusError(f"{' '.join(command)} failed:\n{(result.stderr or result.stdout).strip()}")
+
+
+def download_tarball(folder: Path, language: str) -> Path:
+    """Fetch the release tarball of one language into `folder` with a progress bar."""
+    from tqdm import tqdm
+
+    url = TARBALL.format(language)
+    target = folder / url.rsplit("/", 1)[1]
+    if target.exists():
+        return target
+    partial = target.with_suffix(".part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as source, partial.open("wb") as sink:
+            total = int(source.headers.get("Content-Length", 0)) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, disable=None) as progress:
+                while block := source.read(1 << 20):
+                    sink.write(block)
+                    progress.update(len(block))
+    except (urllib.error.URLError, TimeoutError) as error:
+        names = f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-wav"
+        raise CorpusError(f"{url} could not be fetched ({error}). {elsewhere(*names)}") from error
+    return partial.rename(target)
+
+
+def prepare(
+    out_dir: str | Path, languages: Sequence[str] = LANGUAGES, packages: str | Path | None = None
+) -> DataReport:
+    """Get the packages and write `prompts/{train,dev,test}.jsonl`, `data_report.json` and `CREDITS.md`."""
+    out_dir = Path(out_dir)
+    unpacked = fetch(out_dir, languages, None if packages is None else Path(packages))
+    report = DataReport()
+    rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    for split, row in read_prompts(unpacked, report, languages):
+        report.keep(row)
+        rows[split].append(row)
+    write_splits(out_dir / "prompts", rows)
+    write_data_report(report.as_dict(), out_dir / "data_report.json")
+    (out_dir / "CREDITS.md").write_text(CREDITS, encoding="utf-8")
+    return report
+
+
+def write_splits(folder: Path, rows: dict[str, list[dict]]) -> None:
+    """Write `folder/SPLIT.jsonl` for every split and say so."""
+    for split, split_rows in rows.items():
+        path = folder / f"{split}.jsonl"
+        print(f"{write_manifest(split_rows, path):>8,} rows -> {path}", flush=True)
+
+
+def trim_silence(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Cut (samples,) to its speech, with 5 ms fades at the cuts so that they do not click."""
+    fade = sampling_rate // 200
+    cut = samples[slice(*speech_bounds(samples, sampling_rate))].copy()
+    ramp = np.linspace(0, 1, fade, dtype=cut.dtype)
+    cut[:fade] *= ramp
+    cut[-fade:] *= ramp[::-1]
+    return cut
+
+
+def read_digits(root: Path, language: str) -> tuple[list[np.ndarray], list[str], int]:
+    """The trimmed recordings and the words of the digits 0 to 9 in one language, and the sampling rate (Hz)."""
+    import soundfile
+
+    sounds, text_file = language_files(root, language)
+    texts = read_texts(text_file, language, DataReport())
+    clips, words = [], []
+    for digit in range(10):
+        samples, sampling_rate = soundfile.read(sounds / "digits" / f"{digit}.wav", dtype="float32")
+        clips.append(trim_silence(samples, sampling_rate))
+        words.append(texts[f"digits/{digit}"].rstrip(".").casefold())
+    return clips, words, sampling_rate
+
+
+def draw_strings(sizes: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """Different strings of 2 to 4 digits for every split, `sizes[split]` of them, the same for the same seed."""
+    generator = random.Random(seed)
+    available = 10**2 + 10**3 + 10**4
+    if sum(sizes.values()) > available // 2:
+        raise CorpusError(f"{sum(sizes.values())} digit strings asked for; ask for at most {available // 2}.")
+    drawn: dict[str, None] = {}
+    while len(drawn) < sum(sizes.values()):
+        drawn["".join(generator.choices("0123456789", k=generator.randint(2, 4)))] = None
+    strings = iter(drawn)
+    return {split: [next(strings) for _ in range(sizes[split])] for split in ("test", "dev", "train")}
+
+
+def join_digits(clips: Sequence[np.ndarray], sampling_rate: int, generator: random.Random) -> np.ndarray:
+    """The clips in a row with pauses of 50 to 200 ms between them and 50 to 150 ms at both ends."""
+    pieces = [silence(generator, 0.05, 0.15, sampling_rate)]
+    for clip in clips:
+        pieces += [clip, silence(generator, 0.05, 0.2, sampling_rate)]
+    pieces[-1] = silence(generator, 0.05, 0.15, sampling_rate)
+    return np.concatenate(pieces)
+
+
+def silence(generator: random.Random, shortest: float, longest: float, sampling_rate: int) -> np.ndarray:
+    """Zeros for a random time between `shortest` and `longest` seconds."""
+    return np.zeros(round(generator.uniform(shortest, longest) * sampling_rate), dtype=np.float32)
+
+
+def prepare_digits(
+    out_dir: str | Path,
+    languages: Sequence[str] = LANGUAGES,
+    train: int = 400,
+    dev: int = 20,
+    test: int = 30,
+    seed: int = 0,
+) -> DataReport:
+    """Write `digits/audio/LANG/DIGITS.wav` and `digits/{train,dev,test}.jsonl` from the recordings `prepare` got.
+
+    Args:
+        train, dev, test: number of digit strings per split; each is spoken in every language, and none is in two
+            splits. A string gives one asr row per language and one s2tt and one mt row per ordered pair of languages.
+        seed: draws the strings and the pauses between the digits; the same seed writes the same files.
+    """
+    import soundfile
+    from tqdm import tqdm
+
+    folder = Path(out_dir) / "digits"
+    recorded = {language: read_digits(Path(out_dir) / "downloads" / "unpacked", language) for language in languages}
+    strings = draw_strings({"train": train, "dev": dev, "test": test}, seed)
+    everything = [digits for split in strings.values() for digits in split]
+    texts = {
+        language: {digits: " ".join(words[int(digit)] for digit in digits) for digits in everything}
+        for language, (_, words, _) in recorded.items()
+    }
+    report = DataReport()
+    rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    progress = tqdm(total=len(everything) * len(languages), desc=DIGITS_CORPUS, unit="file", disable=None)
+    for split in SPLITS:
+        for digits in strings[split]:
+            for language, (clips, _, sampling_rate) in recorded.items():
+                generator = random.Random(f"{seed}/{language}/{digits}")
+                samples = join_digits([clips[int(digit)] for digit in digits], sampling_rate, generator)
+                path = folder / "audio" / language / f"{digits}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, samples, sampling_rate, subtype="PCM_16")
+                duration = len(samples) / sampling_rate
+                rows[split] += parallel_rows(DIGITS_CORPUS, digits, language, texts, path, duration)
+                progress.update()
+    progress.close()
+    for row in (row for split_rows in rows.values() for row in split_rows):
+        report.keep(row)
+    write_splits(folder, rows)
+    write_data_report(report.as_dict(), folder / "data_report.json")
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`prepare OUT_DIR` or `digits OUT_DIR`; the exit status is 1 with a message if something is missing."""
+    parser = argparse.ArgumentParser(prog="python -m modeling_part.asterisk", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    whole = commands.add_parser("prepare", help="get the packages and write manifests of whole prompts")
+    whole.add_argument(
+        "--packages", type=Path, metavar="DIR", help="folder with the .deb files, instead of downloading"
+    )
+    slices = commands.add_parser("digits", help="write a slice of connected digits, after prepare")
+    slices.add_argument("--train", type=int, default=400, help="digit strings to train on (default: 400)")
+    slices.add_argument("--dev", type=int, default=20, help="digit strings for development (default: 20)")
+    slices.add_argument("--test", type=int, default=30, help="digit strings to test on (default: 30)")
+    slices.add_argument("--seed", type=int, default=0, help="draws strings and pauses (default: 0)")
+    for command in (whole, slices):
+        command.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+        command.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES))
+    options = vars(parser.parse_args(arguments))
+    make = {"prepare": prepare, "digits": prepare_digits}[options.pop("command")]
+    try:
+        report = make(**options)
+    except CorpusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(summary(report.as_dict()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

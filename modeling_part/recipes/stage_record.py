@@ -1,0 +1,119 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""`stage.json`: where a stage's weights come from."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .files import CheckpointError, read_json, write_json
+
+
+# Keys of stage.json and the type of each. `parent` is None for a stage that starts from the base models; `base_models`
+# maps a part ("audio_model", "language_model") to the checkpoint it came from.
+STAGE_KEYS = {
+    "stage": str,
+    "parent": (str, type(None)),
+    "seed": int,
+    "base_models": dict,
+    "data": dict,
+    "hyperparameters": dict,
+    "trainable_parameters": dict,
+    "versions": dict,
+    "metrics": dict,
+}
+DATA_KEYS = {"fingerprint": str, "rows": dict, "hours": dict}
+
+# Keys that may be there: `datasets`, Hub ids of the training data, and `parent_revision`, which publishing fills in.
+OPTIONAL_STAGE_KEYS = {"datasets": list, "parent_revision": str}
+
+
+def write_stage_json(folder: str | Path, info: Mapping) -> Path:
+    """Check a stage's record and write it as `stage.json`; the file appears whole or not at all.
+
+    Args:
+        folder: the stage's folder, which exists.
+        info: `STAGE_KEYS`, with `data` holding `DATA_KEYS`; `rows` and `hours` are by group, such as `"asr/fr"` and
+            `"s2tt/en-fr"`, `trainable_parameters` by part (0: frozen). `OPTIONAL_STAGE_KEYS` may be there.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        CheckpointError: a key is missing, unknown or of the wrong type.
+    """
+    path = Path(folder) / "stage.json"
+    check_stage_info(info, path)
+    write_json(path, info)
+    return path
+
+
+def read_stage_json(folder: str | Path) -> dict:
+    """The checked content of a folder's `stage.json`.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or a key is missing, unknown or of the wrong type.
+    """
+    path = Path(folder) / "stage.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no stage.json: it is not a finished stage. Give the folder of a stage.")
+    info = read_json(path)
+    check_stage_info(info, path)
+    return info
+
+
+def find_alike(record: Mapping, run: Path, others: Iterable[str | Path]) -> Path | None:
+    """
+    The finished stage, among other runs, that was trained exactly as a stage is about to be.
+
+    Args:
+        record: the stage's `stage.json` to be, without `metrics`.
+        run: its run folder, with the finished parents.
+        others: run folders to look in.
+
+    Returns:
+        A stage folder whose record says the same (settings, data, seed, base models, versions), and whose parents' do;
+        None where there is none.
+    """
+    for other in map(Path, others):
+        if (other / record["stage"] / "stage.json").is_file() and other.resolve() != run.resolve():
+            if _is_alike(record, run, read_stage_json(other / record["stage"]), other):
+                return other / record["stage"]
+    return None
+
+
+def _is_alike(record: Mapping, run: Path, other_record: Mapping, other_run: Path) -> bool:
+    ours, theirs = ({key: value for key, value in one.items() if key != "metrics"} for one in (record, other_record))
+    if json.loads(json.dumps(ours)) != theirs:  # tuples become lists in the file
+        return False
+    parent = record["parent"]
+    if parent is None:
+        return True
+    return _is_alike(read_stage_json(run / parent), run, read_stage_json(other_run / parent), other_run)
+
+
+def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:
+    """Raise `CheckpointError` where a stage's record is not as [`write_stage_json`] describes it."""
+    _check_keys(info, STAGE_KEYS, OPTIONAL_STAGE_KEYS, name)
+    _check_keys(info["data"], DATA_KEYS, None, f"{name}: data")
+    if not re.fullmatch(r"[a-z0-9_]+", info["stage"]):
+        raise CheckpointError(
+            f"{name}: stage {info['stage']!r} cannot be a tag; use lower-case letters, digits and _."
+        )
+
+
+def _check_keys(mapping: Mapping, required: dict, optional: dict | None, name: str | Path) -> None:
+    """Every required key of its type; others only where `optional` is None, or when it lists them."""
+    missing = sorted(set(required) - set(mapping))
+    unknown = sorted(set(mapping) - set(required) - set(optional or {})) if optional is not None else []
+    if missing or unknown:
+        raise CheckpointError(f"{name}: missing keys {missing}, unknown keys {unknown}; give {sorted(required)}.")
+    for key, kind in {**required, **(optional or {})}.items():
+        if key in mapping and (not isinstance(mapping[key], kind) or isinstance(mapping[key], bool)):
+            raise CheckpointError(
+                f"{name}: {key!r} is a {type(mapping[key]).__name__}, but must be {_type_name(kind)}."
+            )
+
+
+def _type_name(kind) -> str:
+    return " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))

@@ -1,0 +1,171 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Stages of PART (paper, section 2.2): what trains, on which tasks, with which learning rates. A stage is data."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+
+from ..prompts_part import TASKS
+
+
+PARTS = ("adapter", "encoder", "language_model")
+GATES = ("task_gated", "frozen", "always")
+TUNINGS = ("lora", "full")
+
+# Tasks whose answer is in another language than the input: the ones that may train the language model.
+CROSS_LANGUAGE_TASKS = ("s2tt", "mt")
+
+
+def _check_known(what: str, values: Iterable[str], known: Iterable[str]):
+    for value in values:
+        if value not in known:
+            close = get_close_matches(str(value), list(known), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"Unknown {what} {value!r}.{hint} Known: {', '.join(known)}.")
+
+
+def _number(what: str, value) -> float:
+    """YAML 1.1 reads 1e-3 (without a point) as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{what}` of a stage is {value!r}; it must be a number.") from None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One stage of a training plan.
+
+    Attributes:
+        name: also the name of its checkpoint folder.
+        tasks: weight of each task, 1.0 = every row once per epoch. Tasks not named are not trained.
+        learning_rates: peak learning rate of each part that trains: `adapter`, `encoder`, `language_model`.
+        encoder_layers: train only so many of the encoder's last layers; None means the whole encoder.
+        epochs: length in passes over the data, unless `max_steps` is given.
+        max_steps: length in optimizer steps.
+        warmup_ratio: share of the steps over which the learning rates rise.
+        gate: when the language model gets gradients, if it trains at all. `task_gated` (the method): on cross-language
+            batches only; `always`: on every batch; `frozen`: never.
+        tuning: how the language model trains, `lora` (Interspeech version) or `full` (arXiv v1).
+        lora_rank, lora_alpha, lora_dropout: LoRA of all linear layers of the language model, see `peft.LoraConfig`.
+            The paper names no values.
+    """
+
+    name: str
+    tasks: dict[str, float]
+    learning_rates: dict[str, float]
+    encoder_layers: int | None = None
+    epochs: int | None = 1
+    max_steps: int | None = None
+    warmup_ratio: float = 0.05
+    gate: str = "task_gated"
+    tuning: str = "lora"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+
+    def __post_init__(self):
+        _check_known(f"stage {self.name!r}: task", self.tasks, TASKS)
+        _check_known(f"stage {self.name!r}: part in learning_rates", self.learning_rates, PARTS)
+        _check_known(f"stage {self.name!r}: gate", [self.gate], GATES)
+        _check_known(f"stage {self.name!r}: tuning", [self.tuning], TUNINGS)
+        if not re.fullmatch(r"[a-z0-9_]+", self.name):
+            raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits and underscores (a folder).")
+        if not any(self.tasks.values()) or not self.learning_rates:
+            raise ValueError(f"Stage {self.name!r} trains nothing: give it `tasks` and `learning_rates`.")
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError(f"Stage {self.name!r} has no length: give `epochs` or `max_steps`.")
+        if not 0.0 <= self.warmup_ratio < 1.0:
+            raise ValueError(f"Stage {self.name!r}: `warmup_ratio` is {self.warmup_ratio}; it must be in [0, 1).")
+        if self.encoder_layers is not None and "encoder" not in self.learning_rates:
+            raise ValueError(f"Stage {self.name!r}: `encoder_layers` needs a learning rate for `encoder`.")
+        if self.encoder_layers is not None and self.encoder_layers < 1:
+            raise ValueError(
+                f"Stage {self.name!r}: `encoder_layers` is {self.encoder_layers}; give at least 1, or leave `encoder` out "
+                "of `learning_rates`."
+            )
+        for part, rate in self.learning_rates.items():
+            if not rate > 0.0:
+                raise ValueError(f"Stage {self.name!r}: the learning rate of {part} is {rate}; leave the part out.")
+        if "mt" in self.active_tasks and not self.opens_language_model("mt"):
+            raise ValueError(
+                f"Stage {self.name!r}: `mt` batches hold no audio and can only train the language model, which this stage "
+                "keeps frozen. Leave `mt` out of `tasks`."
+            )
+
+    @property
+    def trains_language_model(self) -> bool:
+        """Whether any batch of the stage may change the language model."""
+        return "language_model" in self.learning_rates and any(map(self.opens_language_model, self.active_tasks))
+
+    @property
+    def active_tasks(self) -> tuple[str, ...]:
+        """Tasks with a positive weight."""
+        return tuple(task for task, weight in self.tasks.items() if weight)
+
+    def opens_language_model(self, task: str) -> bool:
+        """Whether a batch of `task` gives gradients to the language model: the task gate."""
+        if "language_model" not in self.learning_rates or self.gate == "frozen":
+            return False
+        return self.gate == "always" or task in CROSS_LANGUAGE_TASKS
+
+
+# The paper's plan. Learning rates, batch sizes and ratios are not given there; these are ours.
+BUILT_IN_STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("adapter", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3}),
+        Stage(
+            "encoder_top",
+            tasks={"asr": 1.0},
+            learning_rates={"adapter": 5e-4, "encoder": 1e-4},
+            encoder_layers=8,
+        ),
+        Stage("encoder", tasks={"asr": 1.0}, learning_rates={"adapter": 5e-4, "encoder": 1e-4}),
+        Stage(
+            "joint",
+            tasks={"asr": 1.0, "s2tt": 1.0, "mt": 1.0},
+            learning_rates={"adapter": 2e-4, "encoder": 5e-5, "language_model": 2e-4},
+        ),
+    )
+}
+
+
+def build_plan(stages: list[dict | str] | None) -> list[Stage]:
+    """
+    A recipe's `stages` -> the stages to run, in order.
+
+    Args:
+        stages: mappings with the fields of [`Stage`], or names. A stage with a built-in name states only what it
+            changes. None gives the paper's plan.
+
+    Raises:
+        ValueError: an unknown field or name, two stages with one name; the message names it and what is known.
+    """
+    if not stages:
+        return list(BUILT_IN_STAGES.values())
+    plan = []
+    for entry in stages:
+        entry = {"name": entry} if isinstance(entry, str) else dict(entry)
+        known = [one.name for one in fields(Stage)]
+        _check_known("field of a stage", entry, known)
+        if "name" not in entry:
+            raise ValueError(f"A stage of the recipe has no `name`: {entry}.")
+        for key in ("learning_rates", "tasks"):
+            if isinstance(entry.get(key), dict):
+                entry[key] = {name: _number(f"{key}: {name}", value) for name, value in entry[key].items()}
+        if "warmup_ratio" in entry:
+            entry["warmup_ratio"] = _number("warmup_ratio", entry["warmup_ratio"])
+        base = BUILT_IN_STAGES.get(entry["name"])
+        if base is None and not {"tasks", "learning_rates"} <= set(entry):
+            raise ValueError(
+                f"Stage {entry['name']!r} is not built in ({', '.join(BUILT_IN_STAGES)}): give its `tasks` and "
+                "`learning_rates`."
+            )
+        plan.append(Stage(**entry) if base is None else replace(base, **entry))
+    names = [stage.name for stage in plan]
+    if len(set(names)) != len(names):
+        raise ValueError(f"The recipe names a stage twice: {names}.")
+    return plan

@@ -1,0 +1,147 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What of the model trains in a stage, and the task gate (paper, section 2.2)."""
+
+import re
+
+import torch
+from torch import nn
+
+from ..recipes.stages import PARTS, Stage
+
+
+_ENCODER_LAYER = r"^model\.audio_tower\.(?:encoder\.)?layers\.(\d+)\."
+
+# Whisper's and Qwen2-Audio's positions are fixed sinusoids, not parameters to learn.
+_NEVER_TRAINED = re.compile(r"^model\.audio_tower\.embed_positions\.")
+
+
+def trainable_patterns(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
+    """Anchored regular expressions of the parameters that train, per part."""
+    patterns = {}
+    for part in stage.learning_rates:
+        if part == "adapter":
+            patterns[part] = [r"^model\.adapter\."]
+        elif part == "encoder":
+            patterns[part] = [r"^model\.audio_tower\."]
+            if stage.encoder_layers is not None:
+                patterns[part] = _top_encoder_patterns(model, stage.encoder_layers)
+        elif stage.trains_language_model:
+            language_model = r"^model\.language_model\..*\.lora_[AB]\." if stage.tuning == "lora" else None
+            patterns[part] = [language_model] if language_model else [r"^model\.language_model\.", r"^lm_head\."]
+    return patterns
+
+
+def _top_encoder_patterns(model: nn.Module, layers: int) -> list[str]:
+    """The encoder's last layers and what follows them; fewer where it has fewer."""
+    indices = {
+        int(match[1]) for name, _ in model.named_parameters() if (match := re.match(_ENCODER_LAYER, name)) is not None
+    }
+    if not indices:
+        raise ValueError(
+            f"{type(model).__name__}'s audio tower has no parameters `layers.N.` to take the last {layers} of; train "
+            "the whole encoder (`encoder_layers: null`)."
+        )
+    top = "|".join(str(index) for index in sorted(indices)[-layers:])
+    return [
+        rf"^model\.audio_tower\.(?:encoder\.)?layers\.(?:{top})\.",
+        r"^model\.audio_tower\.(?:encoder\.)?layer_norm\.",
+    ]
+
+
+def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
+    """
+    Freeze everything, then open what `stage` trains (with an open gate).
+
+    Returns:
+        Names of the trainable parameters of each part.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    names = {}
+    model.requires_grad_(False)
+    for part, patterns in trainable_patterns(stage, model).items():
+        names[part] = []
+        for pattern in patterns:
+            matched = [
+                name
+                for name, _ in model.named_parameters(remove_duplicate=False)
+                if re.match(pattern, name) and not _NEVER_TRAINED.match(name)
+            ]
+            # `lm_head` may be the tied embeddings, a trailing norm may be absent: only a whole part may not be.
+            names[part] += matched
+        if not names[part]:
+            raise ValueError(
+                f"Stage {stage.name!r}: no parameter of the model matches {patterns} ({part}); nothing would train."
+            )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for part_names in names.values():
+        for name in part_names:
+            parameters[name].requires_grad_(True)
+    return names
+
+
+def cast_frozen(model: nn.Module, dtype: torch.dtype):
+    """
+    Keep what never trains in this stage natively in `dtype`: half the memory, and no cast in every step.
+
+    A part of which some weights train keeps its dtype, but for the weights under LoRA.
+    """
+    for part in (model.model.audio_tower, model.model.adapter, model.model.language_model, model.lm_head):
+        has_lora = any(".lora_" in name for name, _ in part.named_parameters())
+        if has_lora or not any(parameter.requires_grad for parameter in part.parameters()):
+            for parameter in part.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+
+
+def parameters_per_part(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each part, LoRA included, tied weights once."""
+    prefixes = {"adapter": ("model.adapter.",), "encoder": ("model.audio_tower.",)}
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), "language_model")
+        counts[part] += parameter.numel()
+    return counts
+
+
+class LanguageModelGate:
+    """
+    Opens and closes the gradients of the language model's trainable parameters (the task gate).
+
+    A closed parameter gets no gradient at all (`grad` stays None), so that the optimizer touches neither it nor its
+    state; gradients still flow *through* the language model to the adapter. FSDP2 replaces a model's parameters when
+    it wraps it: build the gate from those of the wrapped model.
+
+    Args:
+        stage: decides which tasks open the gate.
+        parameters: the language model's trainable parameters in this stage (maybe none).
+    """
+
+    def __init__(self, stage: Stage, parameters: list[nn.Parameter]):
+        self.stage = stage
+        self.parameters = parameters
+        self.is_open = True
+
+    def set_task(self, task: str) -> bool:
+        """Open or close for a batch of `task`; returns whether it is open."""
+        opens = bool(self.parameters) and self.stage.opens_language_model(task)
+        if opens != self.is_open:
+            for parameter in self.parameters:
+                parameter.requires_grad_(opens)
+            self.is_open = opens
+        return opens
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The largest parts without a trainable parameter."""
+    parts = (model.model.audio_tower, model.model.adapter, model.model.language_model)
+    return [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names that they have in an unwrapped model, tied ones under each of their names."""
+    return {
+        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }

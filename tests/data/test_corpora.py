@@ -1,0 +1,492 @@
+"""read_corpora with the readers of one's own files: manifests, datasets, text pairs; filters, counts, streaming."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_part import load_audio
+from modeling_part.data.checking import RowFilters, summary
+from modeling_part.data.corpora import open_corpora, read_corpora
+from modeling_part.data.files import read_table, write_manifest
+from modeling_part.data.rows import (
+    COLUMNS,
+    CorpusError,
+    audio_duration,
+    canonical_features,
+    language_code,
+    speech_bounds,
+    split_of,
+)
+from modeling_part.data.stored_corpora import fingerprint
+
+
+RATE = 16_000
+
+
+def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def write_lines(path, records) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def asr(name: str, **changes) -> dict:
+    record = {"id": name, "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": f"Texte {name}."}
+    return {**record, "audio": "clips/a.flac", "duration": 1.5, **changes}
+
+
+MT = {"id": "m", "task": "mt", "source_lang": "fr", "target_lang": "en", "text": "Red.", "source_text": "Rouge."}
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder with clips/a.flac (1.5 s), clips/b.mp3 (2 s), clips/long.opus (6 s: 440 Hz, then 880 Hz)."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    soundfile.write(folder / "a.flac", tone(1.5), RATE)
+    soundfile.write(folder / "b.mp3", tone(2.0), RATE)
+    soundfile.write(
+        folder / "long.opus", np.concatenate([tone(3.0), tone(3.0, 880)]), RATE, format="OGG", subtype="OPUS"
+    )
+    return tmp_path
+
+
+def read_lines(clips, records, **settings):
+    return read_corpora([{"reader": "manifest", "path": write_lines(clips / "train.jsonl", records)}], **settings)
+
+
+# ------------------------------------------------------------------------------------------------------ manifests
+
+
+def test_a_manifest_gives_exactly_the_canonical_rows(clips):
+    records = [
+        asr("known"),
+        asr("measured", audio="clips/b.mp3", duration=None, speaker="x", license="CC0-1.0"),
+        {**asr("part"), "audio": "clips/long.opus", "start": 2.5, "end": 4.0, "duration": None},
+        {**asr("rest"), "audio": "clips/long.opus", "start": 4.0, "duration": None, "corpus": "mine"},
+        {**asr("s"), "task": "s2tt", "target_lang": "en", "text": "Red.", "source_text": "Rouge."},
+        MT,
+    ]
+    dataset, report = read_lines(clips, records)
+    assert dataset.column_names == list(COLUMNS)
+    assert dataset.features == canonical_features()
+    assert dataset["id"][:] == ["known", "measured", "part", "rest", "s", "m"]
+    assert dataset["duration"][:] == pytest.approx([1.5, 2.0, 1.5, 2.0, 1.5, 0.0], abs=0.01)
+    assert dataset["corpus"][:] == ["train", "train", "train", "mine", "train", "train"]
+    assert dataset[5]["audio"] is None
+    assert dataset[4]["source_text"] == "Rouge."
+    assert report["rows"] == {"asr/fr": 4, "s2tt/fr-en": 1, "mt/fr-en": 1}
+    assert report["hours"]["asr/fr"] == pytest.approx(7.0 / 3600, abs=1e-4)
+    row = dataset[2]
+    samples = load_audio(row["audio"], start=row["start"], end=row["end"])
+    assert len(samples) == 1.5 * RATE
+    spectrum = np.abs(np.fft.rfft(samples[-RATE // 2 :]))
+    assert np.argmax(spectrum) * 2 == pytest.approx(880, abs=4), "the part reaches into the second tone"
+
+
+def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
+    dataset, _ = read_lines(clips, [asr("a"), {**asr("b"), "audio": "clips/long.opus", "start": 1.0, "end": 2.0}, MT])
+    (clips / "elsewhere").mkdir()
+    write_manifest(dataset, clips / "elsewhere" / "train.jsonl")
+    again, _ = read_corpora([{"reader": "manifest", "path": str(clips / "elsewhere" / "train.jsonl")}])
+    assert fingerprint(again) == fingerprint(dataset)
+    assert all(load_audio(row["audio"]).any() for row in again if row["audio"])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (asr("a", txt="x"), "line 2: unknown field 'txt'"),
+        ({key: value for key, value in asr("a").items() if key != "text"}, "line 2: no 'text'"),
+        (asr("a", task="st"), "line 2: task 'st' is none of asr, s2tt, mt"),
+        (asr("a", source_lang="French", target_lang="French"), "'French' is not a BCP 47 language code"),
+        (asr("a", target_lang="en"), "only asr, keeps the language"),
+        (asr("a", text=None), "'text' must be a string, not None"),
+        (asr("a", duration="1.5"), "'duration' must be a number of seconds"),
+        (asr("a", audio=None), "an asr row needs 'audio'"),
+        ({**MT, "audio": "clips/a.flac"}, "an mt row has a 'source_text' and no 'audio'"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused_with_its_line(clips, record, message):
+    with pytest.raises(CorpusError, match=r"train\.jsonl") as error:
+        read_lines(clips, [asr("fine"), record])
+    assert message in str(error.value)
+
+
+def test_a_line_that_is_no_json_is_refused(clips):
+    (clips / "bad.jsonl").write_text('{"id": "a",\n', encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"bad.jsonl, line 1: no valid JSON"):
+        read_corpora([{"reader": "manifest", "path": str(clips / "bad.jsonl")}])
+
+
+# ------------------------------------------------------------------------------------- broken rows, filters, report
+
+
+def test_broken_rows_are_counted_with_reason_and_id(clips):
+    (clips / "clips" / "noise.wav").write_bytes(b"no audio at all")
+    soundfile.write(clips / "clips" / "empty.wav", np.zeros(0), RATE)
+    records = [
+        asr("good"),
+        asr("blank", text="  "),
+        asr("gone", audio="clips/none.flac"),
+        asr("gone-too", audio="nowhere/none.flac", duration=None),
+        asr("noise", audio="clips/noise.wav", duration=None),
+        asr("empty", audio="clips/empty.wav", duration=None),
+        asr("backwards", start=1.0, end=0.5, duration=None),
+        {**MT, "source_text": ""},
+    ]
+    dataset, report = read_lines(clips, records, max_bad_fraction=1.0, report_path=clips / "out" / "data_report.json")
+    assert dataset["id"][:] == ["good"]
+    dropped = {reason: entry["examples"] for reason, entry in report["dropped"]["train"].items()}
+    assert dropped == {
+        "no text": ["blank"],
+        "audio file not found": ["gone", "gone-too"],
+        "audio cannot be read": ["noise"],
+        "audio without samples": ["empty"],
+        "start and end leave no audio": ["backwards"],
+        "no source text": ["m"],
+    }
+    assert json.loads((clips / "out" / "data_report.json").read_text(encoding="utf-8")) == report
+    assert "audio file not found (such as gone)" in summary(report)
+
+
+def test_too_many_broken_rows_stop_the_run_with_the_list(clips):
+    records = [asr(f"good{number}") for number in range(98)] + [asr("gone", audio="x.flac"), asr("blank", text="")]
+    dataset, _ = read_lines(clips, records, max_bad_fraction=0.02)
+    assert len(dataset) == 98
+    with pytest.raises(CorpusError) as error:
+        read_lines(clips, records, max_bad_fraction=0.01)
+    message = str(error.value)
+    assert "2 of 100 rows are broken" in message
+    assert "audio file not found, such as gone" in message
+    assert "no text, such as blank" in message
+
+
+def test_filters_leave_out_and_count_but_are_no_faults(clips):
+    records = [
+        asr("stays"),
+        asr("short", audio="clips/long.opus", start=0.0, end=0.2, duration=None),
+        asr("long", audio="clips/long.opus", duration=None),
+        asr("hasty", text="x" * 60),
+        asr("slow", text="x"),
+        asr("german", source_lang="de", target_lang="de"),
+        {**asr("untranscribed"), "task": "s2tt", "target_lang": "en", "text": "Yes."},
+        MT,
+    ]
+    bounds = {"min_duration": 0.5, "max_duration": 4, "min_characters_per_second": 2, "max_characters_per_second": 25}
+    dataset, report = read_lines(clips, records, languages=["fr", "en"], max_bad_fraction=0.0, **bounds)
+    assert dataset["id"][:] == ["stays", "untranscribed", "m"]
+    dropped = report["dropped"]["train"]
+    assert {reason: (entry["rows"], entry["broken"]) for reason, entry in dropped.items()} == {
+        "shorter than 0.5 s": (1, 0),
+        "longer than 4 s": (1, 0),
+        "more than 25 characters per second": (1, 0),
+        "fewer than 2 characters per second": (1, 0),
+        "language not asked for": (1, 0),
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    duration=st.floats(0.01, 60),
+    characters=st.integers(1, 600),
+    shortest=st.floats(0.0, 5.0),
+    longest=st.floats(5.0, 40.0),
+    slowest=st.floats(0.5, 5.0),
+    fastest=st.floats(5.0, 40.0),
+)
+def test_a_row_stays_exactly_if_it_is_within_all_bounds(duration, characters, shortest, longest, slowest, fastest):
+    row = {"task": "asr", "source_lang": "en", "target_lang": "en", "text": "x" * characters, "duration": duration}
+    inside = shortest <= duration <= longest and slowest <= characters / duration <= fastest
+    assert (RowFilters(shortest, longest, slowest, fastest).reason(row) is None) == inside
+
+
+def test_tasks_and_languages_choose_rows_and_none_is_an_error(clips):
+    path = write_lines(clips / "train.jsonl", [asr("a"), asr("d", source_lang="de", target_lang="de"), MT])
+    spec = {"reader": "manifest", "path": path, "name": "mine"}
+    dataset, _ = read_corpora([{**spec, "tasks": ["asr"], "languages": ["de"]}])
+    assert [(row["id"], row["corpus"]) for row in dataset] == [("d", "mine")]
+    with pytest.raises(CorpusError, match=r"gives no rows .* languages \('it',\)"):
+        read_corpora([{**spec, "languages": ["it"]}])
+
+
+def test_weights_are_given_per_corpus_column(clips):
+    mine = {"reader": "manifest", "path": write_lines(clips / "mine.jsonl", [asr("a"), asr("b", corpus="other")])}
+    pairs = {"reader": "manifest", "path": write_lines(clips / "pairs.jsonl", [MT]), "weight": 0.5}
+    assert read_corpora([{**mine, "weight": 3}, pairs])[1]["weights"] == {"mine": 3, "other": 3, "pairs": 0.5}
+    with pytest.raises(CorpusError, match="corpus 'mine' has two weights; tell its parts apart with `name`"):
+        read_corpora([{**mine, "weight": 3}, {**pairs, "name": "mine"}])
+    with pytest.raises(CorpusError, match="corpus 'fleurs' has two weights"):
+        read_corpora([{"reader": "fleurs", "path": "not/read"}, {"reader": "fleurs", "path": "x", "weight": 2}])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"reader": "manifest", "path": "x", "weight": 0}, "weight 0 is no number above 0"),
+        ({"reader": "manifest", "path": "x", "langauges": ["de"]}, "did you mean 'languages'?"),
+        ({"reader": "manifest"}, "lacks 'path'"),
+        ({"reader": "kaldi", "path": "x"}, "unknown reader 'kaldi'"),
+        ({"reader": "manifest", "path": "x", "columns": {"text": "a"}}, "'columns' is a setting of dataset"),
+        ({"reader": "fleurs", "path": "x", "tasks": ["tts"]}, "task 'tts' is none of"),
+        ({"reader": "fleurs", "path": "x", "languages": ["de_de"]}, "'de_de' is not a BCP 47"),
+        ({"reader": "fleurs", "path": "x", "split": "eval"}, "split 'eval' is none of"),
+        ({"reader": "fleurs", "path": "no/such/folder"}, "no/such/folder does not exist"),
+    ],
+)
+def test_a_wrong_entry_of_a_recipe_is_one_clear_error(spec, message):
+    with pytest.raises(CorpusError) as error:
+        read_corpora([spec])
+    assert message in str(error.value)
+
+
+def test_the_rows_on_disk_are_opened_by_other_processes_and_keep_their_fingerprint(clips):
+    spec = {"reader": "manifest", "path": write_lines(clips / "train.jsonl", [asr("a"), asr("b"), MT])}
+    dataset, report = read_corpora([spec], cache_dir=clips / "cache")
+    assert dataset.cache_files, "memory-mapped"
+    opened, read_report = open_corpora(clips / "cache")
+    assert opened[:] == dataset[:]
+    assert read_report == report
+    in_memory, _ = read_corpora([spec])
+    assert fingerprint(opened) == report["fingerprint"] == fingerprint(in_memory)
+    assert fingerprint(dataset.select([1, 0, 2])) != report["fingerprint"]
+    changed, _ = read_lines(clips, [asr("a"), asr("b", text="Autre."), MT])
+    assert fingerprint(changed) != report["fingerprint"]
+
+
+# ------------------------------------------------------------------------------------------------ mapped datasets
+
+
+def encoded(seconds: float, kind: str = "FLAC") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(seconds), RATE, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder with train and validation parquet files of 7 and 2 rows, audio bytes inside, made as the Hub does."""
+    for split, count in (("train", 7), ("validation", 2)):
+        records = [
+            {
+                "audio": {"bytes": encoded(0.5 + i / 10), "path": f"{split}{i}.flac"},
+                "sentence": f"Satz {i}",
+                "en": f"S{i}",
+            }
+            for i in range(count)
+        ]
+        dataset = datasets.Dataset.from_list(records).cast_column("audio", datasets.Audio(decode=False))
+        dataset.to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "parquet"
+
+
+def test_parquet_rows_hold_the_bytes_and_get_their_durations(parquet):
+    spec = {"reader": "dataset", "path": str(parquet), "columns": {"text": "sentence"}, "tasks": ["asr"]}
+    dataset, report = read_corpora([{**spec, "languages": ["de"], "name": "saetze"}])
+    assert report["rows"] == {"asr/de": 7}
+    assert dataset["text"][:] == [f"Satz {i}" for i in range(7)]
+    assert dataset["id"][:] == [f"train{i}" for i in range(7)]
+    assert dataset["duration"][:] == pytest.approx([0.5 + i / 10 for i in range(7)], abs=1e-3)
+    assert set(dataset["corpus"]) == {"saetze"}
+    row = dataset[3]
+    assert np.allclose(load_audio(row["audio"]), tone(0.8), atol=1e-3)
+    dev, _ = read_corpora([{**spec, "languages": ["de"], "split": "dev"}])
+    assert len(dev) == 2
+
+
+def test_one_record_gives_a_row_per_task(parquet):
+    spec = {"reader": "dataset", "path": str(parquet), "columns": {"source_text": "sentence", "text": "en"}}
+    spec |= {"languages": ["de"], "target_languages": ["en"], "split": "dev"}
+    dataset, _ = read_corpora([{**spec, "tasks": ["asr", "s2tt", "mt"]}])
+    assert [(row["task"], row["target_lang"], row["text"], row["source_text"]) for row in dataset][:3] == [
+        ("asr", "de", "Satz 0", "Satz 0"),
+        ("s2tt", "en", "S0", "Satz 0"),
+        ("mt", "en", "S0", "Satz 0"),
+    ]
+    assert [row["audio"] is None for row in dataset] == [False, False, True] * 2
+    only_mt, _ = read_corpora([{**spec, "tasks": ["mt"]}])
+    assert set(only_mt["task"]) == {"mt"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"columns": {"text": "transcript"}}, "no column 'transcript'; there are audio, sentence, en"),
+        ({"columns": {"words": "sentence"}}, "maps 'words', which is none of"),
+        ({"columns": {}}, "no column 'text'; say under 'columns' which of audio, sentence, en it is"),
+        ({"tasks": None}, "no column gives the task"),
+        ({"languages": None}, "no column gives 'source_lang'; name one language under 'languages'"),
+        ({"split": "test"}, "has no split 'test'; it has train, validation"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_says_what_is_there(parquet, change, message):
+    spec = {"reader": "dataset", "path": str(parquet), "columns": {"text": "sentence"}, "tasks": ["asr"]}
+    with pytest.raises(CorpusError) as error:
+        read_corpora([{**spec, "languages": ["de"], **change}])
+    assert message in str(error.value)
+
+
+def test_saved_datasets_and_audiofolders_are_read_too(parquet, tmp_path):
+    records = [{"audio": {"bytes": encoded(0.7), "path": None}, "text": "Ja", "locale": "de"}]
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(records)}).save_to_disk(tmp_path / "saved")
+    spec = {"reader": "dataset", "tasks": ["asr"]}
+    saved, _ = read_corpora([{**spec, "path": str(tmp_path / "saved"), "columns": {"source_lang": "locale"}}])
+    assert saved["duration"][:] == pytest.approx([0.7])
+    assert saved["source_lang"][:] == ["de"]
+
+    for split in ("train", "test"):
+        (tmp_path / "folder" / split).mkdir(parents=True)
+        soundfile.write(tmp_path / "folder" / split / "x.flac", tone(0.9), RATE)
+        table = tmp_path / "folder" / split / "metadata.csv"
+        table.write_text(f'file_name,sentence\nx.flac,"Guten Tag, {split}"\n', encoding="utf-8")
+    spec |= {"languages": ["de"], "columns": {"text": "sentence"}, "split": "test"}
+    folder, _ = read_corpora([{**spec, "path": str(tmp_path / "folder")}])
+    assert folder[0]["text"] == "Guten Tag, test"
+    assert folder[0]["audio"]["path"].endswith("test/x.flac")
+    assert folder[0]["duration"] == pytest.approx(0.9)
+    file, _ = read_corpora([{**spec, "split": "train", "path": str(parquet / "train-00000-of-00001.parquet")}])
+    assert len(file) == 7
+
+
+def test_streaming_gives_the_same_rows_lazily(parquet, clips, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    spec = {"reader": "dataset", "path": str(parquet), "columns": {"text": "sentence"}, "tasks": ["asr"]}
+    spec |= {"languages": ["de"]}
+    whole, _ = read_corpora([spec], min_duration=0.75)
+    stream, report = read_corpora([{**spec, "streaming": True}], min_duration=0.75)
+    assert isinstance(stream, datasets.IterableDataset)
+    assert list(stream) == list(whole)
+    assert len(list(stream)) == 4, "0.8 to 1.1 s"
+    assert report["rows"] == {}, "streamed rows are not counted beforehand"
+
+    local = {"reader": "manifest", "path": write_lines(clips / "train.jsonl", [asr(f"a{i}") for i in range(5)])}
+    mixed, report = read_corpora([local, {**spec, "streaming": True, "weight": 3.0}])
+    rows = list(mixed)
+    assert sorted(row["id"] for row in rows) == sorted([f"a{i}" for i in range(5)] + [f"train{i}" for i in range(7)])
+    assert all(set(row) == set(COLUMNS) for row in rows)
+    assert report["rows"] == {"asr/fr": 5}
+    assert [corpus["path"] for corpus in report["corpora"]] == [local["path"], spec["path"]]
+
+
+def test_a_hub_id_without_the_hub_names_the_folder_to_give(monkeypatch):
+    def unreachable(*arguments, **settings):
+        raise ConnectionError("Couldn't reach 'owner/speech' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    spec = {"reader": "dataset", "path": "owner/speech", "tasks": ["asr"], "languages": ["de"]}
+    with pytest.raises(CorpusError) as error:
+        read_corpora([spec])
+    assert "'owner/speech' could not be read (ConnectionError: Couldn't reach" in str(error.value)
+    assert "give a local copy as `path`: the folder that `hf download owner/speech" in str(error.value)
+    with pytest.raises(CorpusError, match="neither a file or folder nor a Hub id"):
+        read_corpora([{**spec, "path": "/no/such/folder"}])
+
+
+# ----------------------------------------------------------------------------------------------------- text pairs
+
+
+def test_text_pairs_from_tsv_and_jsonl(tmp_path):
+    (tmp_path / "pairs.tsv").write_text('de\ten\nEr sagte "ja".\tHe said "yes".\n\tEmpty\n', encoding="utf-8")
+    spec = {"reader": "text_pairs", "languages": ["de"], "target_languages": ["en"]}
+    columns = {"source_text": "de", "text": "en"}
+    dataset, report = read_corpora(
+        [{**spec, "path": str(tmp_path / "pairs.tsv"), "columns": columns}], max_bad_fraction=0.5
+    )
+    assert report["rows"] == {"mt/de-en": 1}
+    assert (dataset[0]["source_text"], dataset[0]["text"]) == ('Er sagte "ja".', 'He said "yes".')
+    assert (dataset[0]["duration"], dataset[0]["audio"]) == (0.0, None)
+    assert report["dropped"]["text_pairs"]["no source text"]["rows"] == 1
+
+    record = {"source_text": "Ja", "text": "Sí", "target_lang": "es", "id": 7}
+    path = write_lines(tmp_path / "pairs.jsonl", [record])
+    dataset, _ = read_corpora([{"reader": "text_pairs", "path": path, "languages": ["de"]}], max_bad_fraction=0)
+    assert [dataset[0][key] for key in ("id", "source_lang", "target_lang", "text")] == ["7", "de", "es", "Sí"]
+    # Separators that `str.splitlines` would break a sentence at.
+    write_lines(tmp_path / "pairs.jsonl", [{**record, "text": "Sí\u2028no\x85"}])
+    (tmp_path / "pairs.tsv").write_text("de\ten\nJa\u2028nein\x85\tYes\rno\n", encoding="utf-8", newline="\n")
+    dataset, _ = read_corpora([{"reader": "text_pairs", "path": path, "languages": ["de"]}], max_bad_fraction=0)
+    assert dataset["text"][0].split() == ["Sí", "no"]
+    dataset, _ = read_corpora([{**spec, "path": str(tmp_path / "pairs.tsv"), "columns": columns}], max_bad_fraction=0)
+    assert [dataset[0][key].split() for key in ("source_text", "text")] == [["Ja", "nein"], ["Yes", "no"]]
+    with pytest.raises(CorpusError, match=r"pairs.txt is neither"):
+        (tmp_path / "pairs.txt").touch()
+        read_corpora([{**spec, "path": str(tmp_path / "pairs.txt")}])
+
+
+# ------------------------------------------------------------------------------------------------- small functions
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "with_region"),
+    [
+        ("de", "de", "de"),
+        ("en_us", "en", "en-US"),
+        ("cmn_hans_cn", "zh", "zh"),
+        ("yue_hant_hk", "yue", "yue-HK"),
+        ("es_419", "es", "es-419"),
+        ("zh-TW", "zh-TW", "zh-TW"),
+        ("zh-CN", "zh", "zh"),
+        ("rm-sursilv", "rm-sursilv", "rm-sursilv"),
+        ("ca@valencia", "ca-valencia", "ca-valencia"),
+        ("nan-tw", "nan", "nan-TW"),
+    ],
+)
+def test_language_codes_of_corpora_become_bcp_47(name, code, with_region):
+    assert language_code(name) == code
+    assert language_code(name, keep_region=True) == with_region
+
+
+@given(st.lists(st.text(min_size=1), min_size=500, max_size=500, unique=True))
+@settings(max_examples=5, deadline=None)
+def test_splits_by_hash_are_about_90_5_5(keys):
+    counts = {split: sum(split_of(key) == split for key in keys) for split in ("train", "dev", "test")}
+    assert counts["train"] == pytest.approx(450, abs=50)
+    assert min(counts["dev"], counts["test"]) > 3
+
+
+def test_durations_of_every_format_match_what_was_written(tmp_path):
+    for kind in ("wav", "flac", "mp3", "ogg", "opus"):
+        settings = {"format": "OGG", "subtype": "OPUS"} if kind == "opus" else {}
+        soundfile.write(tmp_path / f"x.{kind}", tone(1.234), RATE, **settings)
+        assert audio_duration(tmp_path / f"x.{kind}") == pytest.approx(1.234, abs=0.005), kind
+        assert audio_duration((tmp_path / f"x.{kind}").read_bytes()) == pytest.approx(1.234, abs=0.005), kind
+
+
+def test_speech_bounds_find_the_sound_between_silences():
+    samples = np.concatenate([np.zeros(RATE // 2), tone(0.5), np.zeros(RATE)])
+    first, last = speech_bounds(samples, RATE, margin=0.05)
+    assert first / RATE == pytest.approx(0.45, abs=0.011)
+    assert last / RATE == pytest.approx(1.05, abs=0.011)
+    with pytest.raises(CorpusError, match="silent"):
+        speech_bounds(np.zeros(RATE), RATE)
+
+
+def test_a_table_keeps_quotes_and_refuses_ragged_lines(tmp_path):
+    (tmp_path / "t.tsv").write_text('a\tb\n"x\ty"\n', encoding="utf-8")
+    assert list(read_table(tmp_path / "t.tsv")) == [{"a": '"x', "b": 'y"'}]
+    (tmp_path / "t.tsv").write_text("a\tb\nx\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="line 2: 1 fields, but the header has 2"):
+        list(read_table(tmp_path / "t.tsv"))
+
+
+# ------------------------------------------------------------------------------------------------------- real data
+
+
+def test_real_manifests_are_read(shared_data):
+    specs = [{"reader": "manifest", "path": str(path)} for path in sorted(shared_data.glob("*/dev/metadata.jsonl"))]
+    if not specs:
+        pytest.skip(f"no metadata.jsonl in {shared_data}")
+    dataset, report = read_corpora(specs, max_bad_fraction=0.0)
+    assert {row["task"] for row in dataset} == {"asr", "s2tt"}
+    assert report["rows"]["asr/zh"] == 20
+    row = dataset[0]
+    assert len(load_audio(row["audio"])) / RATE == pytest.approx(row["duration"], abs=0.01)

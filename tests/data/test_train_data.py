@@ -1,0 +1,122 @@
+"""Training on data of every kind: streams, resumed in the middle, and the small real corpora."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import tiny_training
+from datasets import Dataset
+
+import train_part
+
+
+KINDS = (
+    "asterisk-core-sounds",
+    "audio-cmn-hsk",
+    "en-samples",
+    "fsdd",
+    "kerstin-de",
+    "ljspeech-mini",
+    "speechbrain-samples",
+    "tuxpaint-stamps",
+)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory, tiny_parts):
+    """A recipe whose corpora are parquet files that are streamed."""
+    folder = tmp_path_factory.mktemp("streamed")
+    corpus = tiny.tiny_corpus(folder / "corpus")
+    rows = [json.loads(line) for line in corpus["train"].read_text().splitlines()]
+    specs = []
+    for task in ("asr", "s2tt"):
+        chosen = [row for row in rows if row["task"] == task]
+        for row in chosen:
+            row["audio"] = {"path": None, "bytes": (corpus["train"].parent / row["audio"]).read_bytes()}
+        path = folder / task / "train-00000-of-00001.parquet"
+        path.parent.mkdir()
+        Dataset.from_list(chosen).to_parquet(path)
+        specs.append(
+            {
+                "reader": "dataset",
+                "path": str(path.parent),
+                "tasks": [task],
+                "streaming": True,
+                "columns": {name: name for name in ("source_lang", "target_lang", "text", "source_text")},
+            }
+        )
+    return folder, corpus, specs
+
+
+def losses(folder):
+    """Step -> loss of a stage's log."""
+    history = json.loads((folder / "log_history.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def test_streams_train_and_resume_at_the_same_batch(streamed, tiny_parts):
+    folder, corpus, specs = streamed
+    stage = [{"name": "joint", "max_steps": 6, "tasks": {"asr": 1.0, "s2tt": 1.0}}]
+    common = {"train_data": specs, "stages": stage, "test_data": None, "save_strategy": "steps", "save_steps": 3}
+
+    recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(folder / "whole"), **common)
+    train_part.main([str(recipe)])
+    record = json.loads((folder / "whole/joint/stage.json").read_text())
+    assert record["data"] == {"fingerprint": "streamed", "rows": {}, "hours": {}}
+
+    # The same run, cut off after its first checkpoint.
+    recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(folder / "cut"), **common)
+    train_part.main([str(recipe)])
+    joint = folder / "cut/joint"
+    for name in ("stage.json", "model.safetensors", "log_history.json"):
+        (joint / name).unlink()
+    shutil.rmtree(joint / "checkpoint-6")
+    train_part.main([str(recipe), "--resume", "true"])
+    assert losses(joint) == losses(folder / "whole/joint")
+
+
+def test_a_stage_on_streams_is_never_taken_from_another_run(streamed, tiny_parts, tmp_path, caplog):
+    _, corpus, specs = streamed
+    stage = [{"name": "adapter", "max_steps": 1, "tasks": {"asr": 1.0}}]
+    caplog.set_level("INFO")
+    for name, options in (("first", {}), ("second", {"reuse_runs": [str(tmp_path / "first")]})):
+        settings = {"train_data": specs, "stages": stage, "test_data": None, "eval_data": None, **options}
+        train_part.main(
+            [
+                str(
+                    tiny_training.write_recipe(
+                        tmp_path, tiny_parts, corpus, output_dir=str(tmp_path / name), **settings
+                    )
+                )
+            ]
+        )
+    assert not [message for message in caplog.messages if "was trained alike" in message]
+    assert losses(tmp_path / "second/adapter")
+
+
+def test_streams_need_a_number_of_steps(streamed, tiny_parts):
+    folder, corpus, specs = streamed
+    recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, train_data=specs, stages=[{"name": "adapter"}])
+    with pytest.raises(ValueError, match="'adapter' streams its corpora, whose size is not known"):
+        train_part.main([str(recipe)])
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_adapter_trains_on_real_speech(kind, tmp_path, shared_data):
+    """With an encoder that has no window: some of these clips are longer than the tiny Whisper's 4 s."""
+    parts = tiny.tiny_parts(tmp_path / "parts", audio_kind="wav2vec2")
+    path = shared_data / kind / "train" / "metadata.jsonl"
+    recipe = tiny_training.write_recipe(
+        tmp_path,
+        parts,
+        {"train": path, "dev": path, "test": path},
+        stages=[{"name": "adapter", "max_steps": 4, "learning_rates": {"adapter": 3e-3}}],
+        test_data=None,
+    )
+    train_part.main([str(recipe)])
+    record = json.loads((tmp_path / "run/adapter/stage.json").read_text())
+    assert sum(record["data"]["rows"].values()) > 0
+    assert len(losses(tmp_path / "run/adapter")) == 4

@@ -1,0 +1,180 @@
+"""Reports of one stage and of a whole run: what is written, in which order, and the warnings."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from modeling_part.evaluation.failure_signs import failure_signs
+from modeling_part.evaluation.reports import write_report
+from modeling_part.evaluation.run_report import run_report
+from modeling_part.evaluation.scoring import annotate, score, write_predictions
+from modeling_part.evaluation.tables import markdown_table
+
+
+def predictions(correct: int, count: int = 20) -> list[dict]:
+    """Transcripts in two languages and translations into English, the first `correct` of each right."""
+    rows = []
+    for task, source, target in (("asr", "en", "en"), ("asr", "fr", "fr"), ("s2tt", "fr", "en")):
+        for number in range(count):
+            reference = f"number {number} | of the [bold] list"
+            hypothesis = reference if number < correct else "something else entirely"
+            row = {
+                "id": f"{task}-{number}",
+                "corpus": "made",
+                "task": task,
+                "source_lang": source,
+                "target_lang": target,
+            }
+            rows.append({**row, "reference": reference, "hypothesis": hypothesis})
+    return annotate(rows)
+
+
+def write_stage(
+    run: Path, name: str, parent: str | None, correct: int | None, losses: list[float], metrics=None
+) -> None:
+    folder = run / name
+    folder.mkdir(parents=True)
+    stage = {"stage": name, "parent": parent, "metrics": metrics or {}, "data": {"rows": {"s2tt/fr-en": 5}}}
+    (folder / "stage.json").write_text(json.dumps(stage))
+    history = [{"step": 10 * (number + 1), "loss": loss} for number, loss in enumerate(losses)]
+    history.append({"step": 10 * len(losses), "eval_loss": losses[-1] + 0.1, "eval_asr/fr_loss": losses[-1]})
+    (folder / "log_history.json").write_text(json.dumps(history))
+    if correct is not None:
+        rows = predictions(correct)
+        write_predictions(rows, folder / "predictions.jsonl")
+        write_report(score(rows, bootstrap_samples=50), folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    write_stage(run, "joint", "runs/tiny/encoder", 2, [1.0, 0.9])  # worse than its parent on purpose
+    write_stage(run, "adapter", None, 0, [4.0, 3.0])
+    write_stage(run, "encoder", str(run / "adapter"), 15, [3.0, 2.0])
+    return run
+
+
+def test_run_report_orders_stages_by_parent_and_gathers_their_figures(run):
+    result = run_report(run)
+    assert [stage["name"] for stage in result["stages"]] == ["adapter", "encoder", "joint"]
+    assert result == json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert [stage["dev_loss"] for stage in result["stages"]] == [
+        {"asr/fr": last, "all": last + 0.1} for last in (3.0, 2.0, 0.9)
+    ]
+    text = (run / "report.md").read_text(encoding="utf-8")
+    header = next(line for line in text.splitlines() if line.startswith("| figure"))
+    assert header == "| figure | language | adapter | encoder | joint |"
+    line = next(line for line in text.splitlines() if line.startswith("| asr error % | fr (WER)"))
+    expected = [stage["report"]["groups"]["asr/fr"]["error_rate"] for stage in result["stages"]]
+    assert line.split(" | ")[2:] == [
+        f"{100 * expected[0]:.1f}",
+        f"{100 * expected[1]:.1f}",
+        f"{100 * expected[2]:.1f} |",
+    ]
+    assert "| s2tt BLEU | fr-en | " in text and "| s2tt error % | fr-en (WER) | " in text
+    assert "| dev loss | all | 3.100 | 2.100 | 1.000 |" in text
+    assert "![Loss over the steps](loss.png)" in text
+
+
+def test_run_report_shows_pairs_of_every_stage(run):
+    result = run_report(run)
+    for stage in result["stages"]:
+        assert {(row["task"], row["source_lang"]) for row in stage["examples"]} == {
+            ("asr", "en"),
+            ("asr", "fr"),
+            ("s2tt", "fr"),
+        }
+        assert all(row["reference"] and "hypothesis" in row for row in stage["examples"])
+    text = (run / "report.md").read_text(encoding="utf-8")
+    for name in ("adapter", "encoder", "joint"):
+        assert f"## Examples after {name}" in text
+    assert "\\| of the [bold] list" in text
+
+
+def test_run_report_prints_the_table_and_texts_that_look_like_markup(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    run_report(run)
+    printed = capsys.readouterr().out
+    assert "encoder" in printed and "s2tt BLEU" in printed and "[bold]" in printed
+    assert "warning: stage joint: asr/en got worse" in printed
+
+
+def test_loss_curve_is_a_picture(run):
+    run_report(run)
+    with Image.open(run / "loss.png") as picture:
+        assert picture.format == "PNG" and picture.width > 600
+
+
+def test_run_report_warns_of_the_regressed_stage(run):
+    warnings = run_report(run)["warnings"]
+    assert any(warning.startswith("stage joint: asr/en got worse: WER ") for warning in warnings)
+    assert any(warning.startswith("stage joint: s2tt/fr-en lost BLEU: ") for warning in warnings)
+    assert not any("adapter" in warning or "stage encoder" in warning for warning in warnings)
+
+
+def test_run_report_of_an_unfinished_run_leaves_gaps(tmp_path):
+    write_stage(tmp_path, "adapter", None, None, [2.0], metrics={"eval_s2tt/en-fr_loss": 1.5})
+    (tmp_path / "adapter" / "log_history.json").unlink()
+    result = run_report(tmp_path)
+    assert result["stages"][0]["report"] is None and result["stages"][0]["examples"] == []
+    assert result["stages"][0]["dev_loss"] == {"s2tt/en-fr": 1.5}
+    assert not (tmp_path / "loss.png").exists()
+    assert "loss.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_run_report_without_stages_and_with_circular_parents(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no stage folder"):
+        run_report(tmp_path)
+    for name, parent in (("a", "b"), ("b", "a")):
+        write_stage(tmp_path, name, parent, None, [1.0])
+    with pytest.raises(ValueError, match="each other's parents"):
+        run_report(tmp_path)
+
+
+def test_write_report_writes_what_was_scored(tmp_path):
+    report = score(predictions(12), bootstrap_samples=50)
+    write_report(report, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8")) == report
+    text = (tmp_path / "new" / "report.md").read_text(encoding="utf-8")
+    group = report["groups"]["asr/en"]
+    low, high = group["error_rate_interval"]
+    assert f"| asr/en | WER | {100 * group['error_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}] |" in text
+    assert group is not None and report["groups"]["s2tt/fr-en"]["bleu_signature"] in text
+
+
+def group(rate: float, bleu: float | None = None, task: str = "asr") -> dict:
+    figures = {"task": task, "utterances": 100, "error_metric": "WER", "error_rate": rate, "bleu": bleu}
+    figures["error_rate_interval"] = [rate - 0.02, rate + 0.02]
+    return figures | ({} if bleu is None else {"bleu_interval": [bleu - 2, bleu + 2]})
+
+
+def test_failure_signs():
+    before = {"groups": {"asr/en": group(0.10), "asr/fr": group(0.10), "s2tt/fr-en": group(0.5, 30, "s2tt")}}
+    assert failure_signs(before, before) == failure_signs(before) == []
+    slightly = {"groups": {"asr/en": group(0.115), "asr/fr": group(0.09), "s2tt/fr-en": group(0.5, 29.5, "s2tt")}}
+    assert failure_signs(slightly, before) == []
+    worse = {"groups": {"asr/en": group(0.15), "asr/fr": group(0.10), "s2tt/fr-en": group(0.6, 25, "s2tt")}}
+    assert failure_signs(worse, before) == [
+        "asr/en got worse: WER 10.0 % before, 15.0 %",
+        "s2tt/fr-en lost BLEU: 30.0 before, 25.0",
+    ]
+    far = {"groups": {"asr/en": group(0.1), "asr/fr": group(0.1), "asr/ko": group(0.45)}}
+    assert failure_signs(far) == ["asr/ko is far from the average: 45.0 %, the others 10.0 %"]
+
+
+def test_falling_bleu_counts_for_well_provided_directions_only():
+    names = ("s2tt/fr-en", "s2tt/de-en", "s2tt/id-en")
+    before = {"groups": {name: group(0.5, 30, "s2tt") for name in names}}
+    after = {"groups": {name: group(0.6, 20, "s2tt") for name in names}}
+    rows = {"s2tt/fr-en": 100_000, "s2tt/de-en": 50_000, "s2tt/id-en": 300}
+    assert [sign.split()[0] for sign in failure_signs(after, before, training_rows=rows)] == [
+        "s2tt/fr-en",
+        "s2tt/de-en",
+    ]
+    assert len(failure_signs(after, before)) == 3
+
+
+def test_markdown_cells_cannot_break_the_table():
+    assert markdown_table(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |\n"

@@ -1,0 +1,135 @@
+"""Model cards: metadata that the Hub reads, and a body that states no figure of its own."""
+
+import json
+import re
+
+import jinja2
+import pytest
+from huggingface_hub import ModelCard
+from test_publishing import REPO, stage_info
+from tiny import REPOSITORY
+
+from modeling_part.evaluation.scoring import score
+from modeling_part.publishing.cards import base_license, render_card
+
+
+CARDS = REPOSITORY / "model_cards"
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    """A report of two corpora, counted by the evaluation itself."""
+
+    def row(number, corpus, task, source, target, reference, hypothesis):
+        names = ("id", "corpus", "task", "source_lang", "target_lang", "reference", "hypothesis")
+        return dict(zip(names, (str(number), corpus, task, source, target, reference, hypothesis), strict=True))
+
+    rows = [
+        row(0, "fleurs", "asr", "en", "en", "a cat sits here", "a cat sat here"),
+        row(1, "fleurs", "asr", "en", "en", "the red sun", "the red sun"),
+        row(2, "fleurs", "asr", "zh-CN", "zh-CN", "红色的太阳", "红色太阳"),
+        row(3, "covost2", "s2tt", "zh-CN", "en", "the sun is red and warm", "the sun is red and cold"),
+        row(4, "covost2", "s2tt", "zh-CN", "en", "a cat sits by the sea", "a cat sat by the sea"),
+    ]
+    return score(rows, bootstrap_samples=50)
+
+
+def numbers(text: str) -> set[str]:
+    """All numbers in a text; separators between thousands are left out."""
+    return set(re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)))
+
+
+def input_numbers(value) -> set[str]:
+    """The numbers in nested inputs, as a card may round them."""
+    if isinstance(value, dict):
+        return set().union(*(input_numbers(item) for pair in value.items() for item in pair), set())
+    if isinstance(value, (list, tuple)):
+        return set().union(*(input_numbers(item) for item in value), set())
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        forms = (f"{value}", f"{value:.1f}", f"{100 * value:.1f}", f"{100 * value:g}", f"{value:.4g}")
+        return set().union(*(numbers(form) for form in forms))
+    return numbers(str(value))
+
+
+def template_numbers() -> set[str]:
+    """Numbers that the template itself says, outside its expressions, and in the names of licences."""
+    tokens = jinja2.Environment().lex((CARDS / "model_card.md").read_text())
+    static = " ".join(text for _, kind, text in tokens if kind == "data")
+    return numbers(static + (CARDS / "base_licenses.json").read_text())
+
+
+@pytest.mark.parametrize("with_report", [True, False])
+def test_every_figure_of_a_card_is_in_its_inputs(report, with_report):
+    report = report if with_report else None
+    body = ModelCard(render_card(stage_info(), report, repo_id=REPO)).text
+    known = input_numbers(stage_info()) | input_numbers(report) | template_numbers() | numbers(REPO)
+    assert numbers(body) - known == set()
+
+
+def test_a_card_shows_the_measured_figures_and_their_intervals(report):
+    body = ModelCard(render_card(stage_info(), report, repo_id=REPO)).text
+    english = report["groups"]["asr/en"]
+    low, high = english["error_rate_interval"]
+    assert english["error_rate"] == pytest.approx(1 / 7)
+    assert f"| asr | en | WER 14.3 [{100 * low:.1f}, {100 * high:.1f}] | – | – | 2 |" in body
+    assert "| asr | zh-CN | CER 20.0" in body
+    assert f"{report['groups']['s2tt/zh-CN-en']['bleu']:.1f} [" in body
+    assert "- adapter: 7,654,321 parameters" in body and "Frozen in this stage: language_model." in body
+    assert "| asr | en | 1,234 | 2.346 |" in body and "| mt | en-fr | 90 | – |" in body
+    assert "- openai/whisper-large-v3: apache-2.0" in body
+
+
+def test_a_card_without_report_says_so():
+    card = ModelCard(render_card(stage_info(), repo_id=REPO))
+    assert "No evaluation came with this checkpoint." in card.text
+    assert card.data.eval_results is None and card.data.metrics is None
+
+
+def test_metadata_is_what_the_hub_reads(report):
+    info = stage_info(datasets=["google/fleurs"], base_models={"audio_model": "whisper-base", "language_model": "a/b"})
+    card = ModelCard(render_card(info, report, repo_id=REPO, license="apache-2.0"))
+    data = card.data
+    assert {name: getattr(data, name) for name in ("library_name", "pipeline_tag", "license")} == {
+        "library_name": "transformers",
+        "pipeline_tag": "automatic-speech-recognition",
+        "license": "apache-2.0",
+    }
+    assert data.language == ["en", "fr", "zh"]
+    assert data.base_model == ["a/b"]  # a local folder is no base model on the Hub
+    assert data.datasets == ["google/fleurs"]
+    assert data.metrics == ["bleu", "cer", "chrf", "wer"]
+    results = {
+        (result.dataset_type, result.dataset_config, result.metric_type): result for result in data.eval_results
+    }
+    assert set(results) == {
+        ("fleurs", "en", "wer"),
+        ("fleurs", "zh-CN", "cer"),
+        ("covost2", "zh-CN-en", "bleu"),
+        ("covost2", "zh-CN-en", "chrf"),
+    }
+    assert results["fleurs", "en", "wer"].metric_value == 14.3
+    assert results["covost2", "zh-CN-en", "bleu"].task_type == "translation"
+
+
+def test_texts_cannot_break_the_tables_of_a_card():
+    info = stage_info(hyperparameters={"a|b": "x | y\nz"})
+    assert r"| a\|b | x \| y z |" in render_card(info, repo_id=REPO)
+
+
+@pytest.mark.parametrize(
+    ("model", "license"),
+    [
+        ("openai/whisper-large-v3-turbo", "mit"),
+        ("Qwen/Qwen2.5-3B-Instruct", "qwen-research"),
+        ("Qwen/Qwen2.5-7B", "apache-2.0"),
+        ("somebody/model", "unknown: check"),
+    ],
+)
+def test_licences_of_base_models(model, license):
+    assert base_license(model) == license
+
+
+def test_the_example_card_is_rendered_from_its_inputs():
+    inputs = {name: json.loads((CARDS / f"example_{name}.json").read_text()) for name in ("stage", "report")}
+    card = render_card(inputs["stage"], inputs["report"], repo_id="USER/part-example")
+    assert card == (CARDS / "example.md").read_text()

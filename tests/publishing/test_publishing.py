@@ -1,0 +1,432 @@
+"""Stage records, what may leave the machine, and pushes to a Hub on loopback."""
+
+import copy
+import getpass
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback_hub import LoopbackHub
+from safetensors.torch import load_file, save_file
+from tiny import REPOSITORY
+
+from modeling_part import PARTForSpeechSeq2Seq
+from modeling_part.publishing.contents import upload_contents
+from modeling_part.publishing.hub import PublishingError, finished_stages, main, publish
+from modeling_part.publishing.privacy import without_local_paths
+from modeling_part.publishing.remote_code import add_remote_code
+from modeling_part.recipes.files import CheckpointError
+from modeling_part.recipes.stage_record import read_stage_json, write_stage_json
+
+
+TOKEN = "hf_" + "a" * 34
+REPO = "ada/part-tiny"
+MEGABYTE = 2**20
+
+
+def stage_info(stage: str = "encoder", parent: str | None = "runs/tiny/encoder_top", **changes) -> dict:
+    """A record such as train_part.py writes, with figures that are easy to find again."""
+    info = {
+        "stage": stage,
+        "parent": parent,
+        "seed": 17,
+        "base_models": {"audio_model": "openai/whisper-large-v3", "language_model": "Qwen/Qwen2.5-7B-Instruct"},
+        "data": {
+            "fingerprint": "5f1d3c",
+            "rows": {"asr/en": 1234, "asr/zh-CN": 56, "s2tt/zh-CN-en": 78, "mt/en-fr": 90},
+            "hours": {"asr/en": 2.3456789, "asr/zh-CN": 0.25, "s2tt/zh-CN-en": 0.125},
+        },
+        "hyperparameters": {"learning_rates": {"adapter": 1e-4, "encoder": 2.5e-5}, "epochs": 3, "bf16": True},
+        "trainable_parameters": {"adapter": 7654321, "encoder": 635000000, "language_model": 0},
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        "metrics": {"eval_loss": 0.987654},
+    }
+    return info | changes
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path) -> Path:
+    """A folder of a finished stage that the test may change."""
+    folder = tmp_path / "run" / "encoder"
+    shutil.copytree(tiny_checkpoint, folder)
+    write_stage_json(folder, stage_info())
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback that this process takes for the real one, as user ada."""
+    with LoopbackHub(users={TOKEN: "ada", "hf_" + "b" * 34: "bob"}) as server:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# stage.json
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_stage_record_survives_writing_and_reading(tmp_path):
+    path = write_stage_json(tmp_path, stage_info())
+    assert read_stage_json(tmp_path) == stage_info()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]  # no temporary file is left
+    assert path.stat().st_mode & 0o044  # readable to others, as files written plainly are
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "17"}, "'seed' is a str, but must be int"),
+        ({"seed": True}, "'seed' is a bool"),
+        ({"stage": "Encoder top"}, "cannot be a tag"),
+        ({"secret": 1}, r"unknown keys \['secret'\]"),
+        ({"data": {"rows": {}, "hours": {}}}, r"missing keys \['fingerprint'\]"),
+    ],
+)
+def test_bad_stage_records_are_refused_and_not_written(tmp_path, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        write_stage_json(tmp_path, stage_info(**change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_record_or_with_a_broken_one_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no stage\.json"):
+        read_stage_json(tmp_path)
+    (tmp_path / "stage.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"stage\.json is not JSON"):
+        read_stage_json(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What may leave the machine
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("training_args.bin", "a pickle"),
+        ("pytorch_model.bin", "a pickle"),
+        ("weights.pt", "a pickle"),
+        ("optimizer.pt", "optimizer state"),
+        ("adapter_model.safetensors", "merge them"),
+        ("notes.txt", "not a part of a PART checkpoint"),
+    ],
+)
+def test_other_files_are_refused_by_name(checkpoint, name, reason):
+    (checkpoint / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} .*{reason}"):
+        upload_contents(checkpoint)
+
+
+def test_what_training_leaves_behind_is_not_published(checkpoint):
+    (checkpoint / "checkpoint-10").mkdir()
+    (checkpoint / "checkpoint-10" / "optimizer.pt").write_bytes(b"x")
+    (checkpoint / "predictions.jsonl").write_text("{}\n")
+    (checkpoint / "log_history.json").write_text("[]")
+    (checkpoint / "dev" / "step-2").mkdir(parents=True)
+    (checkpoint / "dev" / "step-2" / "predictions.jsonl").write_text("{}\n")
+    save_file({"lora_A": torch.zeros(2)}, checkpoint / "lora.safetensors")
+    assert set(upload_contents(checkpoint)) == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "stage.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def _rename_tensor(weights: dict) -> None:
+    weights["model.adapter.surplus"] = weights.pop("lm_head.weight")
+
+
+def _cut_tensor(weights: dict) -> None:
+    weights["lm_head.weight"] = weights["lm_head.weight"][:-1].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_rename_tensor, r"missing \['lm_head.weight'\], surplus \['model.adapter.surplus'\]"),
+        (_cut_tensor, r"another shape \['lm_head.weight'\]"),
+    ],
+)
+def test_weights_of_another_model_are_refused(checkpoint, change, message):
+    weights = load_file(checkpoint / "model.safetensors")
+    change(weights)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        upload_contents(checkpoint)
+
+
+def test_weights_must_be_safetensors(checkpoint):
+    torch.save({}, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file"):
+        upload_contents(checkpoint)
+
+
+def test_another_architecture_is_refused(tiny_parts):
+    with pytest.raises(CheckpointError, match="has no processor_config"):
+        add_remote_code(tiny_parts.language_model)
+
+
+def test_a_secret_in_a_text_is_refused(checkpoint):
+    template = checkpoint / "chat_template.jinja"
+    template.write_text(template.read_text() + f"{{# {TOKEN} #}}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja holds a Hugging Face token") as refusal:
+        upload_contents(checkpoint)
+    assert TOKEN not in str(refusal.value)
+
+
+def test_local_paths_are_cut_out_of_every_text(checkpoint):
+    home = str(Path.home())
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["_name_or_path"] = f"{home}/models/x"
+    config["audio_config"]["_name_or_path"] = f"{home}/models/whisper"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    paths = {"output_dir": str(checkpoint), "note": f"see {home}/notes", "other": "C:\\Users\\ada\\model"}
+    write_stage_json(checkpoint, stage_info(hyperparameters=paths))
+    contents = upload_contents(checkpoint)
+    for name, content in contents.items():
+        if isinstance(content, bytes):
+            text = content.decode()
+            assert "_name_or_path" not in text
+            assert not re.search(r'"/[^"/]+/|\\Users', text), name
+            assert f"{home}/" not in text and str(checkpoint.parent) not in text, name
+    assert json.loads(contents["stage.json"])["hyperparameters"] == {
+        "output_dir": "encoder",
+        "note": "see notes",
+        "other": "model",
+    }
+    assert json.loads((checkpoint / "config.json").read_text()) == config  # the folder itself is left as it is
+
+
+@given(
+    st.lists(st.text("abc-_.", min_size=1, max_size=8).filter(lambda part: part.strip(".")), min_size=2, max_size=5)
+)
+def test_a_path_is_cut_to_its_last_part(parts):
+    assert without_local_paths({"key": ["/" + "/".join(parts)]}, Path("x")) == {"key": [parts[-1]]}
+
+
+@pytest.mark.parametrize("text", ["openai/whisper-base", "<|/think|>", "</s>", "/", "a / b", r"\p{L}+|\s", "1/2"])
+def test_what_is_no_path_stays(text):
+    assert without_local_paths(text, Path("x")) == text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Against a Hub
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def change_weights(folder: Path, amount: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] += amount
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_each_stage_is_a_commit_and_a_tag(hub, checkpoint):
+    first = publish(checkpoint, REPO)
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    change_weights(checkpoint, 1.0)
+    write_stage_json(checkpoint, stage_info("joint", parent="encoder"))
+    second = publish(checkpoint, REPO)
+
+    repository = hub.repositories[REPO]
+    assert repository.titles == ["initial commit", "Stage encoder", "Stage joint"]
+    assert repository.tags == {"stage-encoder": first.commit, "stage-joint": second.commit}
+    assert repository.branches["main"] == second.commit
+    assert repository.commits[first.commit]["model.safetensors"].content == weights
+    assert repository.commits[second.commit]["model.safetensors"].content != weights
+    assert second.url == f"{hub.url}/{REPO}/tree/stage-joint"
+    record = json.loads(repository.commits[second.commit]["stage.json"].content)
+    assert (record["parent"], record["parent_revision"]) == ("encoder", first.commit)
+    assert f"revision `{first.commit}`" in repository.commits[second.commit]["README.md"].content.decode()
+
+
+def test_no_text_on_the_hub_names_this_machine_or_its_user(hub, checkpoint):
+    shutil.copy(REPOSITORY / "model_cards" / "example_report.json", checkpoint / "report.json")
+    write_stage_json(checkpoint, stage_info(parent=str(checkpoint.parent / "encoder_top")))
+    published = publish(checkpoint, REPO)
+    files = hub.repositories[REPO].commits[published.commit]
+    for name, file in files.items():
+        if not file.is_lfs:
+            text = file.content.decode()
+            assert str(Path.home()) + "/" not in text and f"/{getpass.getuser()}/" not in text, name
+            assert str(checkpoint.parent) not in text and TOKEN not in text, name
+            assert not re.search(r'"/(?:[\w.-]+/)+[\w.-]+"', text), name
+    assert "configuration_part.py" in files and "README.md" in files and "report.json" in files
+
+
+def test_publishing_again_sends_nothing(hub, checkpoint):
+    published = publish(checkpoint, REPO)
+    received, commits = hub.received, len(hub.repositories[REPO].commits)
+    assert publish(checkpoint, REPO) == published
+    assert len(hub.uploads) == 1 and len(hub.repositories[REPO].commits) == commits
+    assert hub.received - received < 1000  # the question whether the repository is there
+
+
+def test_a_stage_published_again_with_other_weights_moves_its_tag(hub, checkpoint):
+    first = publish(checkpoint, REPO)
+    change_weights(checkpoint, 1.0)
+    second = publish(checkpoint, REPO)
+    assert first.commit != second.commit
+    assert hub.repositories[REPO].tags == {"stage-encoder": second.commit}
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny_checkpoint, tmp_path_factory) -> Path:
+    """A stage whose weights are several files of more than 10 MB."""
+    folder = tmp_path_factory.mktemp("sharded")
+    shutil.copytree(tiny_checkpoint, folder, dirs_exist_ok=True)
+    model = PARTForSpeechSeq2Seq.from_pretrained(folder)
+    model.config.text_config.intermediate_size = 40_000
+    large = PARTForSpeechSeq2Seq(model.config)
+    (folder / "model.safetensors").unlink()
+    large.save_pretrained(folder, max_shard_size="16MB")
+    write_stage_json(folder, stage_info())
+    return folder
+
+
+def test_an_interrupted_push_continues(hub, sharded, monkeypatch):
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    assert len(shards) >= 2 and sum(shard.stat().st_size > 10 * MEGABYTE for shard in shards) >= 2
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
+    hub.drop_uploads_after = 1
+    with pytest.raises(PublishingError, match=r"connection to http://127\.0\.0\.1.* run the same command again"):
+        publish(sharded, REPO)
+    assert len(hub.uploads) == 1 and hub.repositories[REPO].tags == {}
+    hub.drop_uploads_after = None
+    published = publish(sharded, REPO)
+    assert sorted(hub.uploads) == sorted(set(hub.uploads)) and len(hub.uploads) == len(shards)  # none was sent twice
+    files = hub.repositories[REPO].commits[published.commit]
+    assert all(files[shard.name].content == shard.read_bytes() for shard in shards)
+
+
+def test_surplus_shards_of_an_earlier_stage_are_deleted(hub, sharded, checkpoint):
+    publish(sharded, REPO)
+    repository = hub.repositories[REPO]
+    repository.commits[repository.branches["main"]]["figure.png"] = repository.commits[repository.branches["main"]][
+        ".gitattributes"
+    ]
+    write_stage_json(checkpoint, stage_info("joint"))
+    files = repository.commits[publish(checkpoint, REPO).commit]
+    assert [name for name in files if "safetensors" in name] == ["model.safetensors"]
+    assert "figure.png" in files  # not a checkpoint's: left alone
+
+
+def test_a_wrong_token_or_none_is_one_clear_error(hub, checkpoint, monkeypatch):
+    with pytest.raises(PublishingError, match="does not accept the token"):
+        publish(checkpoint, REPO, token="hf_" + "w" * 34)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PublishingError, match="hf auth login"):
+        publish(checkpoint, REPO)
+    assert hub.repositories == {}
+
+
+def test_the_repository_of_somebody_else_is_not_touched(hub, checkpoint):
+    publish(checkpoint, "bob/part", token="hf_" + "b" * 34)
+    before = copy.copy(hub.repositories["bob/part"].branches)
+    change_weights(checkpoint, 1.0)
+    for repo_id in ("bob/part", "bob/new"):
+        with pytest.raises(PublishingError, match=f"may not write to {repo_id}.*Use a repository under your own name"):
+            publish(checkpoint, repo_id)
+    assert hub.repositories["bob/part"].branches == before and len(hub.uploads) == 1
+
+
+def test_another_model_is_not_overwritten(hub, checkpoint):
+    api = HfApi()
+    api.create_repo(REPO)
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=REPO)
+    with pytest.raises(PublishingError, match="holds another model"):
+        publish(checkpoint, REPO)
+
+
+def test_private_is_kept(hub, checkpoint):
+    publish(checkpoint, REPO, private=True)
+    assert hub.repositories[REPO].private
+    publish(checkpoint, "ada/open")
+    with pytest.raises(PublishingError, match="already there and public"):
+        publish(checkpoint, "ada/open", private=True)
+
+
+def test_no_network_is_one_clear_error(hub, checkpoint, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # the discard port: nobody answers
+    with pytest.raises(PublishingError, match=r"connection to http://127\.0\.0\.1:9 failed.*Check the network"):
+        publish(checkpoint, REPO)
+
+
+def test_trouble_of_the_network_in_hf_xet_is_explained_too(hub, checkpoint, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("Network error: dns error")
+
+    monkeypatch.setattr(HfApi, "create_commit", fail)
+    with pytest.raises(PublishingError, match=r"failed \(ConnectionError: Network error: dns error\).*it continues"):
+        publish(checkpoint, REPO)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(checkpoint) -> Path:
+    """A run folder with two stages; by name alone the second would come first."""
+    run = checkpoint.parent
+    shutil.copytree(checkpoint, run / "adapter")
+    write_stage_json(run / "adapter", stage_info("adapter", parent="encoder"))
+    write_stage_json(checkpoint, stage_info("encoder", parent=None))
+    return run
+
+
+def test_a_run_gives_its_stages_parents_first(run):
+    assert [folder.name for folder in finished_stages(run)] == ["encoder", "adapter"]
+    assert [folder.name for folder in finished_stages(run, ["adapter"])] == ["adapter"]
+    assert finished_stages(run / "encoder") == [run / "encoder"]
+    with pytest.raises(CheckpointError, match=r"holds the finished stages \['adapter', 'encoder'\], not \['joint'\]"):
+        finished_stages(run, ["joint"])
+    write_stage_json(run / "encoder", stage_info("encoder", parent="adapter"))
+    with pytest.raises(CheckpointError, match="each other's parents"):
+        finished_stages(run)
+
+
+def test_a_preview_prints_the_card_and_sends_nothing(hub, run, capsys):
+    main([str(run), "--repo_id", REPO, "--stage", "adapter", "--preview", "--license", "mit"])
+    printed = capsys.readouterr().out
+    assert "license: mit" in printed and "after the stage **adapter**" in printed
+    assert "README.md" in printed.splitlines()[0]
+    assert hub.received == 0 and hub.repositories == {}
+
+
+def test_the_command_publishes_a_run(hub, run, tmp_path):
+    command = [sys.executable, "-m", "modeling_part.publishing.hub", str(run), "--repo_id", REPO, "--private"]
+    environment = hub.environment(tmp_path / "home", TOKEN) | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [f"{hub.url}/{REPO}/tree/stage-{stage}" for stage in ("encoder", "adapter")]
+    assert hub.repositories[REPO].private and set(hub.repositories[REPO].tags) == {"stage-encoder", "stage-adapter"}
+
+
+def test_the_command_ends_with_one_line_of_error(hub, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "w" * 34)
+    with pytest.raises(SystemExit, match=r"^error: The Hub does not accept the token"):
+        main([str(run), "--repo_id", REPO])

@@ -1,0 +1,213 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The shipped recipes: every one parses, the ablations have one budget and differ from PART in what they say."""
+
+import shutil
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import modeling_part
+from modeling_part.configuration_part import PARTConfig
+from modeling_part.data.augmentation import build_augmentation
+from modeling_part.data.corpus_spec import CorpusSpec
+from modeling_part.data.readers.registry import READERS
+from modeling_part.recipes.arguments import ARGUMENTS, parse_recipe
+from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan
+
+
+FOLDER = Path(modeling_part.__file__).parent / "recipes"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+ABLATIONS = [
+    "baseline_2stage",
+    "llm_always",
+    "llm_frozen",
+    "no_llm_lora",
+    "no_progressive_unfreezing",
+    "no_task_gate",
+    "no_task_staging",
+    "no_text_tasks",
+]
+WITHOUT_TEXT = {"asr": 0.5, "s2tt": 0.125}
+WITH_TEXT = {**WITHOUT_TEXT, "mt": 0.0625}
+
+
+def content(name: str) -> dict:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def plan(name: str) -> dict[str, Stage]:
+    return {stage.name: stage for stage in build_plan(content(name).get("stages"))}
+
+
+@pytest.fixture
+def on_any_machine(monkeypatch):
+    """bfloat16 recipes are refused where the hardware lacks it; that is not what is tested here."""
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+
+
+def test_the_recipes_of_the_issue_are_there():
+    assert {"part", "part_2b", "part_8b", "prompts", "quickstart", *ABLATIONS} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+class TestEveryRecipe:
+    def test_parses_and_plans(self, name, on_any_machine, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        model_args, data_args, training_args, path = parse_recipe([name])
+        assert path == FOLDER / f"{name}.yaml"
+        assert training_args.output_dir == f"runs/{name}"
+        assert model_args.audio_model and model_args.language_model
+        assert [stage.name for stage in build_plan(training_args.stages)]
+        for entry in [*data_args.train_data, *data_args.eval_data, *data_args.test_data]:
+            assert CorpusSpec.from_dict(entry).reader in READERS
+        build_augmentation(data_args.augmentation)
+        PARTConfig(**(model_args.adapter or {}))
+
+    def test_states_choices_only(self, name):
+        """No key that repeats its default, no stage field that repeats the built-in stage's."""
+        if name == "quickstart":
+            pytest.skip("the first recipe that people read may say more than it must")
+        defaults = {
+            one.name: one.default for group in ARGUMENTS for one in fields(group) if one.default is not MISSING
+        }
+        assert not [key for key, value in content(name).items() if key in defaults and defaults[key] == value]
+        for entry in content(name).get("stages", ()):
+            built_in = BUILT_IN_STAGES.get(entry["name"])
+            repeated = [
+                key
+                for key, value in entry.items()
+                if key not in ("name", "epochs") and getattr(built_in, key) == value
+            ]
+            # The learning rates of a stage are one mapping: the recipes of a family state them all.
+            assert set(repeated) <= {"learning_rates"}
+
+    def test_no_local_path_leaves_the_project(self, name):
+        text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+        assert "/home/" not in text and ": /" not in text and ".." not in text
+
+    def test_every_batch_trains_something(self, name):
+        """A text batch reaches neither encoder nor adapter: it needs a language model that it opens."""
+        for stage in plan(name).values():
+            assert "mt" not in stage.active_tasks or stage.opens_language_model("mt")
+
+
+class TestAblations:
+    @pytest.mark.parametrize("name", ABLATIONS)
+    def test_everything_but_stages_and_folder_is_parts(self, name):
+        ours, parts = content(name), content("part")
+        assert {key: value for key, value in ours.items() if key not in ("stages", "output_dir")} == {
+            key: value for key, value in parts.items() if key not in ("stages", "output_dir")
+        }
+
+    @pytest.mark.parametrize("name", ABLATIONS)
+    def test_the_step_budget_is_parts(self, name):
+        assert sum(stage.max_steps for stage in plan(name).values()) == 700
+        assert sum(stage.max_steps for stage in plan("part").values()) == 700
+
+    def test_part_is_the_built_in_plan_with_a_budget(self):
+        for (name, stage), built_in in zip(plan("part").items(), BUILT_IN_STAGES.values(), strict=True):
+            assert name == built_in.name
+            assert set(stage.tasks) == set(built_in.tasks)
+            assert set(stage.learning_rates) == set(built_in.learning_rates)
+            assert (stage.gate, stage.tuning) == (built_in.gate, built_in.tuning) == ("task_gated", "lora")
+        assert [stage.name for stage in plan("part").values() if stage.trains_language_model] == ["joint"]
+
+    def test_no_task_staging(self):
+        expected = {
+            name: stage if name == "joint" else replace(stage, tasks=WITHOUT_TEXT)
+            for name, stage in plan("part").items()
+        }
+        assert plan("no_task_staging") == expected
+
+    def test_no_llm_lora(self):
+        """Cumulative: no task staging, and the language model frozen throughout, which leaves no text tasks."""
+        expected = plan("no_task_staging")
+        rates = {part: rate for part, rate in expected["joint"].learning_rates.items() if part != "language_model"}
+        expected["joint"] = replace(expected["joint"], tasks=WITHOUT_TEXT, learning_rates=rates)
+        assert plan("no_llm_lora") == expected
+
+    def test_baseline_2stage(self):
+        """Cumulative: `no_llm_lora`, and the whole encoder at once after the adapter."""
+        stages, before = plan("baseline_2stage"), plan("no_llm_lora")
+        assert list(stages) == ["adapter", "encoder"]
+        assert stages["adapter"] == before["adapter"]
+        assert stages["encoder"] == replace(before["encoder"], max_steps=500)
+        assert not any(stage.trains_language_model for stage in stages.values())
+
+    def test_no_progressive_unfreezing(self):
+        expected = plan("part")
+        steps = expected.pop("encoder_top").max_steps + expected["encoder"].max_steps
+        expected["encoder"] = replace(expected["encoder"], max_steps=steps)
+        assert plan("no_progressive_unfreezing") == expected
+
+    def test_no_task_gate(self):
+        expected = plan("part")
+        expected["joint"] = replace(expected["joint"], gate="always")
+        assert plan("no_task_gate") == expected
+        assert plan("no_task_gate")["joint"].opens_language_model("asr")
+        assert not plan("part")["joint"].opens_language_model("asr")
+
+    def test_llm_always(self):
+        rate = plan("part")["joint"].learning_rates["language_model"]
+        expected = {
+            name: replace(stage, gate="always", learning_rates={**stage.learning_rates, "language_model": rate})
+            for name, stage in plan("part").items()
+        }
+        assert plan("llm_always") == expected
+        assert all(stage.opens_language_model("asr") for stage in plan("llm_always").values())
+
+    def test_llm_frozen(self):
+        stages, expected = plan("llm_frozen"), plan("part")
+        joint = expected.pop("joint")
+        rates = {part: rate for part, rate in joint.learning_rates.items() if part != "language_model"}
+        assert stages.pop("joint") == replace(joint, tasks=WITHOUT_TEXT, learning_rates=rates)
+        assert stages == expected
+
+    def test_no_text_tasks(self):
+        expected = plan("part")
+        expected["joint"] = replace(expected["joint"], tasks=WITHOUT_TEXT)
+        assert plan("no_text_tasks") == expected
+        assert plan("part")["joint"].tasks == WITH_TEXT
+
+
+@pytest.mark.parametrize(("name", "size"), [("part_2b", "1.5B"), ("part_8b", "7B")])
+def test_the_papers_sizes_run_the_built_in_plan(name, size):
+    assert content(name)["language_model"] == f"Qwen/Qwen2.5-{size}"
+    assert list(plan(name).values()) == [replace(stage, epochs=3) for stage in BUILT_IN_STAGES.values()]
+    tested = {entry["reader"] for entry in content(name)["test_data"]}
+    assert tested == {"common_voice", "fleurs", "wenetspeech", "covost2"}
+
+
+def test_a_recipe_is_found_by_name_and_by_path(on_any_machine, tmp_path):
+    path = Path(shutil.copy(FOLDER / "part.yaml", tmp_path / "mine.yaml"))
+    assert parse_recipe([str(path)])[3] == path
+    with pytest.raises(FileNotFoundError, match=r"no recipe 'prat'.*baseline_2stage"):
+        parse_recipe(["prat"])
+
+
+@pytest.mark.parametrize("overlay", sorted(path.stem for path in (FOLDER / "data").glob("*.yaml")))
+def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machine):
+    """What `data/` holds goes over any recipe of the family: corpora and how much of them is used, no more."""
+    keys = content(f"data/{overlay}")
+    lengths = {"max_duration", "max_eval_rows", "max_new_tokens", "predict_last_stage_only"}
+    assert set(keys) <= {"train_data", "eval_data", "test_data", *lengths}
+    for name in ("part", *ABLATIONS):
+        model_args, data_args, args, path = parse_recipe([name, f"data/{overlay}", "--seed", "7"])
+        assert path == FOLDER / f"{name}.yaml" and args.seed == 7
+        assert build_plan(args.stages) == list(plan(name).values())
+        assert data_args.train_data == keys["train_data"] != content(name)["train_data"]
+        assert model_args.audio_model == content(name)["audio_model"]
+    for split in ("train", "eval", "test"):
+        specs = [CorpusSpec.from_dict(entry) for entry in keys[f"{split}_data"]]
+        assert {spec.split for spec in specs} == {{"eval": "dev"}.get(split, split)}
+
+
+def test_the_later_recipe_and_then_the_command_line_win(on_any_machine, tmp_path):
+    (tmp_path / "mine.yaml").write_text("max_rows: 3\nmax_new_tokens: 5\n")
+    _, data_args, args, _ = parse_recipe(["part", str(tmp_path / "mine.yaml"), "--max_new_tokens", "9"])
+    assert (data_args.max_rows, args.max_new_tokens, args.output_dir) == (3, 9, "runs/part")
+    (tmp_path / "mine.yaml").write_text("max_row: 3\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: unknown key 'max_row'.*'max_rows'"):
+        parse_recipe(["part", str(tmp_path / "mine.yaml")])
