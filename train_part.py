@@ -1,6 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""
-Train PART, stage by stage.
+"""Train PART, stage by stage.
 
     accelerate launch train_part.py RECIPE.yaml [--overrides]
 
@@ -227,7 +226,7 @@ def generation_settings(args: PARTTrainingArguments) -> dict:
 
 def cache_encoder_outputs(
     stage: Stage, trainer: PARTTrainer, processor: PARTProcessor, sampler, data_args: DataArguments, args
-):
+) -> None:
     """`cache_encoder_outputs`: compute what the frozen encoder gives for the stage's clips, and train on that."""
     if "encoder" in stage.learning_rates:
         logger.info("Stage %s trains the encoder: no encoder outputs are kept", stage.name)
@@ -256,7 +255,7 @@ def cache_encoder_outputs(
     )
 
 
-def start_again(folders: list[Path]):
+def start_again(folders: list[Path]) -> None:
     """`--force`: forget that these stages are finished, and their checkpoints for resuming."""
     if PartialState().is_main_process:
         for folder in folders:
@@ -289,7 +288,7 @@ def find_checkpoint(folder: Path, args: PARTTrainingArguments) -> tuple[Path | N
 
 def finish_stage(
     folder: Path, record: dict, history: list[dict], test_data, args: PARTTrainingArguments, trainer: PARTTrainer
-):
+) -> None:
     """Predict with what was saved, and write `stage.json` last: it says that the stage is finished."""
     state = PartialState()
     accelerator = trainer.accelerator
@@ -307,7 +306,7 @@ def finish_stage(
     state.wait_for_everyone()
 
 
-def copy_stage(source: Path, folder: Path, test_data, args: PARTTrainingArguments):
+def copy_stage(source: Path, folder: Path, test_data, args: PARTTrainingArguments) -> None:
     """`--reuse_runs`: take a stage of another run; rows of the test data that it has not predicted are."""
     state = PartialState()
     if state.is_main_process:
@@ -338,7 +337,9 @@ def push_stage(folder: Path, args: PARTTrainingArguments) -> bool:
     return True
 
 
-def predict_and_score(checkpoint: Path, dataset, folder: Path, args: PARTTrainingArguments, device, accelerator=None):
+def predict_and_score(
+    checkpoint: Path, dataset, folder: Path, args: PARTTrainingArguments, device, accelerator=None
+) -> None:
     """`predictions.jsonl` and `report.json` of a saved checkpoint, loaded as users load it."""
     dtype = torch.bfloat16 if args.bf16 else "auto"
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
@@ -348,7 +349,7 @@ def predict_and_score(checkpoint: Path, dataset, folder: Path, args: PARTTrainin
     )
 
 
-def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, args: PARTTrainingArguments):
+def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, args: PARTTrainingArguments) -> None:
     """`--do_predict`: score `test_data` with `--checkpoint` (or a stage's folder) into `output_dir`."""
     folder = Path(args.output_dir)
     checkpoint = Path(model_args.checkpoint) if model_args.checkpoint else folder / (args.stage or "joint")
@@ -364,7 +365,7 @@ def predict_checkpoint(model_args: ModelArguments, data_args: DataArguments, arg
     logger.info("The report is in %s", target / "report.md")
 
 
-def set_up_logging(args: PARTTrainingArguments):
+def set_up_logging(args: PARTTrainingArguments) -> None:
     """Messages of the main process on the screen; warnings of the others."""
     level = logging.INFO if args.process_index == 0 else logging.WARNING
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
@@ -416,7 +417,9 @@ def read_split(name: str, data_args: DataArguments, args: PARTTrainingArguments)
     return dataset, report["weights"]
 
 
-def check_before_training(plan: list[Stage], data: dict, data_args: DataArguments, args: PARTTrainingArguments):
+def check_before_training(
+    plan: list[Stage], data: dict, data_args: DataArguments, args: PARTTrainingArguments
+) -> None:
     """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser, a full disk."""
     if args.stage is not None and args.stage not in [stage.name for stage in plan]:
         raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {[stage.name for stage in plan]}.")
@@ -430,7 +433,7 @@ def check_before_training(plan: list[Stage], data: dict, data_args: DataArgument
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
 
-def check_languages_of(dataset):
+def check_languages_of(dataset) -> None:
     """Every language has a text normaliser, every translation a BLEU tokenizer."""
     tasks, targets = dataset["task"], dataset["target_lang"]
     check_scorable(
@@ -438,7 +441,7 @@ def check_languages_of(dataset):
     )
 
 
-def check_prompts(datasets: list, processor: PARTProcessor):
+def check_prompts(datasets: list, processor: PARTProcessor) -> None:
     """The prompts know a name for every language (nothing is known of streams)."""
     for dataset in datasets:
         if dataset is not None and not isinstance(dataset, dict):
@@ -446,7 +449,7 @@ def check_prompts(datasets: list, processor: PARTProcessor):
                 processor.language_name(code)
 
 
-def check_disk(folder: Path, model, stage: Stage, args: PARTTrainingArguments):
+def check_disk(folder: Path, model, stage: Stage, args: PARTTrainingArguments) -> None:
     """The stage's folder and its checkpoints (weights, gradients' averages) fit on the disk."""
     weights = sum(parameter.numel() * 4 for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -599,7 +602,7 @@ def trainable_parameters(trainer: PARTTrainer) -> dict[str, int]:
     return counts
 
 
-def log_plan(stage: Stage, trainer: PARTTrainer, num_steps: int, report: dict):
+def log_plan(stage: Stage, trainer: PARTTrainer, num_steps: int, report: dict) -> None:
     """What is about to happen, in a few lines."""
     logger.info("Stage %s: %d steps, %d per epoch, gate %s", stage.name, num_steps, report["steps"], stage.gate)
     trainable = trainable_parameters(trainer)
@@ -615,7 +618,7 @@ def log_plan(stage: Stage, trainer: PARTTrainer, num_steps: int, report: dict):
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
 
 
-def dry_run(stage: Stage, trainer: PARTTrainer, sampler):
+def dry_run(stage: Stage, trainer: PARTTrainer, sampler) -> None:
     """Two batches, one forward."""
     rows = islice(sampler, 2)
     if isinstance(sampler, TaskBatchSampler):
@@ -649,7 +652,7 @@ def dry_run(stage: Stage, trainer: PARTTrainer, sampler):
 def stopping(trainer: PARTTrainer):
     """SIGTERM and SIGINT save and stop at the next step; a second SIGINT stops at once."""
 
-    def interrupt(number, frame):
+    def interrupt(number, frame) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.request_stop(number, frame)
@@ -662,9 +665,8 @@ def stopping(trainer: PARTTrainer):
             signal.signal(number, handler)
 
 
-def launch(argv: list[str] | None = None):
-    """
-    [`main`] in a process of its own, which leaves the group of ranks before it exits: else the threads of the group can
+def launch(argv: list[str] | None = None) -> None:
+    """[`main`] in a process of its own, which leaves the group of ranks before it exits: else the threads of the group can
     end a rank with an error after all is done. A rank that failed does not wait for the others.
     """
     try:

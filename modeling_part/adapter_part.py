@@ -20,7 +20,7 @@ from .encoder_part import lengths_to_mask, pack_clips, zero_padding
 class PARTAdapterAttention(nn.Module):
     """Bidirectional multi-head attention over audio tokens. Source: transformers `models/fun_asr_nano`."""
 
-    def __init__(self, config: PARTConfig):
+    def __init__(self, config: PARTConfig) -> None:
         super().__init__()
         self.config = config
         self.head_dim = config.adapter_hidden_size // config.adapter_num_attention_heads
@@ -77,7 +77,7 @@ def eager_attention_forward(
 class PARTAdapterLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer, `(B, A, hidden)` -> `(B, A, hidden)`."""
 
-    def __init__(self, config: PARTConfig):
+    def __init__(self, config: PARTConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.adapter_hidden_size)
         self.self_attn = PARTAdapterAttention(config)
@@ -99,14 +99,13 @@ class PARTOutputNorm(nn.RMSNorm):
 
 
 class PARTAdapter(nn.Module):
-    """
-    One CNN layer that shortens, two transformer layers, a projection to the language model's width.
+    """One CNN layer that shortens, two transformer layers, a projection to the language model's width.
 
     The CNN comes first, so that the transformer layers see `adapter_conv_stride` times fewer positions. The last
     norm starts at the scale of the token embeddings: audio enters the language model at the size that it knows.
     """
 
-    def __init__(self, config: PARTConfig):
+    def __init__(self, config: PARTConfig) -> None:
         super().__init__()
         self.config = config
         kernel = config.adapter_conv_kernel_size
@@ -127,8 +126,7 @@ class PARTAdapter(nn.Module):
     def forward(
         self, frames: torch.Tensor, frame_lengths: torch.Tensor | None, padding_free: bool = False
     ) -> torch.Tensor:
-        """
-        Args:
+        """Args:
             frames: `(B, F, encoder hidden)`.
             frame_lengths: `(B,)`, valid frames of each clip; None: all.
             padding_free: the layers get the clips packed into one row; the same embeddings, without computing padding.

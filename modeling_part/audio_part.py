@@ -19,8 +19,7 @@ except ImportError:
 
 
 def load_audio(audio, sampling_rate: int = 16_000, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """
-    Decode audio to mono float32 at `sampling_rate`; only the asked seconds of a long file are read.
+    """Decode audio to mono float32 at `sampling_rate`; only the asked seconds of a long file are read.
 
     Args:
         audio: path, encoded bytes, or `{"path": ..., "bytes": ...}` of anything that soundfile reads (wav, flac, mp3,

@@ -25,8 +25,7 @@ FIXED_WINDOW_ENCODERS = ("whisper", "qwen2_audio_encoder")
 
 
 def convolved_length(length, convolutions):
-    """
-    Length of a sequence after convolutions: THE audio-token-length formula.
+    """Length of a sequence after convolutions: THE audio-token-length formula.
 
     Args:
         length (`int` or integer `torch.Tensor`): input steps of a clip, or of each clip.
@@ -46,8 +45,7 @@ def convolved_length(length, convolutions):
 
 
 class PARTConfig(PreTrainedConfig):
-    r"""
-    Configuration of a [`PARTForSpeechSeq2Seq`] model.
+    r"""Configuration of a [`PARTForSpeechSeq2Seq`] model.
 
     Args:
         audio_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -130,7 +128,7 @@ class PARTConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Refuse impossible values, whenever a config is built or read."""
         for name in (
             "adapter_hidden_size",

@@ -32,8 +32,7 @@ def language_choices(pipe: PARTPipeline) -> list[tuple[str, str]]:
 
 
 def build_page(pipe: PARTPipeline, title: str) -> gradio.Blocks:
-    """
-    The page, not yet served.
+    """The page, not yet served.
 
     Args:
         pipe: answers the requests, one at a time.

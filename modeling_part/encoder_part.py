@@ -35,8 +35,7 @@ def zero_padding(hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> t
 def pack_clips(
     config, hidden_states: torch.Tensor, lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
-    """
-    Clips one after the other in a single row, for layers that mix positions by attention alone.
+    """Clips one after the other in a single row, for layers that mix positions by attention alone.
 
     Args:
         config: whose attention implementation gets the mask.
@@ -64,8 +63,7 @@ def unpack_clips(packed: torch.Tensor, lengths: torch.Tensor, size: int) -> torc
 
 
 class VariableLengthEncoderMixin:
-    """
-    The forward of Whisper's encoder on the clips' own lengths: positions sliced, padding masked.
+    """The forward of Whisper's encoder on the clips' own lengths: positions sliced, padding masked.
 
     transformers' version demands the full 30 s window and attends to its padding: a clip of 3 s costs ten times
     its share. Frames past a clip's end are zeroed before each convolution and masked in attention, so that a clip
@@ -81,8 +79,7 @@ class VariableLengthEncoderMixin:
         padding_free: bool = False,
         **kwargs,
     ) -> BaseModelOutput:
-        """
-        Args:
+        """Args:
             input_features: `(B, mel bins, T)` log-mel features.
             attention_mask: `(B, T)`, 1 for valid input steps; None when every step is valid.
             padding_free: the layers get the clips packed into one row; the same frames, without computing padding.

@@ -25,7 +25,7 @@ def explain_missing_safetensors(name: str):
         ) from error
 
 
-def check_tensors(name: str, model_class: type, missing=(), surplus=(), reshaped=()):
+def check_tensors(name: str, model_class: type, missing=(), surplus=(), reshaped=()) -> None:
     """Refuse a checkpoint that does not hold exactly the tensors of a model."""
     faults = {"missing": missing, "surplus": surplus, "of another shape": reshaped}
     if any(faults.values()):
@@ -69,7 +69,7 @@ def find_encoder(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def copy_weights(source: nn.Module, target: nn.Module, name: str):
+def copy_weights(source: nn.Module, target: nn.Module, name: str) -> None:
     """Copy a part's weights; a missing or surplus tensor is an error that names it."""
     missing, surplus = target.load_state_dict(source.state_dict(), strict=False)
     check_tensors(name, type(target), missing, surplus)

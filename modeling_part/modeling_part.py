@@ -41,8 +41,7 @@ from .processing_part import PARTProcessor
 
 @dataclass
 class PARTAudioOutput(ModelOutput):
-    """
-    Output of `get_audio_features`.
+    """Output of `get_audio_features`.
 
     Attributes:
         last_hidden_state: `(B, F, encoder hidden)` encoder frames.
@@ -64,8 +63,7 @@ class PARTModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclass
 class PARTCausalLMOutputWithPast(ModelOutput):
-    """
-    Output of [`PARTForSpeechSeq2Seq`].
+    """Output of [`PARTForSpeechSeq2Seq`].
 
     Attributes:
         loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
@@ -101,7 +99,7 @@ class PARTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PARTOutputNorm):
             init.constant_(module.weight, self.config.adapter_output_scale)
@@ -116,8 +114,7 @@ class PARTPreTrainedModel(PreTrainedModel):
         use_safetensors: bool = True,
         **kwargs,
     ):
-        """
-        See `PreTrainedModel.from_pretrained`, with two differences: only safetensors are read, and a checkpoint that
+        """See `PreTrainedModel.from_pretrained`, with two differences: only safetensors are read, and a checkpoint that
         does not hold exactly this model's tensors is an error (transformers initialises what is missing).
 
         Raises:
@@ -144,7 +141,7 @@ class PARTModel(PARTPreTrainedModel):
     # Of a whole checkpoint, which `AutoModel` may load too.
     _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
 
-    def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None):
+    def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.audio_tower = build_audio_tower(config)
         self.adapter = PARTAdapter(config)
@@ -156,7 +153,7 @@ class PARTModel(PARTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
     def encode(
@@ -194,8 +191,7 @@ class PARTModel(PARTPreTrainedModel):
         padding_free: bool = False,
         **kwargs,
     ) -> PARTAudioOutput:
-        """
-        Encoder and adapter.
+        """Encoder and adapter.
 
         Args:
             input_features: what the feature extractor gives: `(B, mel, T)` for Whisper and Qwen2-Audio, `(B, T, mel)`
@@ -225,7 +221,7 @@ class PARTModel(PARTPreTrainedModel):
             last_hidden_state=frames, pooler_output=embeds, hidden_states=getattr(output, "hidden_states", None)
         )
 
-    def check_placeholders(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor):
+    def check_placeholders(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor) -> None:
         """Raise ValueError when `input_ids` do not hold one placeholder per audio embedding."""
         placeholders = int((input_ids == self.config.audio_token_id).sum())
         if placeholders != len(audio_embeds):
@@ -259,8 +255,7 @@ class PARTModel(PARTPreTrainedModel):
         padding_free: bool = False,
         **kwargs,
     ) -> PARTModelOutputWithPast:
-        """
-        See [`PARTForSpeechSeq2Seq.forward`]; returns the language model's last hidden state `(B, L, H)`, or with
+        """See [`PARTForSpeechSeq2Seq.forward`]; returns the language model's last hidden state `(B, L, H)`, or with
         `padding_free` that of the valid positions alone, `(1, valid positions, H)`.
         """
         audio_embeds = None
@@ -300,8 +295,7 @@ class PARTModel(PARTPreTrainedModel):
 
 
 class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
-    """
-    PART with the language model's head: transcribes and translates speech, and translates text.
+    """PART with the language model's head: transcribes and translates speech, and translates text.
 
     ```python
     >>> from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
@@ -315,7 +309,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
     ```
     """
 
-    def __init__(self, config: PARTConfig):
+    def __init__(self, config: PARTConfig) -> None:
         super().__init__(config)
         # The whole causal LM is built once, so that its own head (a bias, a tied matrix) is kept as it is.
         causal_lm = AutoModelForCausalLM.from_config(config.text_config)
@@ -330,7 +324,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module):
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
     def get_audio_features(
@@ -357,8 +351,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         padding_free: bool = False,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
-        """
-        Args:
+        """Args:
             input_ids: `(B, L)` prompt (and answer) tokens with audio placeholders.
             attention_mask: `(B, L)`, 1 for valid positions; padding may be left or right.
             input_features: see [`PARTModel.get_audio_features`]; None for text-only batches, which skip the encoder.
@@ -484,8 +477,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         system_prompt: str | None = None,
         **adapter_settings,
     ) -> tuple["PARTForSpeechSeq2Seq", PARTProcessor]:
-        """
-        Build the model and its processor from two checkpoints, with a freshly initialised adapter.
+        """Build the model and its processor from two checkpoints, with a freshly initialised adapter.
 
         Args:
             audio_model: Hub id or folder of the speech encoder, or of a model that contains one (Whisper, Qwen2-Audio).
@@ -570,7 +562,7 @@ def _tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _check_same_logits(causal_lm: PreTrainedModel, model: "PARTForSpeechSeq2Seq", name: str):
+def _check_same_logits(causal_lm: PreTrainedModel, model: "PARTForSpeechSeq2Seq", name: str) -> None:
     """Refuse a language model that does more between its layers and its logits than PART knows."""
     ids = torch.arange(1, 5, device=causal_lm.device)[None]
     expected, given = causal_lm(input_ids=ids).logits, model.eval()(input_ids=ids).logits

@@ -25,8 +25,7 @@ DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their o
 
 
 class PARTPipeline(ChunkPipeline):
-    """
-    Transcribes and translates speech of any length, and translates text.
+    """Transcribes and translates speech of any length, and translates text.
 
     ```python
     >>> from transformers import pipeline
@@ -66,7 +65,7 @@ class PARTPipeline(ChunkPipeline):
     _load_image_processor = False
     _load_video_processor = False
 
-    def __init__(self, model, processor: PARTProcessor, **kwargs):
+    def __init__(self, model, processor: PARTProcessor, **kwargs) -> None:
         super().__init__(model=model, processor=processor, **kwargs)
         # Batches are padded by the processor; with a feature extractor transformers would compare padding sides.
         self.feature_extractor = None
@@ -75,8 +74,7 @@ class PARTPipeline(ChunkPipeline):
             self.model.config.custom_pipelines = CUSTOM_PIPELINES
 
     def stream(self, inputs, **options) -> Iterator[str]:
-        """
-        The text so far, again and again while it is generated.
+        """The text so far, again and again while it is generated.
 
         Args:
             inputs: one recording (or sentence), as for a call.
@@ -105,7 +103,7 @@ class PARTPipeline(ChunkPipeline):
             yield merged
             before, previous = split_units(merged), len(split_units(outputs[-1]["text"]))
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save the model and the processor; `kwargs` go to the model's `save_pretrained`."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
@@ -233,7 +231,7 @@ class PARTPipeline(ChunkPipeline):
 class _WindowThread(Thread):
     """Generates the text of one window while its streamer is read elsewhere."""
 
-    def __init__(self, pipe: PARTPipeline, window: dict, forward_params: dict, streamer: TextIteratorStreamer):
+    def __init__(self, pipe: PARTPipeline, window: dict, forward_params: dict, streamer: TextIteratorStreamer) -> None:
         super().__init__(daemon=True)
         self.pipe, self.window, self.streamer = pipe, window, streamer
         self.forward_params = {
@@ -242,7 +240,7 @@ class _WindowThread(Thread):
         }
         self.output = self.error = None
 
-    def run(self):
+    def run(self) -> None:
         try:
             self.output = self.pipe.forward(self.window, **self.forward_params)
         except Exception as error:  # raised where the text is read, by `result`

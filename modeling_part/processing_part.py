@@ -17,8 +17,7 @@ MINIMUM_SECONDS = 0.025
 
 
 class PARTProcessor(ProcessorMixin):
-    r"""
-    Turns audio, a task and languages into model inputs. It wraps the encoder's feature extractor and the language
+    r"""Turns audio, a task and languages into model inputs. It wraps the encoder's feature extractor and the language
     model's tokenizer, and asks in the language model's own chat template.
 
     Args:
@@ -34,7 +33,6 @@ class PARTProcessor(ProcessorMixin):
             `""` gives an empty one (shorter prompts).
 
     Example:
-
     ```python
     >>> processor = PARTProcessor.from_pretrained("runs/quickstart/joint")
     >>> processor("clip.mp3")                                       # a transcript, the language not named
@@ -56,7 +54,7 @@ class PARTProcessor(ProcessorMixin):
         system_prompt: str | None = None,
         chat_template: str | None = None,
         **kwargs,
-    ):
+    ) -> None:
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if self.audio_token_id in (None, tokenizer.unk_token_id):
@@ -117,8 +115,7 @@ class PARTProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **kwargs,
     ) -> BatchFeature:
-        """
-        Args:
+        """Args:
             audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `(samples,)` or `(channels, samples)` array or
                 tensor. None for `task="mt"`.
             task: `"asr"`, `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
@@ -202,8 +199,7 @@ class PARTProcessor(ProcessorMixin):
         pad_to_multiple_of: int | None = None,
         pad_features_to_multiple_of: int | None = None,
     ) -> BatchFeature:
-        """
-        Rows and their already extracted features -> the batch that `__call__` returns.
+        """Rows and their already extracted features -> the batch that `__call__` returns.
 
         Args:
             rows: mappings with `task`, `source_lang`, `target_lang`, `source_text`, `text`, `audio` (None: no audio)
@@ -246,8 +242,7 @@ class PARTProcessor(ProcessorMixin):
         return convolved_length(feature_length, self.audio_token_convolutions)
 
     def extract_features(self, audio, sampling_rate: int | None = None) -> np.ndarray:
-        """
-        Features of one clip, `(mel, T)` for Whisper, `(T, mel)` or `(T,)` for others, unpadded.
+        """Features of one clip, `(mel, T)` for Whisper, `(T, mel)` or `(T,)` for others, unpadded.
 
         Each clip is extracted alone: its features do not depend on what it is batched with.
         """
@@ -335,8 +330,7 @@ class PARTProcessor(ProcessorMixin):
         )
 
     def batch_decode(self, sequences, skip_special_tokens: bool = False, **kwargs) -> list[str]:
-        """
-        Token ids of B sequences -> B texts, as a tokenizer's `batch_decode`.
+        """Token ids of B sequences -> B texts, as a tokenizer's `batch_decode`.
 
         With `skip_special_tokens` a prompt with audio is skipped too, for callers who pass on what `generate` returns
         without cutting the prompt (`transformers serve`). Text-only prompts must be cut: nothing marks them.

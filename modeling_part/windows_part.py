@@ -23,8 +23,7 @@ UNSPACED_SCRIPTS = (
 
 
 def cut_windows(samples: int, window: int, overlap: int) -> list[tuple[int, int]]:
-    """
-    Cut `samples` into the fewest equal windows of at most `window` that overlap by `overlap` (the last by up to the
+    """Cut `samples` into the fewest equal windows of at most `window` that overlap by `overlap` (the last by up to the
     number of windows more, from rounding). Equal, so that no short tail is left without context.
 
     >>> cut_windows(100, 40, 10)
@@ -47,8 +46,7 @@ def overlap_share(spans: list[tuple[float, float]]) -> float:
 
 
 def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:
-    """
-    Join the texts of overlapping windows: what two neighbours both heard is kept once.
+    """Join the texts of overlapping windows: what two neighbours both heard is kept once.
 
     The end of the text so far and the beginning of the next are aligned as overlapping strings: a word heard by both
     counts 1, a word that only one heard, or heard differently, costs 1/2; what lies before and after the overlap is
@@ -82,8 +80,7 @@ def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:
 
 
 def join_window(merged: list[str], previous: int, units: list[str], share: float) -> tuple[int, list[str]]:
-    """
-    How many units of the text so far to keep, and what of a window's units follows them.
+    """How many units of the text so far to keep, and what of a window's units follows them.
 
     Args:
         merged: units of the text so far, of which the last window gave `previous` before they were joined.
@@ -103,8 +100,7 @@ def join_window(merged: list[str], previous: int, units: list[str], share: float
 
 
 def split_units(text: str) -> list[str]:
-    """
-    Words with the space before them; single characters (with their marks) of scripts written without spaces.
+    """Words with the space before them; single characters (with their marks) of scripts written without spaces.
 
     >>> split_units("say 你好 now")
     ['say', ' 你', '好', ' now']
@@ -141,8 +137,7 @@ def _key(unit: str) -> str:
 
 
 def _find_seam(left: list[str], right: list[str]) -> tuple[int, int]:
-    """
-    Align a suffix of `left` with a prefix of `right`; return how many units of `left` to keep and how many of `right`
+    """Align a suffix of `left` with a prefix of `right`; return how many units of `left` to keep and how many of `right`
     to drop. Dynamic programming over `(i, j)`, the best score of `left[?:i]` against `right[:j]`.
     """
     # The last word of a window and the first one may be cut by its edge: that they disagree costs nothing.

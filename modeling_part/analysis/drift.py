@@ -18,8 +18,7 @@ PART_PATTERNS = {"adapter": r"^model\.adapter\.", "encoder": r"^model\.audio_tow
 
 
 def weight_drift(checkpoint: str | Path, since: str | Path) -> dict:
-    """
-    How far the weights of each part moved from `since` to `checkpoint`: the audit of the task gate.
+    """How far the weights of each part moved from `since` to `checkpoint`: the audit of the task gate.
 
     Reads tensor by tensor from the safetensors files of two folders.
 

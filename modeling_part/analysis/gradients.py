@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """
-    Canonical rows of a JSONL manifest, or of a run's `data/SPLIT` folder.
+    """Canonical rows of a JSONL manifest, or of a run's `data/SPLIT` folder.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -70,8 +69,7 @@ def gradient_similarity(
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """
-    Cosine similarity between the gradients of all (task, languages) groups.
+    """Cosine similarity between the gradients of all (task, languages) groups.
 
     The gradient of a group is that of the summed negative log-likelihood of its answers, in evaluation mode. On the
     device lies one gradient of the chosen parameters; those of all groups lie in a temporary file and are read in

@@ -25,8 +25,7 @@ FEWEST_PAIRS = 5  # with fewer, CKA says nothing
 
 @dataclass
 class Clip:
-    """
-    One recording with what is known of its content.
+    """One recording with what is known of its content.
 
     Attributes:
         language: BCP 47.
@@ -44,8 +43,7 @@ class Clip:
 
 
 def gather_clips(rows: Sequence[Mapping], clips_per_language: int | None = None) -> list[Clip]:
-    """
-    The recordings of canonical asr and s2tt rows, each once.
+    """The recordings of canonical asr and s2tt rows, each once.
 
     Args:
         clips_per_language: the first so many of every language, in the order of `rows`.
@@ -72,8 +70,7 @@ def gather_clips(rows: Sequence[Mapping], clips_per_language: int | None = None)
 
 
 def parallel_clips(clips: Sequence[Clip]) -> dict[tuple[str, str], dict[int, list[int]]]:
-    """
-    Which clips say the same: those whose transcript is the reference translation of another.
+    """Which clips say the same: those whose transcript is the reference translation of another.
 
     Returns:
         (language, other language) -> {index of a clip: indices of the clips that say it in the other language}.
@@ -92,8 +89,7 @@ def parallel_clips(clips: Sequence[Clip]) -> dict[tuple[str, str], dict[int, lis
 
 @torch.inference_mode()
 def represent(model: PARTForSpeechSeq2Seq, processor: PARTProcessor, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
-    """
-    Mean over the positions of every layer, clip by clip (no padding, so none to mask).
+    """Mean over the positions of every layer, clip by clip (no padding, so none to mask).
 
     Returns:
         `encoder 00`, ..., `encoder out`, `adapter 00`, ..., `adapter out` -> `(clips, width)` float64.
@@ -101,7 +97,7 @@ def represent(model: PARTForSpeechSeq2Seq, processor: PARTProcessor, clips: Sequ
     pooled: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def note(layer: str):
-        def hook(module, inputs, output):
+        def hook(module, inputs, output) -> None:
             hidden = output[0] if isinstance(output, (tuple, list)) else getattr(output, "last_hidden_state", output)
             pooled[layer].append(hidden.flatten(0, -2).double().mean(0).cpu().numpy())
 
@@ -135,8 +131,7 @@ def _layers(model: PARTForSpeechSeq2Seq) -> dict[str, torch.nn.Module]:
 
 
 def language_accuracy(vectors: np.ndarray, languages: Sequence[str], seed: int = 0) -> float:
-    """
-    Language identification by a linear probe: mean recall over the languages, cross-validated. Chance is 1 / languages.
+    """Language identification by a linear probe: mean recall over the languages, cross-validated. Chance is 1 / languages.
 
     Ridge regression on one-hot targets over standardised `vectors` `(clips, width)`, in closed form, with a penalty of
     the number of clips; five folds, stratified, drawn with `seed`.
@@ -168,8 +163,7 @@ def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
 def retrieval(
     vectors: np.ndarray, languages: Sequence[str], pairs: Mapping[tuple[str, str], Mapping[int, Sequence[int]]]
 ) -> dict:
-    """
-    Whether a clip's nearest neighbour in another language says the same (recall at 1).
+    """Whether a clip's nearest neighbour in another language says the same (recall at 1).
 
     Cosine similarity after each language's mean is removed, which would otherwise outweigh the content.
 
@@ -209,8 +203,7 @@ def retrieval(
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
-    """
-    Linear centred kernel alignment of `(n, width)` and `(n, other width)` (Kornblith et al. 2019, arXiv:1905.00414).
+    """Linear centred kernel alignment of `(n, width)` and `(n, other width)` (Kornblith et al. 2019, arXiv:1905.00414).
 
     1 where the two are equal up to rotation and scale, 0 where they have nothing in common. Rises with width / n even
     for unrelated vectors: read it beside its shuffled value. 0 where one does not vary.
@@ -231,8 +224,7 @@ def _kernel_alignment(one: np.ndarray, other: np.ndarray) -> float:
 def similarity_between_languages(
     vectors: np.ndarray, pairs: Mapping[tuple[str, str], Mapping[int, Sequence[int]]], seed: int = 0
 ) -> dict:
-    """
-    Linear CKA between the languages over clips that say the same.
+    """Linear CKA between the languages over clips that say the same.
 
     Returns:
         `cka` and `shuffled` (the mean with the pairing shuffled, 20 times), averages over the pairs of languages, and
@@ -272,8 +264,7 @@ def probe_representations(
     clips_per_language: int | None = None,
     seed: int = 0,
 ) -> dict:
-    """
-    All probes on every layer of encoder and adapter.
+    """All probes on every layer of encoder and adapter.
 
     Args:
         rows: canonical asr and s2tt rows; parallel clips are found through the translations of s2tt rows.

@@ -191,7 +191,7 @@ def _waveform_transforms(settings: WaveformAugment):
 def _apply_waveform(
     settings: WaveformAugment, audio: np.ndarray, sampling_rate: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """audiomentations draws from the global generators of Python and numpy: seeded for the call, then put back."""
+    """Audiomentations draws from the global generators of Python and numpy: seeded for the call, then put back."""
     transforms = _waveform_transforms(settings)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     seed = int(generator.integers(2**32))

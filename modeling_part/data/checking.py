@@ -20,7 +20,7 @@ class DataReport:
     leaves out, or that the corpus never meant to be used, is not.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.corpora: Counter = Counter()
         self.rows: Counter = Counter()
         self.seconds: Counter = Counter()
@@ -130,7 +130,7 @@ class RowFilters:
 class FolderListings:
     """Whether files exist, by listing each folder once: corpora have millions of files in few folders."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._names: dict[str, frozenset[str]] = {}
 
     def __contains__(self, path: str) -> bool:

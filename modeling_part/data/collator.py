@@ -15,8 +15,7 @@ from .rows import errors_of_row
 
 
 class PARTCollator:
-    """
-    Decodes, augments, extracts features, writes prompts and labels.
+    """Decodes, augments, extracts features, writes prompts and labels.
 
     ```
     [{"id": "a", "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": "bonjour", "audio": {"path": ...}}]
@@ -55,7 +54,7 @@ class PARTCollator:
         seed: int = 0,
         skip_broken: bool = False,
         encoder_outputs: EncoderOutputs | None = None,
-    ):
+    ) -> None:
         if encoder_outputs is not None:
             refuse_augmentation(augmentation)
         self.processor = processor

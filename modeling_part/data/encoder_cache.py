@@ -1,6 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""
-What a frozen encoder gives for each clip, computed once and read from disk (`cache_encoder_outputs`).
+"""What a frozen encoder gives for each clip, computed once and read from disk (`cache_encoder_outputs`).
 
 A stage that leaves the encoder frozen computes the same frames in every epoch. They are kept as safetensors, several
 hundred clips to a file, in a folder that is named by the encoder's weights. Fifty frames a second of width 512
@@ -34,7 +33,7 @@ SHARD_CLIPS = 512
 SILENCE = "silence"  # the key of a second of nothing, which stands in for clips that cannot be decoded
 
 
-def refuse_augmentation(augmentation):
+def refuse_augmentation(augmentation) -> None:
     """Raise ValueError where `augmentation` (settings or the thing itself) is on: kept frames are of one sound."""
     if augmentation:
         raise ValueError(
@@ -56,8 +55,7 @@ def clip_key(row: Mapping) -> str:
 
 
 class EncoderOutputs:
-    """
-    Frames by row, from the files that [`write_encoder_outputs`] has written.
+    """Frames by row, from the files that [`write_encoder_outputs`] has written.
 
     `outputs[row]` gives `(F, encoder hidden)` frames and the number of feature steps that they come from; it raises
     KeyError, naming the row, where the row's clip is not there. [`frames_or_silence`] knows of `broken` clips too.
@@ -67,7 +65,7 @@ class EncoderOutputs:
         broken: by [`clip_key`], what is wrong with clips that could not be decoded.
     """
 
-    def __init__(self, folder: str | Path, broken: Mapping[str, str] | None = None):
+    def __init__(self, folder: str | Path, broken: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder)
         self.broken = dict(broken or {})
         self._places: dict[str, tuple[str, int]] = {}  # clip -> file, feature steps
@@ -120,8 +118,7 @@ def write_encoder_outputs(
     max_bad_fraction: float = 0.0,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> EncoderOutputs:
-    """
-    Run the encoder over the clips of some rows, each clip once; what a folder already holds is not computed again.
+    """Run the encoder over the clips of some rows, each clip once; what a folder already holds is not computed again.
 
     Ranks share the work, and an interrupted run loses one file of each rank at most.
 
@@ -181,7 +178,7 @@ def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> tup
     return sorted(missing, key=lambda clip: -clip[1]), len(found)
 
 
-def _refuse_broken(broken: Mapping[str, str], clips: int, max_bad_fraction: float):
+def _refuse_broken(broken: Mapping[str, str], clips: int, max_bad_fraction: float) -> None:
     """Raise ValueError where more of the clips are broken than may be."""
     if too_many_broken(len(broken), clips, max_bad_fraction):
         raise ValueError(
@@ -232,7 +229,7 @@ def _encode(
         yield key, clip_frames[:length].clone(), steps
 
 
-def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, str]):
+def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, str]) -> None:
     """Whole or not at all; the name tells nothing but that these clips are together."""
     name = hashlib.sha256("".join(sorted(frames)).encode()).hexdigest()[:16]
     partial = folder / f"{name}.partial"
@@ -240,7 +237,7 @@ def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, 
     partial.rename(folder / f"{name}.safetensors")
 
 
-def _check_room(folder: Path, model, processor: PARTProcessor, durations: Sequence[float]):
+def _check_room(folder: Path, model, processor: PARTProcessor, durations: Sequence[float]) -> None:
     """Refuse to begin what the disk cannot hold."""
     convolutions = model.config.encoder_convolutions
     width = next(model.model.audio_tower.parameters()).element_size() * model.config.encoder_hidden_size

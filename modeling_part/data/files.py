@@ -11,8 +11,7 @@ from .rows import COLUMNS, CorpusError
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
-    """
-    Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it.
+    """Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it.
 
     Raises:
         `CorpusError`: the archive is damaged, or two of its files have one name.

@@ -112,7 +112,7 @@ def language_code(name: str, keep_region: bool = False) -> str:
 
 
 def split_of(key: str) -> str:
-    """train (90 %), dev (5 %) or test (5 %), from a hash of `key`: the same on every machine and in every language."""
+    """Train (90 %), dev (5 %) or test (5 %), from a hash of `key`: the same on every machine and in every language."""
     number = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") % 100
     return "test" if number < 5 else "dev" if number < 10 else "train"
 

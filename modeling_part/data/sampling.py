@@ -90,7 +90,7 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         pad_seconds_multiple: float = 0.2,
         pad_tokens_multiple: int = 8,
         history: Sequence[tuple[int, int]] = (),
-    ):
+    ) -> None:
         if (epochs is None) == (num_steps is None):
             raise ValueError(f"give either epochs or num_steps, got epochs={epochs} and num_steps={num_steps}")
         self.table = table

@@ -71,7 +71,7 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
 class StreamedRows:
     """Turns a table of a streamed dataset into a table of canonical rows, and counts the broken ones."""
 
-    def __init__(self, spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float):
+    def __init__(self, spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float) -> None:
         self.spec, self.filters, self.max_bad_fraction = spec, filters, max_bad_fraction
         self.report = DataReport()
 

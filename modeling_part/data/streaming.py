@@ -76,7 +76,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         first_step: int = 0,
         pad_seconds_multiple: float = 0.2,
         pad_tokens_multiple: int = 8,
-    ):
+    ) -> None:
         unknown = sorted(set(task_weights) - set(TASKS))
         missing = sorted(task for task, weight in task_weights.items() if weight and task not in streams)
         if unknown or missing:

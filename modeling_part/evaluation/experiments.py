@@ -44,8 +44,7 @@ def run_recipes(
     overlays: Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> dict[int, list[Path]]:
-    """
-    Train every recipe from every seed, one after the other.
+    """Train every recipe from every seed, one after the other.
 
     Args:
         recipes: names or files, as for `train_part.py`.
@@ -80,8 +79,7 @@ def run_recipes(
 
 
 def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[list[str], list[list[str]]]:
-    """
-    Header and rows of the table over all seeds, a row per recipe: mean and range over the seeds of the averages over
+    """Header and rows of the table over all seeds, a row per recipe: mean and range over the seeds of the averages over
     languages, and of the last stage's dev losses (nats per token), which tell recipes apart before their answers do.
     """
     figures = [[_figures(found[index]) for found in reports.values()] for index in range(len(recipes))]

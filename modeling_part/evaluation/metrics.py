@@ -54,7 +54,7 @@ def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCoun
 
 
 def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLEU:
-    """sacrebleu's corpus BLEU (cased, detokenised text) with the tokenizer of the target language.
+    """Sacrebleu's corpus BLEU (cased, detokenised text) with the tokenizer of the target language.
 
     Args:
         target_lang: BCP 47 code. 13a, except zh and yue: zh; ja: ja-mecab; ko: ko-mecab; th, lo, my, km: char.

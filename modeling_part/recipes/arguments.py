@@ -14,7 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 
 
-def _structured(arguments, *names: str):
+def _structured(arguments, *names: str) -> None:
     """Fields that YAML gives as mappings or lists come from the command line as JSON text."""
     for name in names:
         value = getattr(arguments, name)
@@ -108,8 +108,7 @@ class DataArguments:
 
 @dataclass
 class PARTTrainingArguments(TrainingArguments):
-    """
-    `transformers.TrainingArguments` with PART's stages. Changed defaults: `output_dir` is needed, columns are kept
+    """`transformers.TrainingArguments` with PART's stages. Changed defaults: `output_dir` is needed, columns are kept
     (`remove_unused_columns=False`), logging every 10 steps, checkpoints by steps with the last two kept.
     """
 
@@ -207,8 +206,7 @@ def find_recipe(name: str) -> Path:
 
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, PARTTrainingArguments, Path]:
-    """
-    `RECIPE.yaml [OVERLAY.yaml ...] [--overrides]` -> the three argument groups and the first recipe's path.
+    """`RECIPE.yaml [OVERLAY.yaml ...] [--overrides]` -> the three argument groups and the first recipe's path.
 
     The keys of a later recipe replace those of an earlier one, whole: `part data/sentences` is the plan of `part` on
     other data.

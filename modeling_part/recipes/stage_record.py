@@ -63,8 +63,7 @@ def read_stage_json(folder: str | Path) -> dict:
 
 
 def find_alike(record: Mapping, run: Path, others: Iterable[str | Path]) -> Path | None:
-    """
-    The finished stage, among other runs, that was trained exactly as a stage is about to be.
+    """The finished stage, among other runs, that was trained exactly as a stage is about to be.
 
     Args:
         record: the stage's `stage.json` to be, without `metrics`.

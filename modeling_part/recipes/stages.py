@@ -17,7 +17,7 @@ TUNINGS = ("lora", "full")
 CROSS_LANGUAGE_TASKS = ("s2tt", "mt")
 
 
-def _check_known(what: str, values: Iterable[str], known: Iterable[str]):
+def _check_known(what: str, values: Iterable[str], known: Iterable[str]) -> None:
     for value in values:
         if value not in known:
             close = get_close_matches(str(value), list(known), n=1)
@@ -35,8 +35,7 @@ def _number(what: str, value) -> float:
 
 @dataclass(frozen=True)
 class Stage:
-    """
-    One stage of a training plan.
+    """One stage of a training plan.
 
     Attributes:
         name: also the name of its checkpoint folder.
@@ -134,8 +133,7 @@ BUILT_IN_STAGES = {
 
 
 def build_plan(stages: list[dict | str] | None) -> list[Stage]:
-    """
-    A recipe's `stages` -> the stages to run, in order.
+    """A recipe's `stages` -> the stages to run, in order.
 
     Args:
         stages: mappings with the fields of [`Stage`], or names. A stage with a built-in name states only what it

@@ -41,7 +41,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-def remove_checkpoints(folder: Path):
+def remove_checkpoints(folder: Path) -> None:
     """What an earlier run has left inside a stage's folder for resuming, and its claim to be finished."""
     (folder / "stage.json").unlink(missing_ok=True)
     for path in folder.glob("checkpoint-*"):
@@ -49,8 +49,7 @@ def remove_checkpoints(folder: Path):
 
 
 def read_history(checkpoint: Path, batches_per_step: int) -> list[tuple[int, int]]:
-    """
-    What [`TaskBatchSampler`] must know of the steps before a checkpoint, to go on with `batches_per_step`.
+    """What [`TaskBatchSampler`] must know of the steps before a checkpoint, to go on with `batches_per_step`.
 
     Returns:
         `(batches per step, steps)` of the parts that ran with another number of ranks times accumulation; empty when

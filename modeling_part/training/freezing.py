@@ -49,8 +49,7 @@ def _top_encoder_patterns(model: nn.Module, layers: int) -> list[str]:
 
 
 def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
-    """
-    Freeze everything, then open what `stage` trains (with an open gate).
+    """Freeze everything, then open what `stage` trains (with an open gate).
 
     Returns:
         Names of the trainable parameters of each part.
@@ -81,9 +80,8 @@ def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
-def cast_frozen(model: nn.Module, dtype: torch.dtype):
-    """
-    Keep what never trains in this stage natively in `dtype`: half the memory, and no cast in every step.
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep what never trains in this stage natively in `dtype`: half the memory, and no cast in every step.
 
     A part of which some weights train keeps its dtype, but for the weights under LoRA.
     """
@@ -106,8 +104,7 @@ def parameters_per_part(model: nn.Module) -> dict[str, int]:
 
 
 class LanguageModelGate:
-    """
-    Opens and closes the gradients of the language model's trainable parameters (the task gate).
+    """Opens and closes the gradients of the language model's trainable parameters (the task gate).
 
     A closed parameter gets no gradient at all (`grad` stays None), so that the optimizer touches neither it nor its
     state; gradients still flow *through* the language model to the adapter. FSDP2 replaces a model's parameters when
@@ -118,7 +115,7 @@ class LanguageModelGate:
         parameters: the language model's trainable parameters in this stage (maybe none).
     """
 
-    def __init__(self, stage: Stage, parameters: list[nn.Parameter]):
+    def __init__(self, stage: Stage, parameters: list[nn.Parameter]) -> None:
         self.stage = stage
         self.parameters = parameters
         self.is_open = True

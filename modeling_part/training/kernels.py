@@ -14,9 +14,8 @@ COMPILED_VARIANTS = 64
 LIGER_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 
 
-def use_liger_kernels(language_model: PreTrainedModel, settings: dict | None):
-    """
-    `use_liger_kernel`: Liger's norms, rotations and feed-forward parts in the language model's blocks.
+def use_liger_kernels(language_model: PreTrainedModel, settings: dict | None) -> None:
+    """`use_liger_kernel`: Liger's norms, rotations and feed-forward parts in the language model's blocks.
 
     The loss stays PART's own, whose logits reach targets only and whose nats the log needs by language.
 
@@ -41,9 +40,8 @@ def use_liger_kernels(language_model: PreTrainedModel, settings: dict | None):
 
 
 @torch.no_grad()
-def check_rows_stay_apart(model: nn.Module):
-    """
-    Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions).
+def check_rows_stay_apart(model: nn.Module) -> None:
+    """Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions).
 
     With eager attention, whatever the model is set to: it is not on its device yet, where alone flash attention runs.
     """

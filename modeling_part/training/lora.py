@@ -9,7 +9,7 @@ from torch import nn
 from ..recipes.stages import Stage
 
 
-def add_lora(stage: Stage, model: nn.Module):
+def add_lora(stage: Stage, model: nn.Module) -> None:
     """Inject LoRA (peft) into every linear layer of the language model's blocks, and only there."""
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
@@ -43,8 +43,7 @@ def transposed_lora(model: nn.Module) -> set[str]:
 def split_lora(
     state_dict: dict[str, torch.Tensor], scaling: float, transposed: Collection[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """
-    A state dict with LoRA -> (plain weights with LoRA merged, the LoRA tensors alone).
+    """A state dict with LoRA -> (plain weights with LoRA merged, the LoRA tensors alone).
 
     W + scaling * B A, as `peft`'s own merge, but on a state dict: the live model stays as it is, and a gathered
     FSDP state dict works too.

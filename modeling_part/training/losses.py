@@ -24,7 +24,7 @@ def batch_losses(groups: list[tuple[str, str, str]], labels: torch.Tensor, token
     return losses
 
 
-def add_losses(total: GroupLosses, losses: GroupLosses):
+def add_losses(total: GroupLosses, losses: GroupLosses) -> None:
     """Add `losses` to `total`, in place."""
     for group, (nats, tokens) in losses.items():
         before = total.get(group, (0.0, 0))

@@ -18,8 +18,7 @@ DEV_FOLDER = "dev"  # inside a stage's folder: a folder `step-N` per evaluation
 
 
 class GenerationMonitor:
-    """
-    Generates on the dev data and scores it; `PARTTrainer` calls it at each evaluation (`predict_with_generate`).
+    """Generates on the dev data and scores it; `PARTTrainer` calls it at each evaluation (`predict_with_generate`).
 
     Each call writes `dev/step-N/predictions.jsonl`, `report.json` and `report.md` in the stage's folder. Warned of, by
     [`reports.failure_signs`]: a language whose transcripts got worse than at the end of the parent stage, one far from
@@ -44,7 +43,7 @@ class GenerationMonitor:
         training_rows: Mapping[str, int] | None = None,
         seed: int = 0,
         **generation,
-    ):
+    ) -> None:
         self.dataset = dataset
         self.processor = processor
         self.folder = Path(folder) / DEV_FOLDER
@@ -60,8 +59,7 @@ class GenerationMonitor:
         step: int,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> dict[str, float]:
-        """
-        Every process takes its share of the rows and must make the call.
+        """Every process takes its share of the rows and must make the call.
 
         Args:
             model: the unwrapped model, whole on every process.

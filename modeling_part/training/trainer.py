@@ -43,8 +43,7 @@ class TooManyBrokenRowsError(RuntimeError):
 
 
 class PARTTrainer(Trainer):
-    """
-    Trains one stage.
+    """Trains one stage.
 
     `training_step` reads the batch's task and opens or closes the language model's gradients (see
     [`LanguageModelGate`]); learning rates are per part; the log holds loss, tokens and gradient norms per task,
@@ -83,7 +82,7 @@ class PARTTrainer(Trainer):
         on_save: Callable[[Path], None] | None = None,
         history: list[tuple[int, int]] | None = None,
         **kwargs,
-    ):
+    ) -> None:
         self.stage = stage
         self.history = list(history or [])
         self.batch_sampler = batch_sampler
@@ -140,7 +139,7 @@ class PARTTrainer(Trainer):
         masked = any(name.endswith("masked_spec_embed") for names in self.trainable_names.values() for name in names)
         return gated or text_only or masked
 
-    def _refuse_wrong_settings(self, args):
+    def _refuse_wrong_settings(self, args) -> None:
         if args.ddp_static_graph:
             raise ValueError(
                 "`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it."
@@ -159,7 +158,7 @@ class PARTTrainer(Trainer):
                 "`load_best_model_at_end` is not supported: a stage ends with its last weights; unset it."
             )
 
-    def _refuse_wrong_wrappers(self):
+    def _refuse_wrong_wrappers(self) -> None:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
                 "DeepSpeed ZeRO turns absent gradients into zeros, and AdamW then moves the gated language model by "
@@ -213,7 +212,7 @@ class PARTTrainer(Trainer):
         self._step_batches = []
         return batches, num_items
 
-    def warn_of_broken(self, info: dict):
+    def warn_of_broken(self, info: dict) -> None:
         """Say once what is wrong with each row that a batch leaves out of the loss."""
         for fault in info["broken"]:
             if fault not in self._faults:
@@ -305,7 +304,7 @@ class PARTTrainer(Trainer):
             self._skip_step(float(norm))
         return norm
 
-    def _skip_step(self, norm: float):
+    def _skip_step(self, norm: float) -> None:
         self._bad_steps += 1
         self._bad_steps_in_a_row += 1
         # Without gradients the optimizer touches nothing; the learning rate schedule goes on.
@@ -327,12 +326,12 @@ class PARTTrainer(Trainer):
 
     # ---- stopping ----
 
-    def request_stop(self, signal_number: int, frame=None):
+    def request_stop(self, signal_number: int, frame=None) -> None:
         """Signal handler: all ranks agree after the step, save there and stop."""
         self.stop_requested = True
         logger.warning("Received %s: saving after this step.", signal.Signals(signal_number).name)
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         stops = self._too_many_broken
         if not self._stop_agreed and bool(self._gather([int(self.stop_requested)]).any()):
             stops = self._stop_agreed = True
@@ -355,14 +354,14 @@ class PARTTrainer(Trainer):
 
     # ---- log ----
 
-    def _reset_statistics(self):
+    def _reset_statistics(self) -> None:
         self._losses: GroupLosses = {}
         self._totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
         self._part_norms: dict[str, float] = {}
         self._gate_open = [0, 0]  # open, all
         self._since = time.perf_counter()
 
-    def _note_batch(self, info: dict, inputs: dict, outputs):
+    def _note_batch(self, info: dict, inputs: dict, outputs) -> None:
         """Add one batch to the sums of the log: losses per group, tokens, audio, padding."""
         add_losses(self._losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
         mask = inputs["attention_mask"]
@@ -374,7 +373,7 @@ class PARTTrainer(Trainer):
         self._gate_open[0] += self.gate.is_open and bool(self.gate.parameters)
         self._gate_open[1] += 1
 
-    def _note_part_norms(self):
+    def _note_part_norms(self) -> None:
         parameters = named_parameters(self.model)
         for part, names in self.trainable_names.items():
             # Tied weights have two names.
@@ -422,8 +421,7 @@ class PARTTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """
-        Dev loss (nats per token) over `eval_batches`, per task and language, and the figures of `generation_monitor`;
+        """Dev loss (nats per token) over `eval_batches`, per task and language, and the figures of `generation_monitor`;
         each rank takes its share.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset

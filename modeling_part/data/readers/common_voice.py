@@ -12,7 +12,7 @@ from .dataset import is_hub_id
 
 
 def read_common_voice(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
-    """asr rows of a Common Voice release: `<locale>/{train,dev,test}.tsv` and `<locale>/clips/*.mp3`.
+    """Asr rows of a Common Voice release: `<locale>/{train,dev,test}.tsv` and `<locale>/clips/*.mp3`.
 
     Works for every release, as columns are found by the header. Durations come from `clip_durations.tsv` (since 16.1)
     or `times.txt` (14 to 16.0), both in milliseconds; without them they are measured. `path` is the folder that holds

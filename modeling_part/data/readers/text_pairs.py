@@ -12,7 +12,7 @@ from .dataset import check_columns, record_rows
 
 
 def read_text_pairs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
-    """mt rows from a TSV file with a header or a JSONL file, one pair a line; columns as for a dataset.
+    """Mt rows from a TSV file with a header or a JSONL file, one pair a line; columns as for a dataset.
 
     The text side of a speech translation corpus needs no such file: read that corpus with `tasks: [mt]`.
     """

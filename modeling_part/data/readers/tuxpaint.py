@@ -52,7 +52,7 @@ def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 
 
 def stamp_pairs(spec: CorpusSpec, texts: dict[str, dict[str, str]], targets: list[str]) -> Iterator[dict]:
-    """mt rows between the texts of each stamp, from `languages` (or all targets) into all targets."""
+    """Mt rows between the texts of each stamp, from `languages` (or all targets) into all targets."""
     for name, found in texts.items():
         for source in spec.languages or targets:
             for target in targets:

@@ -12,7 +12,7 @@ from ..rows import CorpusError, speech_row
 
 
 def read_wenetspeech(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
-    """asr rows of WenetSpeech: segments, by begin and end, of the long opus files that `WenetSpeech.json` lists.
+    """Asr rows of WenetSpeech: segments, by begin and end, of the long opus files that `WenetSpeech.json` lists.
 
     `subset` chooses S, M, L, W, DEV, TEST_NET or TEST_MEETING; `min_confidence` leaves out doubtful segments.
     """
