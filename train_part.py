@@ -60,7 +60,8 @@ VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "tokeniz
 
 def main(argv: list[str] | None = None):
     """Parse, read the data, then per stage: load, train, evaluate, save, predict; at the end one report."""
-    model_args, data_args, args, _ = parse_recipe(argv)
+    recipe = parse_recipe(argv)
+    model_args, data_args, args = recipe.model, recipe.data, recipe.training
     set_up_logging(args)
     plan = build_plan(args.stages)
     if args.do_predict:

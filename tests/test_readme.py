@@ -57,10 +57,10 @@ def test_the_recipe_parses(workplace):
     text = next(block for block in blocks("yaml") if "audio_model" in block)
     path = workplace / "mine.yaml"
     path.write_text(text.replace("bf16: true", ""))  # a machine of the tests may have no bf16
-    model_args, data_args, args, _ = parse_recipe([str(path)])
-    assert (model_args.audio_model, data_args.train_data[0]["reader"]) == ("openai/whisper-large-v3", "manifest")
-    assert [stage.name for stage in build_plan(args.stages)] == ["adapter", "encoder_top", "encoder", "joint"]
-    assert set(yaml.safe_load(text)) <= {*vars(model_args), *vars(data_args), *vars(args)}
+    recipe = parse_recipe([str(path)])
+    assert (recipe.model.audio_model, recipe.data.train_data[0]["reader"]) == ("openai/whisper-large-v3", "manifest")
+    assert [stage.name for stage in build_plan(recipe.training.stages)] == ["adapter", "encoder_top", "encoder", "joint"]
+    assert set(yaml.safe_load(text)) <= {*vars(recipe.model), *vars(recipe.data), *vars(recipe.training)}
 
 
 def test_commands_name_what_exists():

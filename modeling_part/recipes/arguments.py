@@ -195,6 +195,15 @@ class PARTTrainingArguments(TrainingArguments):
 ARGUMENTS = (ModelArguments, DataArguments, PARTTrainingArguments)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a user decides: recipe and command line, as one."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: PARTTrainingArguments
+
+
 def find_recipe(name: str) -> Path:
     """A recipe by path, or by the name of one that the package ships (`quickstart` or `quickstart.yaml`)."""
     shipped = Path(str(files("modeling_part"))) / "recipes"
@@ -205,8 +214,8 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"There is no recipe {name!r}: not a file, and the shipped recipes are {known}.")
 
 
-def parse_recipe(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, PARTTrainingArguments, Path]:
-    """`RECIPE.yaml [OVERLAY.yaml ...] [--overrides]` -> the three argument groups and the first recipe's path.
+def parse_recipe(argv: list[str] | None = None) -> Recipe:
+    """`RECIPE.yaml [OVERLAY.yaml ...] [--overrides]` -> the recipe.
 
     The keys of a later recipe replace those of an earlier one, whole: `part data/sentences` is the plan of `part` on
     other data.
@@ -233,5 +242,4 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[ModelArguments, DataArg
         settings.update(recipe)
     parser = HfArgumentParser(ARGUMENTS)
     parser.set_defaults(**settings)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(args=argv[len(names) :])
-    return model_args, data_args, training_args, paths[0]
+    return Recipe(*parser.parse_args_into_dataclasses(args=argv[len(names) :]))

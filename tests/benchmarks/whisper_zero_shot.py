@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--max_new_tokens", type=int, default=60)
     parser.add_argument("--spell_digits", action="store_true", help="write figures out before scoring")
     args = parser.parse_args(argv)
-    _, data_args, _, _ = parse_recipe([*args.recipes, "--output_dir", str(args.output), "--use_cpu"])
-    dataset, _ = read_corpora(data_args.test_data)
+    recipe = parse_recipe([*args.recipes, "--output_dir", str(args.output), "--use_cpu"])
+    dataset, _ = read_corpora(recipe.data.test_data)
     rows = [row for row in dataset if row["task"] == "asr" or (row["task"] == "s2tt" and row["target_lang"] == "en")]
     print(f"{len(rows)} rows; {len(dataset) - len(rows)} of directions that Whisper does not know are left out")
     model = WhisperForConditionalGeneration.from_pretrained(args.model, use_safetensors=True).eval()

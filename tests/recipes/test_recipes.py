@@ -55,15 +55,14 @@ def test_the_recipes_of_the_issue_are_there():
 class TestEveryRecipe:
     def test_parses_and_plans(self, name, on_any_machine, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        model_args, data_args, training_args, path = parse_recipe([name])
-        assert path == FOLDER / f"{name}.yaml"
-        assert training_args.output_dir == f"runs/{name}"
-        assert model_args.audio_model and model_args.language_model
-        assert [stage.name for stage in build_plan(training_args.stages)]
-        for entry in [*data_args.train_data, *data_args.eval_data, *data_args.test_data]:
+        recipe = parse_recipe([name])
+        assert recipe.training.output_dir == f"runs/{name}"
+        assert recipe.model.audio_model and recipe.model.language_model
+        assert [stage.name for stage in build_plan(recipe.training.stages)]
+        for entry in [*recipe.data.train_data, *recipe.data.eval_data, *recipe.data.test_data]:
             assert CorpusSpec.from_dict(entry).reader in READERS
-        build_augmentation(data_args.augmentation)
-        PARTConfig(**(model_args.adapter or {}))
+        build_augmentation(recipe.data.augmentation)
+        PARTConfig(**(recipe.model.adapter or {}))
 
     def test_states_choices_only(self, name):
         """No key that repeats its default, no stage field that repeats the built-in stage's."""
@@ -182,7 +181,7 @@ def test_the_papers_sizes_run_the_built_in_plan(name, size):
 
 def test_a_recipe_is_found_by_name_and_by_path(on_any_machine, tmp_path):
     path = Path(shutil.copy(FOLDER / "part.yaml", tmp_path / "mine.yaml"))
-    assert parse_recipe([str(path)])[3] == path
+    assert parse_recipe([str(path)]).training.stages == parse_recipe(["part"]).training.stages
     with pytest.raises(FileNotFoundError, match=r"no recipe 'prat'.*baseline_2stage"):
         parse_recipe(["prat"])
 
@@ -194,11 +193,11 @@ def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machin
     lengths = {"max_duration", "max_eval_rows", "max_new_tokens", "predict_last_stage_only"}
     assert set(keys) <= {"train_data", "eval_data", "test_data", *lengths}
     for name in ("part", *ABLATIONS):
-        model_args, data_args, args, path = parse_recipe([name, f"data/{overlay}", "--seed", "7"])
-        assert path == FOLDER / f"{name}.yaml" and args.seed == 7
-        assert build_plan(args.stages) == list(plan(name).values())
-        assert data_args.train_data == keys["train_data"] != content(name)["train_data"]
-        assert model_args.audio_model == content(name)["audio_model"]
+        recipe = parse_recipe([name, f"data/{overlay}", "--seed", "7"])
+        assert (recipe.training.output_dir, recipe.training.seed) == (f"runs/{name}", 7)
+        assert build_plan(recipe.training.stages) == list(plan(name).values())
+        assert recipe.data.train_data == keys["train_data"] != content(name)["train_data"]
+        assert recipe.model.audio_model == content(name)["audio_model"]
     for split in ("train", "eval", "test"):
         specs = [CorpusSpec.from_dict(entry) for entry in keys[f"{split}_data"]]
         assert {spec.split for spec in specs} == {{"eval": "dev"}.get(split, split)}
@@ -206,8 +205,9 @@ def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machin
 
 def test_the_later_recipe_and_then_the_command_line_win(on_any_machine, tmp_path):
     (tmp_path / "mine.yaml").write_text("max_rows: 3\nmax_new_tokens: 5\n")
-    _, data_args, args, _ = parse_recipe(["part", str(tmp_path / "mine.yaml"), "--max_new_tokens", "9"])
-    assert (data_args.max_rows, args.max_new_tokens, args.output_dir) == (3, 9, "runs/part")
+    recipe = parse_recipe(["part", str(tmp_path / "mine.yaml"), "--max_new_tokens", "9"])
+    assert recipe.data.max_rows == 3
+    assert (recipe.training.max_new_tokens, recipe.training.output_dir) == (9, "runs/part")
     (tmp_path / "mine.yaml").write_text("max_row: 3\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: unknown key 'max_row'.*'max_rows'"):
         parse_recipe(["part", str(tmp_path / "mine.yaml")])

@@ -244,7 +244,7 @@ def test_an_error_reaches_the_shell(finished):
 
 
 def test_warm_up_and_length_come_from_the_stage(finished, tmp_path):
-    _, _, args, _ = train_part.parse_recipe([str(finished.recipe)])
+    args = train_part.parse_recipe([str(finished.recipe)]).training
     stage = BUILT_IN_STAGES["joint"]
     stage_args = train_part.stage_arguments(stage, tmp_path, 30, args, False)
     assert (stage_args.max_steps, stage_args.warmup_steps) == (30, 2)  # 5 % of 30, rounded up
