@@ -59,7 +59,12 @@ def test_the_recipe_parses(workplace):
     path.write_text(text.replace("bf16: true", ""))  # a machine of the tests may have no bf16
     recipe = parse_recipe([str(path)])
     assert (recipe.model.audio_model, recipe.data.train_data[0]["reader"]) == ("openai/whisper-large-v3", "manifest")
-    assert [stage.name for stage in build_plan(recipe.training.stages)] == ["adapter", "encoder_top", "encoder", "joint"]
+    assert [stage.name for stage in build_plan(recipe.training.stages)] == [
+        "adapter",
+        "encoder_top",
+        "encoder",
+        "joint",
+    ]
     assert set(yaml.safe_load(text)) <= {*vars(recipe.model), *vars(recipe.data), *vars(recipe.training)}
 
 

@@ -4,14 +4,13 @@
 import json
 import sys
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from importlib.resources import files
 from itertools import takewhile
-from pathlib import Path
 
-import yaml
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
+
+from .recipe_files import find_recipe, read_recipe, replace_settings
+from .stages import change_plan
 
 
 def _structured(arguments, *names: str) -> None:
@@ -60,7 +59,7 @@ class ModelArguments:
         default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; transformers chooses if none."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _structured(self, "adapter", "language_names")
         if self.checkpoint is None and (self.audio_model is None or self.language_model is None):
             raise ValueError("Name `audio_model` and `language_model`, or a PART `checkpoint`, in the recipe.")
@@ -68,7 +67,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What is trained, developed and tested on. A corpus is a mapping; see `modeling_part.corpora`."""
+    """What is trained, developed and tested on. A corpus is a mapping; see `modeling_part.data.corpora`."""
 
     train_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora to train on."})
     eval_data: None | str | list[dict] = field(default=None, metadata={"help": "Corpora for the dev loss."})
@@ -99,17 +98,19 @@ class DataArguments:
     )
     pad_tokens_multiple: int = field(default=8, metadata={"help": "Positions are padded to a multiple of this."})
     augmentation: None | str | dict = field(
-        default=None, metadata={"help": "Training only: fields of modeling_part.augmentation.Augmentation."}
+        default=None, metadata={"help": "Training only: fields of modeling_part.data.augmentation.Augmentation."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _structured(self, "train_data", "eval_data", "test_data", "direction_weights", "augmentation")
 
 
 @dataclass
 class PARTTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with PART's stages. Changed defaults: `output_dir` is needed, columns are kept
-    (`remove_unused_columns=False`), logging every 10 steps, checkpoints by steps with the last two kept.
+    """`transformers.TrainingArguments` with PART's stages.
+
+    Changed defaults: `output_dir` is needed, columns are kept (`remove_unused_columns=False`), logging every 10 steps,
+    checkpoints by steps with the last two kept.
     """
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
@@ -119,8 +120,8 @@ class PARTTrainingArguments(TrainingArguments):
         default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."}
     )
 
-    stages: None | str | list[dict] = field(
-        default=None, metadata={"help": "The plan: fields of modeling_part.stages.Stage. None: the paper's."}
+    stages: None | str | list[dict] | dict[str, dict] = field(
+        default=None, metadata={"help": "The plan: fields of modeling_part.recipes.stages.Stage. None: the paper's."}
     )
     stage: str | None = field(default=None, metadata={"help": "Run only this stage, from the previous one's folder."})
     force: bool = field(default=False, metadata={"help": "Run finished stages again."})
@@ -132,7 +133,7 @@ class PARTTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Other run folders: a stage that was trained there exactly alike (settings, data, seed, versions, "
-            "parents) is copied instead of trained again. Not for streamed corpora, which cannot be told apart."
+            "parents) is copied instead of trained again. Not for streamed corpora, which have no fingerprint."
         },
     )
     max_bad_steps: int = field(
@@ -172,9 +173,9 @@ class PARTTrainingArguments(TrainingArguments):
         default=240.0, metadata={"help": "Padded seconds of audio in a batch when generating."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _structured(self, "stages")
-        # What the launcher was told (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
+        # What the launcher passes on (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         # One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
         self.accelerator_config = {
@@ -204,24 +205,18 @@ class Recipe:
     training: PARTTrainingArguments
 
 
-def find_recipe(name: str) -> Path:
-    """A recipe by path, or by the name of one that the package ships (`quickstart` or `quickstart.yaml`)."""
-    shipped = Path(str(files("modeling_part"))) / "recipes"
-    for candidate in (Path(name), shipped / name, shipped / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise FileNotFoundError(f"There is no recipe {name!r}: not a file, and the shipped recipes are {known}.")
-
-
 def parse_recipe(argv: list[str] | None = None) -> Recipe:
     """`RECIPE.yaml [OVERLAY.yaml ...] [--overrides]` -> the recipe.
 
-    The keys of a later recipe replace those of an earlier one, whole: `part data/sentences` is the plan of `part` on
-    other data.
+    The keys of a later recipe replace those of an earlier one, as a recipe's own replace its base's: `part
+    data/sentences` is the plan of `part` on other data.
+
+    Args:
+        argv: the arguments of the command line; those of this process if none.
 
     Raises:
-        ValueError: a key of a recipe is unknown; the message names the nearest known one.
+        ValueError: a key of a recipe is unknown, or given twice; the message names the file and the nearest known key.
+        FileNotFoundError: there is no such recipe.
     """
     argv = sys.argv[1:] if argv is None else argv
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
@@ -229,17 +224,13 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
         raise SystemExit(
             "usage: train_part.py RECIPE.yaml [OVERLAY.yaml ...] [--overrides]   (see modeling_part/recipes/)"
         )
-    paths = [find_recipe(name) for name in names]
     known = {one.name for group in ARGUMENTS for one in fields(group) if one.init}
-    settings = {}
-    for path in paths:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        for key in recipe:
-            if key not in known:
-                close = get_close_matches(key, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{path}: unknown key {key!r}.{hint}")
-        settings.update(recipe)
+    settings: dict = {}
+    for name in names:
+        settings = replace_settings(settings, read_recipe(find_recipe(name), known))
     parser = HfArgumentParser(ARGUMENTS)
     parser.set_defaults(**settings)
-    return Recipe(*parser.parse_args_into_dataclasses(args=argv[len(names) :]))
+    recipe = Recipe(*parser.parse_args_into_dataclasses(args=argv[len(names) :]))
+    if isinstance(recipe.training.stages, dict):  # --stages '{"joint": {"max_steps": 9}}'
+        recipe.training.stages = change_plan(settings.get("stages"), recipe.training.stages)
+    return recipe

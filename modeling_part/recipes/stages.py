@@ -2,14 +2,19 @@
 """Stages of PART (paper, section 2.2): what trains, on which tasks, with which learning rates. A stage is data."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 
 from ..prompts_part import TASKS
+from .suggestions import did_you_mean
 
 
-PARTS = ("adapter", "encoder", "language_model")
+# What a stage may train -> how the names of its parameters begin.
+PARTS = {
+    "adapter": ("model.adapter.",),
+    "encoder": ("model.audio_tower.",),
+    "language_model": ("model.language_model.", "lm_head."),
+}
 GATES = ("task_gated", "frozen", "always")
 TUNINGS = ("lora", "full")
 
@@ -17,20 +22,25 @@ TUNINGS = ("lora", "full")
 CROSS_LANGUAGE_TASKS = ("s2tt", "mt")
 
 
-def _check_known(what: str, values: Iterable[str], known: Iterable[str]) -> None:
+def _check_known(where: str, what: str, values: Iterable[str], known: Sequence[str]) -> None:
     for value in values:
         if value not in known:
-            close = get_close_matches(str(value), list(known), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Unknown {what} {value!r}.{hint} Known: {', '.join(known)}.")
+            raise ValueError(
+                f"{where}: Unknown {what} {value!r}.{did_you_mean(value, known)} Known: {', '.join(known)}."
+            )
 
 
 def _number(what: str, value) -> float:
-    """YAML 1.1 reads 1e-3 (without a point) as text."""
+    """A number, also where YAML 1.1 reads one as text: 1e-3, without a point."""
     try:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"`{what}` of a stage is {value!r}; it must be a number.") from None
+
+
+def part_of(name: str) -> str:
+    """The part of [`PARTForSpeechSeq2Seq`] that a parameter belongs to, by its name."""
+    return next(part for part, prefixes in PARTS.items() if name.startswith(prefixes))
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,12 @@ class Stage:
     lora_alpha: int = 32
     lora_dropout: float = 0.0
 
-    def __post_init__(self):
-        _check_known(f"stage {self.name!r}: task", self.tasks, TASKS)
-        _check_known(f"stage {self.name!r}: part in learning_rates", self.learning_rates, PARTS)
-        _check_known(f"stage {self.name!r}: gate", [self.gate], GATES)
-        _check_known(f"stage {self.name!r}: tuning", [self.tuning], TUNINGS)
+    def __post_init__(self) -> None:
+        where = f"Stage {self.name!r}"
+        _check_known(where, "task", self.tasks, TASKS)
+        _check_known(where, "part in `learning_rates`", self.learning_rates, PARTS)
+        _check_known(where, "gate", [self.gate], GATES)
+        _check_known(where, "tuning", [self.tuning], TUNINGS)
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits and underscores (a folder).")
         if not any(self.tasks.values()) or not self.learning_rates:
@@ -90,8 +101,7 @@ class Stage:
                 raise ValueError(f"Stage {self.name!r}: the learning rate of {part} is {rate}; leave the part out.")
         if "mt" in self.active_tasks and not self.opens_language_model("mt"):
             raise ValueError(
-                f"Stage {self.name!r}: `mt` batches hold no audio and can only train the language model, which this stage "
-                "keeps frozen. Leave `mt` out of `tasks`."
+                f"Stage {self.name!r}: `mt` can only train the language model, which stays frozen; leave `mt` out of `tasks`."
             )
 
     @property
@@ -132,25 +142,23 @@ BUILT_IN_STAGES = {
 }
 
 
-def build_plan(stages: list[dict | str] | None) -> list[Stage]:
+def build_plan(stages: Sequence[Mapping | str] | Mapping[str, Mapping | None] | None) -> list[Stage]:
     """A recipe's `stages` -> the stages to run, in order.
 
     Args:
         stages: mappings with the fields of [`Stage`], or names. A stage with a built-in name states only what it
-            changes. None gives the paper's plan.
+            changes. None gives the paper's plan, a mapping changes it (see [`change_plan`]).
 
     Raises:
         ValueError: an unknown field or name, two stages with one name; the message names it and what is known.
     """
+    if isinstance(stages, Mapping):
+        stages = change_plan(None, stages)
     if not stages:
         return list(BUILT_IN_STAGES.values())
     plan = []
-    for entry in stages:
-        entry = {"name": entry} if isinstance(entry, str) else dict(entry)
-        known = [one.name for one in fields(Stage)]
-        _check_known("field of a stage", entry, known)
-        if "name" not in entry:
-            raise ValueError(f"A stage of the recipe has no `name`: {entry}.")
+    for entry in _entries(stages):
+        _check_known(f"Stage {entry['name']!r}", "field", entry, [one.name for one in fields(Stage)])
         for key in ("learning_rates", "tasks"):
             if isinstance(entry.get(key), dict):
                 entry[key] = {name: _number(f"{key}: {name}", value) for name, value in entry[key].items()}
@@ -163,7 +171,45 @@ def build_plan(stages: list[dict | str] | None) -> list[Stage]:
                 "`learning_rates`."
             )
         plan.append(Stage(**entry) if base is None else replace(base, **entry))
-    names = [stage.name for stage in plan]
+    return plan
+
+
+def change_plan(stages: Sequence[Mapping | str] | None, changes: Mapping[str, Mapping | None]) -> list[dict]:
+    """A plan with some of its stages changed.
+
+    Args:
+        stages: the plan, as in a recipe; None is the paper's.
+        changes: by the name of a stage, the fields that replace its own, whole; None leaves the stage out.
+
+    Raises:
+        ValueError: the plan has no such stage, or none is left.
+    """
+    entries = {entry["name"]: entry for entry in _entries(stages or list(BUILT_IN_STAGES))}
+    _check_known("`stages`", "stage to change", changes, list(entries))
+    for name, change in changes.items():
+        if change is None:
+            del entries[name]
+        elif isinstance(change, Mapping):
+            entries[name] |= change
+        else:
+            raise ValueError(
+                f"Stage {name!r}: The change is {change!r}; give a mapping of fields, or null to leave it out."
+            )
+    if not entries:
+        raise ValueError("The recipe leaves all stages out.")
+    return list(entries.values())
+
+
+def _entries(stages: Sequence[Mapping | str]) -> list[dict]:
+    """The stages of a recipe as mappings with a `name`."""
+    entries = []
+    for entry in stages:
+        if not isinstance(entry, Mapping | str):
+            raise ValueError(f"A stage of the recipe is {entry!r}; give its name, or a mapping of its fields.")
+        entries.append({"name": entry} if isinstance(entry, str) else dict(entry))
+        if "name" not in entries[-1]:
+            raise ValueError(f"A stage of the recipe has no `name`: {entry}.")
+    names = [entry["name"] for entry in entries]
     if len(set(names)) != len(names):
         raise ValueError(f"The recipe names a stage twice: {names}.")
-    return plan
+    return entries

@@ -1,5 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""The shipped recipes: every one parses, the ablations have one budget and differ from PART in what they say."""
+"""Recipes: the shipped ones parse, the ablations state what they differ in, and bases and overlays replace whole keys."""
 
 import shutil
 from dataclasses import MISSING, fields, replace
@@ -14,10 +14,12 @@ from modeling_part.data.augmentation import build_augmentation
 from modeling_part.data.corpus_spec import CorpusSpec
 from modeling_part.data.readers.registry import READERS
 from modeling_part.recipes.arguments import ARGUMENTS, parse_recipe
+from modeling_part.recipes.recipe_files import read_recipe
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan
 
 
 FOLDER = Path(modeling_part.__file__).parent / "recipes"
+KEYS = {one.name for group in ARGUMENTS for one in fields(group)}
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 ABLATIONS = [
     "baseline_2stage",
@@ -33,8 +35,14 @@ WITHOUT_TEXT = {"asr": 0.5, "s2tt": 0.125}
 WITH_TEXT = {**WITHOUT_TEXT, "mt": 0.0625}
 
 
-def content(name: str) -> dict:
+def stated(name: str) -> dict:
+    """What the file of a shipped recipe says itself."""
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def content(name: str) -> dict:
+    """What a shipped recipe says with its bases."""
+    return read_recipe(FOLDER / f"{name}.yaml", KEYS)
 
 
 def plan(name: str) -> dict[str, Stage]:
@@ -65,22 +73,24 @@ class TestEveryRecipe:
         PARTConfig(**(recipe.model.adapter or {}))
 
     def test_states_choices_only(self, name):
-        """No key that repeats its default, no stage field that repeats the built-in stage's."""
-        if name == "quickstart":
-            pytest.skip("the first recipe that people read may say more than it must")
-        defaults = {
-            one.name: one.default for group in ARGUMENTS for one in fields(group) if one.default is not MISSING
-        }
-        assert not [key for key, value in content(name).items() if key in defaults and defaults[key] == value]
-        for entry in content(name).get("stages", ()):
-            built_in = BUILT_IN_STAGES.get(entry["name"])
-            repeated = [
-                key
-                for key, value in entry.items()
-                if key not in ("name", "epochs") and getattr(built_in, key) == value
-            ]
-            # The learning rates of a stage are one mapping: the recipes of a family state them all.
-            assert set(repeated) <= {"learning_rates"}
+        """No key that repeats the base's or the default, no field of a stage that the stage has anyway."""
+        ours = stated(name)
+        before = {one.name: one.default for group in ARGUMENTS for one in fields(group) if one.default is not MISSING}
+        stages = BUILT_IN_STAGES
+        if "base" in ours:
+            before |= content(ours["base"])
+            stages = plan(ours["base"])
+        assert not [key for key, value in ours.items() if key in before and before[key] == value]
+        entries = ours.get("stages", ())
+        if isinstance(entries, list):
+            entries = {
+                entry["name"]: {key: value for key, value in entry.items() if key != "name"} for entry in entries
+            }
+        else:
+            assert "base" in ours
+        for stage in entries:
+            for key, value in (entries[stage] or {}).items():
+                assert key == "epochs" or getattr(stages[stage], key) != value
 
     def test_no_local_path_leaves_the_project(self, name):
         text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
@@ -94,11 +104,12 @@ class TestEveryRecipe:
 
 class TestAblations:
     @pytest.mark.parametrize("name", ABLATIONS)
-    def test_everything_but_stages_and_folder_is_parts(self, name):
-        ours, parts = content(name), content("part")
-        assert {key: value for key, value in ours.items() if key not in ("stages", "output_dir")} == {
-            key: value for key, value in parts.items() if key not in ("stages", "output_dir")
-        }
+    def test_states_its_base_its_folder_and_its_stages(self, name):
+        assert set(stated(name)) == {"base", "output_dir", "stages"}
+        chain = [name]
+        while "base" in stated(chain[-1]):
+            chain.append(stated(chain[-1])["base"])
+        assert chain[-1] == "part"
 
     @pytest.mark.parametrize("name", ABLATIONS)
     def test_the_step_budget_is_parts(self, name):
@@ -179,6 +190,93 @@ def test_the_papers_sizes_run_the_built_in_plan(name, size):
     assert tested == {"common_voice", "fleurs", "wenetspeech", "covost2"}
 
 
+def test_a_larger_model_states_its_difference():
+    different = {"language_model", "frozen_dtype", "max_audio_seconds", "max_tokens", "gradient_accumulation_steps"}
+    assert set(stated("part_8b")) == {"base", "output_dir", "per_device_eval_batch_size", *different}
+
+
+class TestBase:
+    """`base`: a recipe with the keys of another, except those that it states."""
+
+    @pytest.fixture
+    def recipe(self, tmp_path, on_any_machine):
+        """Write recipes into a folder and parse one."""
+
+        def parse(*arguments, **files):
+            for name, text in files.items():
+                (tmp_path / f"{name}.yaml").write_text(text)
+            return parse_recipe([str(tmp_path / "mine.yaml"), *map(str, arguments)])
+
+        return parse
+
+    def test_keys_are_replaced_whole(self, recipe):
+        found = recipe(mine="base: part\nadapter: {adapter_conv_stride: 4}\nmax_rows: null\n")
+        assert (found.model.adapter, found.data.max_rows) == ({"adapter_conv_stride": 4}, None)
+        assert found.training.stages == content("part")["stages"]
+
+    def test_a_file_beside_it_goes_before_a_shipped_one(self, recipe):
+        found = recipe(mine="base: part.yaml\n", part="base: quickstart\nseed: 3\n")
+        assert (found.training.seed, found.training.output_dir) == (3, "runs/quickstart")
+
+    def test_stages_are_a_whole_plan_or_a_change(self, recipe):
+        found = recipe(mine="base: part\nstages: [adapter]\n")
+        assert build_plan(found.training.stages) == [BUILT_IN_STAGES["adapter"]]
+        found = recipe(mine="base: part\nstages: {encoder: null, joint: {tasks: {mt: 1.0}, max_steps: 7}}\n")
+        stages, expected = build_plan(found.training.stages), plan("part")
+        del expected["encoder"]
+        expected["joint"] = replace(expected["joint"], tasks={"mt": 1.0}, max_steps=7)
+        assert stages == list(expected.values())
+
+    def test_a_change_without_a_plan_changes_the_papers(self, recipe):
+        parts = "audio_model: a\nlanguage_model: b\noutput_dir: c\n"
+        found = recipe(mine=parts + "stages: {adapter: {epochs: 3}}\n")
+        expected = {**BUILT_IN_STAGES, "adapter": replace(BUILT_IN_STAGES["adapter"], epochs=3)}
+        assert build_plan(found.training.stages) == list(expected.values())
+
+    def test_overlays_and_the_command_line_change_the_plan_too(self, recipe, tmp_path):
+        found = recipe(tmp_path / "short.yaml", mine="base: part\n", short="stages: {joint: {max_steps: 7}}\n")
+        assert [stage.max_steps for stage in build_plan(found.training.stages)] == [200, 90, 90, 7]
+        found = recipe("--stages", '{"adapter": null, "joint": {"max_steps": 5}}')
+        assert [stage.max_steps for stage in build_plan(found.training.stages)] == [90, 90, 5]
+
+    @pytest.mark.parametrize(
+        ("mine", "message"),
+        [
+            ("base: prat", r"mine\.yaml: There is no recipe 'prat'.*baseline_2stage"),
+            ("base: other.yaml", r"mine\.yaml -> \S*other\.yaml -> \S*mine\.yaml: A recipe is its own base"),
+            ("base: mine.yaml", r"mine\.yaml -> \S*mine\.yaml: A recipe is its own base"),
+            ("base: missing.yaml", r"mine\.yaml -> \S*missing\.yaml: There is no recipe 'nothing'"),
+            ("base: part\nstages: {joined: {max_steps: 7}}", "Unknown stage to change 'joined'. Did you mean 'joint'"),
+            ("base: part\nstages: {joint: 7}", "Stage 'joint': The change is 7"),
+            (
+                "base: llm_frozen\nstages: {adapter: {max_step: 7}}",
+                "Unknown field 'max_step'. Did you mean 'max_steps'",
+            ),
+            ("base: baseline_2stage\nstages: {adapter: null, encoder: null}", "leaves all stages out"),
+        ],
+    )
+    def test_a_wrong_base_is_one_clear_error(self, recipe, mine, message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            build_plan(recipe(mine=mine, other="base: mine.yaml", missing="base: nothing").training.stages)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("mine", "message"),
+        [
+            ("seed: 1\nmax_rows: 2\nseed: 3\n", r"mine\.yaml, line 3: Key 'seed' is there already in line 1"),
+            ("adapter: {a: 1, b: 2,\n a: 3}\n", r"mine\.yaml, line 2: Key 'a' is there already in line 1"),
+            ("max_row: 3\n", r"mine\.yaml: Unknown key 'max_row'\. Did you mean 'max_rows'\?"),
+            ("bose: part\n", r"Did you mean 'base'\?"),
+            ("[part]\n", r"mine\.yaml holds a list; a recipe is a mapping"),
+            ("seed: [1\n", r"mine\.yaml is not YAML: .*line 2"),
+        ],
+    )
+    def test_a_wrong_file_is_one_clear_error(self, recipe, mine, message):
+        with pytest.raises(ValueError, match=message) as caught:
+            recipe(mine=mine)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_recipe_is_found_by_name_and_by_path(on_any_machine, tmp_path):
     path = Path(shutil.copy(FOLDER / "part.yaml", tmp_path / "mine.yaml"))
     assert parse_recipe([str(path)]).training.stages == parse_recipe(["part"]).training.stages
@@ -209,5 +307,5 @@ def test_the_later_recipe_and_then_the_command_line_win(on_any_machine, tmp_path
     assert recipe.data.max_rows == 3
     assert (recipe.training.max_new_tokens, recipe.training.output_dir) == (9, "runs/part")
     (tmp_path / "mine.yaml").write_text("max_row: 3\n")
-    with pytest.raises(ValueError, match=r"mine\.yaml: unknown key 'max_row'.*'max_rows'"):
+    with pytest.raises(ValueError, match=r"mine\.yaml: Unknown key 'max_row'.*'max_rows'"):
         parse_recipe(["part", str(tmp_path / "mine.yaml")])
