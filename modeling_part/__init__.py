@@ -1,8 +1,8 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """PART: progressive alignment of speech encoders and language models, for transcription and translation.
 
-`import modeling_part` makes the Auto classes know PART and needs torch and transformers only; training lives in
-the other modules (`modeling_part.trainer`, `modeling_part.corpora`, ...).
+`import modeling_part` makes the Auto classes know PART and needs torch and transformers only. What is done with the
+model lives in the folders: `recipes`, `data`, `evaluation`, `publishing`, `training`, `analysis`, `quickstart`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor

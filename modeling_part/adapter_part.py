@@ -34,6 +34,7 @@ class PARTAdapterAttention(nn.Module):
         self.out_proj = nn.Linear(config.adapter_hidden_size, config.adapter_hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        """`(B, A, hidden)` -> `(B, A, hidden)`; `kwargs` reach the attention's kernel."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
             projection(hidden_states).view(shape).transpose(1, 2)
@@ -88,6 +89,7 @@ class PARTAdapterLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.adapter_dropout)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        """Attention, then the feed-forward layers, each added to what came in."""
         attended = self.self_attn(self.attention_norm(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         transformed = self.fc2(self.activation(self.fc1(self.feed_forward_norm(hidden_states))))
@@ -126,7 +128,9 @@ class PARTAdapter(nn.Module):
     def forward(
         self, frames: torch.Tensor, frame_lengths: torch.Tensor | None, padding_free: bool = False
     ) -> torch.Tensor:
-        """Args:
+        """Encoder frames -> audio embeddings.
+
+        Args:
             frames: `(B, F, encoder hidden)`.
             frame_lengths: `(B,)`, valid frames of each clip; None: all.
             padding_free: the layers get the clips packed into one row; the same embeddings, without computing padding.

@@ -7,6 +7,7 @@ The file also holds the one formula that everything else relies on: how many fra
 
 from typing import ClassVar
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
@@ -24,7 +25,7 @@ ENCODER_CONVOLUTIONS = {
 FIXED_WINDOW_ENCODERS = ("whisper", "qwen2_audio_encoder")
 
 
-def convolved_length(length, convolutions):
+def convolved_length(length: int | torch.Tensor, convolutions: list[list[int]]) -> int | torch.Tensor:
     """Length of a sequence after convolutions: THE audio-token-length formula.
 
     Args:
@@ -106,7 +107,7 @@ class PARTConfig(PreTrainedConfig):
     audio_token_id: int = 0
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs) -> None:
         if self.adapter_intermediate_size is None and isinstance(self.adapter_hidden_size, int):
             self.adapter_intermediate_size = 4 * self.adapter_hidden_size
         super().__post_init__(**kwargs)

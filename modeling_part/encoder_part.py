@@ -79,7 +79,9 @@ class VariableLengthEncoderMixin:
         padding_free: bool = False,
         **kwargs,
     ) -> BaseModelOutput:
-        """Args:
+        """Features -> encoder frames.
+
+        Args:
             input_features: `(B, mel bins, T)` log-mel features.
             attention_mask: `(B, T)`, 1 for valid input steps; None when every step is valid.
             padding_free: the layers get the clips packed into one row; the same frames, without computing padding.

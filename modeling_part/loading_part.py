@@ -1,18 +1,26 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Taking a PART model's parts from pretrained checkpoints: safetensors only, and every tensor accounted for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from .configuration_part import PARTConfig
+from .processing_part import PARTProcessor
 
 
 @contextmanager
-def explain_missing_safetensors(name: str):
+def explain_missing_safetensors(name: str) -> Iterator[None]:
     """Say why a checkpoint of pickles is refused."""
     try:
         yield
@@ -25,16 +33,16 @@ def explain_missing_safetensors(name: str):
         ) from error
 
 
-def check_tensors(name: str, model_class: type, missing=(), surplus=(), reshaped=()) -> None:
+def check_tensors(name: str, model_class: type, missing=(), unexpected=(), mismatched=()) -> None:
     """Refuse a checkpoint that does not hold exactly the tensors of a model."""
-    faults = {"missing": missing, "surplus": surplus, "of another shape": reshaped}
-    if any(faults.values()):
-        told = "; ".join(
-            f"{len(keys)} {fault} ({', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''})"
-            for fault, keys in faults.items()
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    if any(problems.values()):
+        reported = "; ".join(
+            f"{len(keys)} {problem} ({', '.join(sorted(keys)[:5])}{', ...' if len(keys) > 5 else ''})"
+            for problem, keys in problems.items()
             if keys
         )
-        raise ValueError(f"The weights of {str(name)!r} are not those of {model_class.__name__}: tensors {told}.")
+        raise ValueError(f"The weights of {str(name)!r} are not those of {model_class.__name__}: tensors {reported}.")
 
 
 def load_part(auto_class: type, name: str, find: Callable | None = None, **loading) -> PreTrainedModel:
@@ -70,9 +78,9 @@ def find_encoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, name: str) -> None:
-    """Copy a part's weights; a missing or surplus tensor is an error that names it."""
-    missing, surplus = target.load_state_dict(source.state_dict(), strict=False)
-    check_tensors(name, type(target), missing, surplus)
+    """Copy a part's weights; a missing or unexpected tensor is an error that names it."""
+    missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
+    check_tensors(name, type(target), missing, unexpected)
 
 
 def greedy_generation_config(causal_lm: PreTrainedModel, tokenizer, config: PARTConfig) -> GenerationConfig:
@@ -90,3 +98,80 @@ def greedy_generation_config(causal_lm: PreTrainedModel, tokenizer, config: PART
         suppress_tokens=[config.audio_token_id],
         max_new_tokens=256,
     )
+
+
+def tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
+    """The causal LM's tied weights under the names that they have in [`PARTForSpeechSeq2Seq`]."""
+    prefix = f"{causal_lm.base_model_prefix}."
+
+    def rename(name: str) -> str:
+        return f"model.language_model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
+
+    return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
+
+
+@torch.no_grad()
+def check_same_logits(causal_lm: PreTrainedModel, model: PreTrainedModel, name: str) -> None:
+    """Refuse a language model that does more between its layers and its logits than PART knows."""
+    ids = torch.arange(1, 5, device=causal_lm.device)[None]
+    expected, given = causal_lm(input_ids=ids).logits, model.eval()(input_ids=ids).logits
+    if not torch.allclose(expected, given, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+        raise ValueError(
+            f"{name!r} ({type(causal_lm).__name__}) gives other logits inside PART: it changes them in a way that "
+            "`logits_part.scale_logits` does not know. Use another language model, or add the change there."
+        )
+
+
+def load_parts(
+    model_class: type[PreTrainedModel],
+    audio_model: str,
+    language_model: str,
+    *,
+    audio_token: str,
+    dtype: torch.dtype | str,
+    attn_implementation: str | None,
+    revision_audio: str | None,
+    revision_language: str | None,
+    system_prompt: str | None,
+    **adapter_settings,
+) -> tuple[PreTrainedModel, PARTProcessor]:
+    """The body of `PARTForSpeechSeq2Seq.from_pretrained_parts`, which describes the arguments."""
+    unknown = set(adapter_settings) - set(PARTConfig.__annotations__)
+    if unknown:
+        raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
+    tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
+    feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
+    attention = {"attn_implementation": attn_implementation}
+    causal_lm = load_part(AutoModelForCausalLM, language_model, revision=revision_language, dtype=dtype, **attention)
+    encoder = load_part(
+        AutoModel, audio_model, find=find_encoder, revision=revision_audio, dtype=causal_lm.dtype, **attention
+    )
+    if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
+    adapter_settings.setdefault("adapter_output_scale", embedding_scale(causal_lm))
+    if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
+        causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+
+    config = PARTConfig(
+        audio_config=encoder.config,
+        text_config=causal_lm.config,
+        audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
+        **adapter_settings,
+    )
+    model = model_class._from_config(config, dtype=causal_lm.dtype, **attention)
+    copy_weights(encoder, model.model.audio_tower, audio_model)
+    copy_weights(causal_lm.base_model, model.model.language_model, language_model)
+    model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
+    model.tie_weights()
+    if "flash" not in (attn_implementation or ""):  # whose kernels need a GPU; the parts are on the CPU here
+        check_same_logits(causal_lm, model, language_model)
+    model.generation_config = greedy_generation_config(causal_lm, tokenizer, config)
+    processor = PARTProcessor(
+        feature_extractor,
+        tokenizer,
+        audio_token=audio_token,
+        audio_token_convolutions=config.audio_token_convolutions,
+        variable_length=config.variable_length,
+        system_prompt=system_prompt,
+    )
+    return model.eval(), processor

@@ -5,82 +5,23 @@ Shapes are written with B clips, T input steps (mel frames or samples), F encode
 L positions of the language model's sequence, H its width, V its vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple
 
 from .adapter_part import PARTAdapter, PARTOutputNorm
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower
-from .loading_part import (
-    check_tensors,
-    copy_weights,
-    embedding_scale,
-    explain_missing_safetensors,
-    find_encoder,
-    greedy_generation_config,
-    load_part,
-)
+from .loading_part import check_tensors, explain_missing_safetensors, load_parts, tied_weights_keys
+from .logits_part import chunked_token_losses, keep_positions, scale_logits
+from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
 from .processing_part import PARTProcessor
-
-
-@dataclass
-class PARTAudioOutput(ModelOutput):
-    """Output of `get_audio_features`.
-
-    Attributes:
-        last_hidden_state: `(B, F, encoder hidden)` encoder frames.
-        pooler_output: `(sum of A, H)` audio embeddings of the valid positions, clip after clip.
-        hidden_states: encoder states per layer when `output_hidden_states=True`.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class PARTModelOutputWithPast(BaseModelOutputWithPast):
-    """`BaseModelOutputWithPast` with `audio_hidden_states`, the `(sum of A, H)` audio embeddings that were placed."""
-
-    audio_hidden_states: torch.Tensor | None = None
-
-
-@dataclass
-class PARTCausalLMOutputWithPast(ModelOutput):
-    """Output of [`PARTForSpeechSeq2Seq`].
-
-    Attributes:
-        loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
-        logits: `(B, L, V)`; `(B, kept, V)` with `logits_to_keep`; `(targets, V)` when `labels` are given, since
-            only positions that predict a label reach the vocabulary matrix; None with `loss_chunk_size`.
-        token_losses: `(targets,)` nats in float32, without gradient, with `loss_chunk_size`.
-        past_key_values, hidden_states, attentions: those of the language model.
-        audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    token_losses: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    audio_hidden_states: torch.Tensor | None = None
 
 
 class PARTPreTrainedModel(PreTrainedModel):
@@ -114,12 +55,14 @@ class PARTPreTrainedModel(PreTrainedModel):
         use_safetensors: bool = True,
         **kwargs,
     ):
-        """See `PreTrainedModel.from_pretrained`, with two differences: only safetensors are read, and a checkpoint that
-        does not hold exactly this model's tensors is an error (transformers initialises what is missing).
+        """See `PreTrainedModel.from_pretrained`, which is less strict.
+
+        Only safetensors are read, and a checkpoint that does not hold exactly this model's tensors is an error
+        (transformers initialises what is missing).
 
         Raises:
             OSError: there are no weights in safetensors.
-            ValueError: tensors are missing, surplus or of another shape; the message names them.
+            ValueError: tensors are missing, unexpected or of another shape; the message names them.
         """
         with explain_missing_safetensors(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
@@ -151,9 +94,11 @@ class PARTModel(PARTPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
         self.language_model.set_input_embeddings(value)
 
     def encode(
@@ -255,8 +200,11 @@ class PARTModel(PARTPreTrainedModel):
         padding_free: bool = False,
         **kwargs,
     ) -> PARTModelOutputWithPast:
-        """See [`PARTForSpeechSeq2Seq.forward`]; returns the language model's last hidden state `(B, L, H)`, or with
-        `padding_free` that of the valid positions alone, `(1, valid positions, H)`.
+        """See [`PARTForSpeechSeq2Seq.forward`], of which this is all but the head.
+
+        Returns:
+            The language model's last hidden state `(B, L, H)`, or with `padding_free` that of the valid positions
+            alone, `(1, valid positions, H)`.
         """
         audio_embeds = None
         if inputs_embeds is None:
@@ -315,16 +263,18 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         causal_lm = AutoModelForCausalLM.from_config(config.text_config)
         self.model = PARTModel(config, causal_lm.base_model)
         self.lm_head = causal_lm.get_output_embeddings()
-        self._tied_weights_keys = _tied_weights_keys(causal_lm)
+        self._tied_weights_keys = tied_weights_keys(causal_lm)
         # transformers finds the loss by class name, and ours is not in its table.
         self.loss_type = "ForCausalLM"
         self.post_init()
         self.generation_config.suppress_tokens = [config.audio_token_id]
 
     def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
         self.lm_head = new_embeddings
 
     def get_audio_features(
@@ -351,7 +301,9 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         padding_free: bool = False,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
-        """Args:
+        """Audio and prompts -> logits, and the loss when `labels` are given.
+
+        Args:
             input_ids: `(B, L)` prompt (and answer) tokens with audio placeholders.
             attention_mask: `(B, L)`, 1 for valid positions; padding may be left or right.
             input_features: see [`PARTModel.get_audio_features`]; None for text-only batches, which skip the encoder.
@@ -395,12 +347,12 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             targets = targets[logits_to_keep]
             if padding_free:
                 logits_to_keep = logits_to_keep[attention_mask.bool()][None]
-        hidden_states = _keep_positions(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
         loss = logits = token_losses = None
         if targets is None:
             logits = self._logits(hidden_states)
         elif loss_chunk_size:
-            token_losses = self._chunked_token_losses(hidden_states, targets, loss_chunk_size)
+            token_losses = chunked_token_losses(self._logits, hidden_states, targets, loss_chunk_size)
             loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
             token_losses = token_losses.detach()
         else:
@@ -424,7 +376,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
-    ):
+    ) -> tuple[torch.Tensor, dict]:
         """Encode the audio once, then give every beam or returned sequence of a row the same audio embeddings."""
         if (features := model_kwargs.pop("input_features", None)) is not None:
             mask = model_kwargs.pop("input_features_mask", None)
@@ -436,32 +388,8 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             model_kwargs["mm_encoder_outputs"] = {"audio": output}
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
-    def _chunked_token_losses(self, hidden_states: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
-        """`(targets, H)` and `(targets,)` -> `(targets,)` nats; never the logits of more than `size` targets at once."""
-
-        def token_losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            logits = self._logits(hidden_states)
-            return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-
-        chunks = list(zip(hidden_states.split(size), targets.split(size), strict=True))
-        if len(chunks) == 1:  # small enough to be kept for the backward pass
-            return token_losses(*chunks[0])
-        return torch.cat([checkpoint(token_losses, *chunk, use_reentrant=False) for chunk in chunks])
-
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self._scale_logits(self.lm_head(hidden_states))
-
-    def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What some language models do to their logits after the head (Granite, Cohere, Falcon-H1, Gemma 2 and 3)."""
-        config = self.config.text_config
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        for name in ("logit_scale", "lm_head_multiplier"):
-            if (factor := getattr(config, name, None)) is not None:
-                logits = logits * factor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return scale_logits(self.config.text_config, self.lm_head(hidden_states))
 
     @classmethod
     def from_pretrained_parts(
@@ -493,83 +421,17 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         Returns:
             The model, in evaluation mode, and its [`PARTProcessor`].
         """
-        unknown = set(adapter_settings) - set(PARTConfig.__annotations__)
-        if unknown:
-            raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
-        tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
-        feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
-        causal_lm = load_part(
-            AutoModelForCausalLM,
+        return load_parts(
+            cls,
+            audio_model,
             language_model,
-            revision=revision_language,
+            audio_token=audio_token,
             dtype=dtype,
             attn_implementation=attn_implementation,
-        )
-        encoder = load_part(
-            AutoModel,
-            audio_model,
-            find=find_encoder,
-            revision=revision_audio,
-            dtype=causal_lm.dtype,
-            attn_implementation=attn_implementation,
-        )
-        if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
-            tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
-        adapter_settings.setdefault("adapter_output_scale", embedding_scale(causal_lm))
-        if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
-            causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-
-        config = PARTConfig(
-            audio_config=encoder.config,
-            text_config=causal_lm.config,
-            audio_token_id=tokenizer.convert_tokens_to_ids(audio_token),
-            **adapter_settings,
-        )
-        model = cls._from_config(config, dtype=causal_lm.dtype, attn_implementation=attn_implementation)
-        copy_weights(encoder, model.model.audio_tower, audio_model)
-        copy_weights(causal_lm.base_model, model.model.language_model, language_model)
-        model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
-        model.tie_weights()
-        if "flash" not in (attn_implementation or ""):  # whose kernels need a GPU; the parts are on the CPU here
-            _check_same_logits(causal_lm, model, language_model)
-        model.generation_config = greedy_generation_config(causal_lm, tokenizer, config)
-        processor = PARTProcessor(
-            feature_extractor,
-            tokenizer,
-            audio_token=audio_token,
-            audio_token_convolutions=config.audio_token_convolutions,
-            variable_length=config.variable_length,
+            revision_audio=revision_audio,
+            revision_language=revision_language,
             system_prompt=system_prompt,
-        )
-        return model.eval(), processor
-
-
-def _keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Positions of `(B, L, H)`: the last so many (0: all), those of an index `(kept,)`, or of a mask `(B, L)`."""
-    if isinstance(logits_to_keep, int):
-        return hidden_states[:, -logits_to_keep:]
-    return hidden_states[logits_to_keep] if logits_to_keep.ndim == 2 else hidden_states[:, logits_to_keep]
-
-
-def _tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
-    """The causal LM's tied weights under the names that they have in [`PARTForSpeechSeq2Seq`]."""
-    prefix = f"{causal_lm.base_model_prefix}."
-
-    def rename(name: str) -> str:
-        return f"model.language_model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
-
-    return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
-
-
-@torch.no_grad()
-def _check_same_logits(causal_lm: PreTrainedModel, model: "PARTForSpeechSeq2Seq", name: str) -> None:
-    """Refuse a language model that does more between its layers and its logits than PART knows."""
-    ids = torch.arange(1, 5, device=causal_lm.device)[None]
-    expected, given = causal_lm(input_ids=ids).logits, model.eval()(input_ids=ids).logits
-    if not torch.allclose(expected, given, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
-        raise ValueError(
-            f"{name!r} ({type(causal_lm).__name__}) gives other logits inside PART: it changes them in a way that "
-            "`PARTForSpeechSeq2Seq._scale_logits` does not know. Use another language model, or add the change there."
+            **adapter_settings,
         )
 
 

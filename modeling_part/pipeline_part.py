@@ -143,7 +143,7 @@ class PARTPipeline(ChunkPipeline):
         chunk_length_s: float | None = None,
         stride_length_s: float | None = None,
         **options,
-    ):
+    ) -> Iterator[dict]:
         """One input -> its windows, one after the other."""
         row = {"task": task, **options}
         if task == "mt":

@@ -17,8 +17,10 @@ MINIMUM_SECONDS = 0.025
 
 
 class PARTProcessor(ProcessorMixin):
-    r"""Turns audio, a task and languages into model inputs. It wraps the encoder's feature extractor and the language
-    model's tokenizer, and asks in the language model's own chat template.
+    r"""Turns audio, a task and languages into model inputs.
+
+    It wraps the encoder's feature extractor and the language model's tokenizer, and asks in the language model's own
+    chat template.
 
     Args:
         feature_extractor: that of the speech encoder.
@@ -80,11 +82,12 @@ class PARTProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """What `__call__` gives without labels."""
         return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
 
     @property
     def sampling_rate(self) -> int:
-        """Rate that the encoder hears, Hz."""
+        """Rate that the encoder expects, Hz."""
         return self.feature_extractor.sampling_rate
 
     @cached_property
@@ -115,7 +118,9 @@ class PARTProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **kwargs,
     ) -> BatchFeature:
-        """Args:
+        """Audio or text, tasks and languages -> a batch for the model.
+
+        Args:
             audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `(samples,)` or `(channels, samples)` array or
                 tensor. None for `task="mt"`.
             task: `"asr"`, `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
@@ -298,7 +303,7 @@ class PARTProcessor(ProcessorMixin):
                 "analysis window of the encoders. Remove the clip or raise `min_duration`."
             )
         if not np.isfinite(waveform).all():
-            raise ValueError("The audio holds NaN or infinite samples. Remove or mend the clip.")
+            raise ValueError("The audio holds NaN or infinite samples. Remove or fix the clip.")
         return waveform
 
     def pad_features(self, features: list[np.ndarray], multiple: int | None = None) -> dict[str, torch.Tensor]:
@@ -385,7 +390,7 @@ class PARTProcessor(ProcessorMixin):
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         before, mark, after = rendered.partition(PROMPT_MARK)
         if not mark:
-            raise ValueError("The tokenizer's chat template drops the user's message; mend the template.")
+            raise ValueError("The tokenizer's chat template drops the user's message; fix the template.")
         return (
             self.tokenizer(before, add_special_tokens=False)["input_ids"],
             self.tokenizer(after, add_special_tokens=False)["input_ids"],

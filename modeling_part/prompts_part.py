@@ -3,7 +3,7 @@
 
 TASKS = ("asr", "s2tt", "mt")
 
-# What the model is told, per task; `_unnamed` is used when the source language is not given. The wording is saved in
+# What the model is asked, per task; `_unnamed` is used when the source language is not given. The wording is saved in
 # processor_config.json with the checkpoint: a model must be asked the way it was trained.
 INSTRUCTIONS = {
     "asr": "Transcribe the {source} speech.",

@@ -23,8 +23,10 @@ UNSPACED_SCRIPTS = (
 
 
 def cut_windows(samples: int, window: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut `samples` into the fewest equal windows of at most `window` that overlap by `overlap` (the last by up to the
-    number of windows more, from rounding). Equal, so that no short tail is left without context.
+    """Cut `samples` into the fewest equal windows of at most `window` that overlap by `overlap`.
+
+    The last one overlaps by up to the number of windows more, from rounding. Equal, so that no short tail is left
+    without context.
 
     >>> cut_windows(100, 40, 10)
     [(0, 40), (30, 70), (60, 100)]
@@ -50,8 +52,9 @@ def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:
 
     The end of the text so far and the beginning of the next are aligned as overlapping strings: a word heard by both
     counts 1, a word that only one heard, or heard differently, costs 1/2; what lies before and after the overlap is
-    free, and so are the two words at the windows' edges, which may be cut. Case and punctuation do not matter. The seam is put in the middle of the words that agree: the left window
-    hears the beginning of the overlap best, the right one its end. Scripts without spaces are aligned by character.
+    free, and so are the two words at the windows' edges, which may be cut. Case and punctuation do not matter. The
+    seam is put in the middle of the words that agree: the left window hears the beginning of the overlap best, the
+    right one its end. Scripts without spaces are aligned by character.
 
     Limits. Where nothing in the overlap agrees (two different translations of it), the texts are put one after the
     other: rather twice than lost. A word that is said again and again across a seam ("no no no no") can be joined in
@@ -137,8 +140,9 @@ def _key(unit: str) -> str:
 
 
 def _find_seam(left: list[str], right: list[str]) -> tuple[int, int]:
-    """Align a suffix of `left` with a prefix of `right`; return how many units of `left` to keep and how many of `right`
-    to drop. Dynamic programming over `(i, j)`, the best score of `left[?:i]` against `right[:j]`.
+    """Align a suffix of `left` with a prefix of `right`: how many units of `left` to keep, how many of `right` to drop.
+
+    Dynamic programming over `(i, j)`, the best score of `left[?:i]` against `right[:j]`.
     """
     # The last word of a window and the first one may be cut by its edge: that they disagree costs nothing.
     left_cost = np.where(np.arange(len(left) + 1) == len(left), 0.0, 0.5)

@@ -273,7 +273,7 @@ def answer_of(model, one) -> list[int]:
 
 
 def test_stage_folder_loads_into_plain_inference(tiny_checkpoint, model, one, tmp_path):
-    """The folder of a stage holds more than a checkpoint; nothing of it is missing or surplus."""
+    """The folder of a stage holds more than a checkpoint; nothing of it is missing or unexpected."""
     stage = tmp_path / "joint"
     shutil.copytree(tiny_checkpoint, stage)
     (stage / "stage.json").write_text(json.dumps({"stage": "joint", "parent": "encoder"}))

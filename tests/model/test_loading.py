@@ -82,10 +82,10 @@ class TestCheckpoints:
         assert used == {implementation}
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             (lambda tensors: tensors.pop("model.adapter.conv.bias"), r"1 missing \(model.adapter.conv.bias\)"),
-            (lambda tensors: tensors.update({"extra.weight": torch.ones(1)}), r"1 surplus \(extra.weight\)"),
+            (lambda tensors: tensors.update({"extra.weight": torch.ones(1)}), r"1 unexpected \(extra.weight\)"),
             (
                 lambda tensors: tensors.update({"model.adapter.conv.bias": torch.ones(3)}),
                 r"1 of another shape \(model.adapter.conv.bias\)",
@@ -96,12 +96,12 @@ class TestCheckpoints:
             ),
         ],
     )
-    def test_other_tensors_are_refused_by_name(self, saved, change, told):
+    def test_other_tensors_are_refused_by_name(self, saved, change, message):
         _, folder = saved
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             AutoModelForSpeechSeq2Seq.from_pretrained(folder)
 
     def test_pickles_are_refused(self, saved):
@@ -219,7 +219,7 @@ class TestFromPretrainedParts:
         assert settings.pad_token_id == processor.tokenizer.pad_token_id
         assert settings.suppress_tokens == [processor.audio_token_id]
 
-    def test_a_typo_in_the_settings_is_told(self, tiny_parts):
+    def test_a_typo_in_the_settings_is_reported(self, tiny_parts):
         with pytest.raises(TypeError, match="adapter_hiden_size"):
             PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, adapter_hiden_size=16)
 
@@ -245,6 +245,8 @@ class TestFromPretrainedParts:
             PARTForSpeechSeq2Seq.from_pretrained_parts(*parts, **SETTINGS)
 
     def test_a_language_model_with_other_logits_is_refused(self, tiny_parts, monkeypatch):
-        monkeypatch.setattr(PARTForSpeechSeq2Seq, "_scale_logits", lambda self, logits: 2 * logits)
+        monkeypatch.setattr(
+            PARTForSpeechSeq2Seq, "_logits", lambda self, hidden_states: 2 * self.lm_head(hidden_states)
+        )
         with pytest.raises(ValueError, match="gives other logits inside PART"):
             PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, **SETTINGS)

@@ -174,10 +174,10 @@ class TestLoss:
         count = tokens_of(model, clip)
         ids = torch.tensor([[5, *[AUDIO_TOKEN] * (count + change), 6]])
         inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        told = f"hold {count + change} audio placeholders .* give {count} audio embeddings"
-        with pytest.raises(ValueError, match=told):
+        message = f"hold {count + change} audio placeholders .* give {count} audio embeddings"
+        with pytest.raises(ValueError, match=message):
             model(**inputs)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             model.generate(**inputs, max_new_tokens=2)
 
     def test_audio_needs_ids(self):

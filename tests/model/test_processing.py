@@ -103,7 +103,7 @@ class TestAudio:
             load_audio(encoded(wave), RATE, start=3.0, end=4.0)
 
     @pytest.mark.parametrize(
-        ("audio", "told"),
+        ("audio", "message"),
         [
             (np.zeros(0, np.float32), "empty"),
             (np.zeros(399, np.float32), "399 samples at 16000 Hz is shorter than 0.025 s"),
@@ -116,8 +116,8 @@ class TestAudio:
             (17, "type int"),
         ],
     )
-    def test_what_cannot_be_heard_is_refused(self, processor, audio, told):
-        with pytest.raises(ValueError, match=told):
+    def test_what_cannot_be_heard_is_refused(self, processor, audio, message):
+        with pytest.raises(ValueError, match=message):
             processor(audio)
 
     def test_an_empty_file_is_refused(self, processor):

@@ -1,0 +1,55 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""From the language model's hidden states to logits and losses: which positions, how many at a time, at what scale.
+
+Shapes are written with B rows, L positions, H the language model's width, V its vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+
+
+def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """Positions of `(B, L, H)`: the last so many (0: all), those of an index `(kept,)`, or of a mask `(B, L)`."""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    return hidden_states[logits_to_keep] if logits_to_keep.ndim == 2 else hidden_states[:, logits_to_keep]
+
+
+def scale_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    """What some language models do to their logits after the head (Granite, Cohere, Falcon-H1, Gemma 2 and 3)."""
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def chunked_token_losses(
+    logits_of: Callable, hidden_states: torch.Tensor, targets: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Nats of every target, never with the logits of more than `size` of them at once.
+
+    Args:
+        logits_of: `(targets, H)` -> `(targets, V)`; computed again in the backward pass.
+        hidden_states: `(targets, H)`.
+        targets: `(targets,)` token ids.
+        size: targets at a time.
+
+    Returns:
+        `(targets,)` in float32.
+    """
+
+    def token_losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits_of(hidden_states).float(), targets, reduction="none")
+
+    chunks = list(zip(hidden_states.split(size), targets.split(size), strict=True))
+    if len(chunks) == 1:  # small enough to be kept for the backward pass
+        return token_losses(*chunks[0])
+    return torch.cat([checkpoint(token_losses, *chunk, use_reentrant=False) for chunk in chunks])

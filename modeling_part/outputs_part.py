@@ -1,0 +1,56 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What the model's methods return.
+
+Shapes are written with B clips, F encoder frames, A audio tokens, L positions of the language model's sequence, H its
+width, V its vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+
+
+@dataclass
+class PARTAudioOutput(ModelOutput):
+    """Output of `get_audio_features`.
+
+    Attributes:
+        last_hidden_state: `(B, F, encoder hidden)` encoder frames.
+        pooler_output: `(sum of A, H)` audio embeddings of the valid positions, clip after clip.
+        hidden_states: encoder states per layer when `output_hidden_states=True`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class PARTModelOutputWithPast(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` with `audio_hidden_states`, the `(sum of A, H)` audio embeddings that were placed."""
+
+    audio_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class PARTCausalLMOutputWithPast(ModelOutput):
+    """Output of [`PARTForSpeechSeq2Seq`].
+
+    Attributes:
+        loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
+        logits: `(B, L, V)`; `(B, kept, V)` with `logits_to_keep`; `(targets, V)` when `labels` are given, since
+            only positions that predict a label reach the vocabulary matrix; None with `loss_chunk_size`.
+        token_losses: `(targets,)` nats in float32, without gradient, with `loss_chunk_size`.
+        past_key_values, hidden_states, attentions: those of the language model.
+        audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    audio_hidden_states: torch.Tensor | None = None
