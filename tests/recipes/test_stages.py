@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_part import processing_part
-from modeling_part.recipes import stages
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan
-
-
-def test_the_tasks_are_those_of_the_prompts():
-    assert stages.TASKS == processing_part.TASKS
 
 
 def test_the_built_in_plan_is_the_papers():
