@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Audio files, bytes and arrays -> mono float32 samples."""
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -50,11 +51,16 @@ def load_audio(audio, sampling_rate: int = 16_000, start: float | None = None, e
         raise ValueError(f"Cannot decode {name}: {reason}. Check that the file is complete audio.") from error
     if len(waveform) == 0:
         piece = "" if start is None and end is None else f" from {start} s to {end} s"
-        raise ValueError(f"{name} holds no samples{piece}. Remove the row or mend its `start` and `end`.")
+        raise ValueError(f"{name} holds no samples{piece}. Remove the row or fix its `start` and `end`.")
     return resample(waveform.mean(axis=1), rate, sampling_rate)
 
 
-def _audio_source(audio):
+def load_clip(row: Mapping, sampling_rate: int = 16_000) -> np.ndarray:
+    """[`load_audio`] of a canonical row: its `audio`, from its `start` to its `end`."""
+    return load_audio(row["audio"], sampling_rate, row.get("start"), row.get("end"))
+
+
+def _audio_source(audio: str | Path | bytes | Mapping) -> tuple[str, str | BytesIO]:
     """A name for messages and what soundfile opens."""
     if isinstance(audio, dict):
         path, encoded = audio.get("path"), audio.get("bytes")

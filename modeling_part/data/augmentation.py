@@ -9,10 +9,15 @@ import hashlib
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
 import torch
+
+
+if TYPE_CHECKING:
+    import audiomentations
 
 
 def row_generator(seed: int, *keys: int | str) -> np.random.Generator:
@@ -39,10 +44,10 @@ class SpecAugment:
     max_time_share: float = 0.2
     max_time_frames: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 <= self.max_mel_share <= 1 and 0 <= self.max_time_share <= 1):
             raise ValueError(
-                f"the shares are between 0 and 1, got max_mel_share={self.max_mel_share},"
+                f"The shares are between 0 and 1, got max_mel_share={self.max_mel_share},"
                 f" max_time_share={self.max_time_share}"
             )
 
@@ -88,9 +93,9 @@ class Augmentation:
     max_seconds: float = 30.0
     waveform: WaveformAugment | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(not 0.5 <= speed <= 2.0 for speed in self.speeds):
-            raise ValueError(f"speeds are factors such as 0.9 or 1.1 between 0.5 and 2.0, got {self.speeds}")
+            raise ValueError(f"Speeds are factors such as 0.9 or 1.1 between 0.5 and 2.0, got {self.speeds}")
         if self.waveform is not None:
             _waveform_transforms(self.waveform)  # fails now rather than in a worker if the extra is missing
 
@@ -149,7 +154,7 @@ def mask_features(
 ) -> np.ndarray | torch.Tensor:
     """A copy of two-dimensional `features` with random stretches of bins and of frames set to their mean."""
     if features.ndim != 2:
-        raise ValueError(f"features of one row have two axes, got the shape {tuple(features.shape)}")
+        raise ValueError(f"Features of one row have two axes, got the shape {tuple(features.shape)}")
     mean = features.mean()
     masked = features.clone() if isinstance(features, torch.Tensor) else features.copy()
     by_time = masked.T if time_axis % 2 == 0 else masked  # a view: (bins, frames)
@@ -171,13 +176,13 @@ def _stretch(length: int, widest: int, generator: np.random.Generator) -> tuple[
 
 
 @lru_cache
-def _waveform_transforms(settings: WaveformAugment):
+def _waveform_transforms(settings: WaveformAugment) -> "audiomentations.Compose":
     try:
         import audiomentations
         import fast_mp3_augment  # noqa: F401 (what Mp3Compression codes with)
     except ImportError as error:
         raise ImportError(
-            f"augmentation with noise, gain and codec needs the package {error.name}: pip install .[augment]"
+            f"Augmentation with noise, gain and codec needs the package {error.name}: pip install .[augment]"
         ) from error
     return audiomentations.Compose(
         [

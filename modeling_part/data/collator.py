@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..audio_part import load_audio
+from ..audio_part import load_clip
 from ..processing_part import PARTProcessor
 from .augmentation import Augmentation, row_generator
 from .encoder_cache import EncoderOutputs, refuse_augmentation
@@ -138,7 +138,7 @@ class PARTCollator:
         """Features of one row's audio, augmented in training."""
         rate = self.processor.sampling_rate
         with errors_of_row(row):
-            waveform = load_audio(row["audio"], rate, row.get("start"), row.get("end"))
+            waveform = load_clip(row, rate)
             if self.augmentation is None:
                 return self.processor.extract_features(waveform)
             generator = row_generator(self.seed, batch_key, row["id"])

@@ -1,24 +1,20 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """One entry of `train_data`, `eval_data` or `test_data`: which corpus, and what of it."""
 
-import difflib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin
 
 from ..prompts_part import TASKS
+from ..recipes.suggestions import did_you_mean
+from .readers.registry import READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
 
 
-READER_SETTINGS = {
-    "columns": ("dataset", "text_pairs"),
-    "streaming": ("dataset",),
-    "config": ("dataset",),
-    "revision": ("dataset", "fleurs"),
-    "common_voice": ("covost2",),
-    "subset": ("wenetspeech",),
-    "min_confidence": ("wenetspeech",),
-}
+LISTS = ("tasks", "languages", "target_languages")
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class CorpusSpec:
     """One entry of a recipe's list of corpora: what to read, and which part of it.
 
     Args:
-        reader: manifest, asterisk, common_voice, fleurs, covost2, wenetspeech, tuxpaint, dataset or text_pairs.
+        reader: one of `READERS`.
         path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs").
         split: train, dev or test; for common_voice also validated. Of no use to manifest and text_pairs, where a file
             is one split.
@@ -36,12 +32,7 @@ class CorpusSpec:
         target_languages: of s2tt and mt. Default: all; in asterisk, fleurs and tuxpaint, where every language can be
             translated into every other, `languages`.
         weight: how often the rows are drawn in an epoch, for the sampler. Default: 1.0, once.
-        columns: canonical column -> column of the file, for dataset and text_pairs.
-        streaming: read while training instead of before; dataset only.
-        config, revision: of a Hub dataset.
-        common_voice: folder of the Common Voice release whose clips CoVoST 2 translates. Default: `path`.
-        subset: of WenetSpeech. Default: "L" for train, "DEV", "TEST_NET".
-        min_confidence: of WenetSpeech segments. Default: all.
+        settings: the keyword arguments of the reader, which stand beside the others in a recipe.
     """
 
     reader: str
@@ -52,48 +43,63 @@ class CorpusSpec:
     languages: tuple[str, ...] | None = None
     target_languages: tuple[str, ...] | None = None
     weight: float = 1.0
-    columns: Mapping[str, str] | None = None
-    streaming: bool = False
-    config: str | None = None
-    revision: str | None = None
-    common_voice: str | None = None
-    subset: str | None = None
-    min_confidence: float | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, entry: Mapping) -> "CorpusSpec":
-        """Check one mapping of a recipe. Raises `CorpusError` for anything unknown, missing or not of that reader."""
-        known = [field.name for field in fields(cls)]
-        for key in entry:
-            if key not in known:
-                guess = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {guess[0]!r}?" if guess else f"it has {', '.join(known)}"
-                raise CorpusError(f"a corpus of the recipe has no setting {key!r}; {hint}")
+        """Check one mapping of a recipe.
+
+        Raises:
+            CorpusError: a key is unknown, missing or another reader's, or a value is not as it must be.
+        """
+        if not isinstance(entry, Mapping):
+            raise CorpusError(f"A corpus of the recipe is {entry!r}; it must be a mapping with `reader` and `path`")
+        common = {one.name for one in fields(cls)} - {"settings"}
         for key in ("reader", "path"):
             if not entry.get(key):
-                raise CorpusError(f"the corpus {dict(entry)} of the recipe lacks {key!r}")
-        reader = entry["reader"]
-        for key, readers in READER_SETTINGS.items():
-            if entry.get(key) and reader not in readers:
-                raise CorpusError(f"{key!r} is a setting of {' and '.join(readers)}, not of the reader {reader!r}")
-        lists = {key: tuple(entry[key]) for key in ("tasks", "languages", "target_languages") if entry.get(key)}
-        for task in lists.get("tasks", ()):
+                raise CorpusError(f"The corpus {dict(entry)} of the recipe lacks {key!r}")
+        reader, where = entry["reader"], f"{entry['reader']} at {entry['path']}"
+        if reader not in READERS:
+            known = ", ".join(READERS)
+            raise CorpusError(f"Unknown reader {reader!r}.{did_you_mean(reader, READERS)} The readers are {known}")
+        own = reader_settings(reader)
+        for key in entry:
+            if key not in common and key not in own:
+                raise _unknown_key(key, reader, [*common, *own])
+        chosen_values = {key: value for key, value in entry.items() if value is not None}
+        settings = {key: chosen_values.pop(key) for key in own if key in chosen_values}
+        for key, value in settings.items():
+            if not fits(value, own[key]):
+                raise CorpusError(f"{where}: {key!r} must be {described(own[key])}, not {value!r}")
+        chosen_values |= {key: _names(key, chosen_values[key], where) for key in LISTS if key in chosen_values}
+        spec = cls(**{**chosen_values, "path": str(entry["path"])}, settings=settings)
+        spec._check(where)
+        return spec
+
+    def _check(self, where: str) -> None:
+        """Raise `CorpusError` for a value of the common fields that is not as it must be."""
+        for task in self.tasks or ():
             if task not in TASKS:
-                raise CorpusError(f"{reader} at {entry['path']}: task {task!r} is none of {', '.join(TASKS)}")
-        for code in (*lists.get("languages", ()), *lists.get("target_languages", ())):
-            check_language(code, f"{reader} at {entry['path']}")
-        weight = entry.get("weight", 1.0)
-        if not isinstance(weight, int | float) or weight <= 0:
-            raise CorpusError(f"{reader} at {entry['path']}: weight {weight!r} is no number above 0")
-        splits = (*SPLITS, "validated") if reader == "common_voice" else SPLITS
-        if entry.get("split", "train") not in splits:
-            raise CorpusError(f"{reader} at {entry['path']}: split {entry['split']!r} is none of {', '.join(splits)}")
-        return cls(**{**entry, **lists, "path": str(entry["path"])})
+                raise CorpusError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
+        for code in (*(self.languages or ()), *(self.target_languages or ())):
+            check_language(code, where)
+        if not fits(self.weight, float) or not 0 < self.weight < math.inf:
+            raise CorpusError(f"{where}: weight {self.weight!r} is no number above 0")
+        splits = SPLITS_BY_READER.get(self.reader, SPLITS)
+        if self.split not in splits:
+            raise CorpusError(f"{where}: split {self.split!r} is none of {', '.join(splits)}")
+        if not fits(self.name, str | None):
+            raise CorpusError(f"{where}: 'name' must be text, not {self.name!r}")
 
     @property
     def corpus(self) -> str:
         """The `corpus` column of the rows."""
         return self.name or self.reader
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the rows are read while training."""
+        return bool(self.settings.get("streaming"))
 
     def folder(self) -> Path:
         """`path` as a folder or file that exists; else `CorpusError`."""
@@ -112,11 +118,47 @@ class CorpusSpec:
         return not (translated and self.target_languages and target_lang not in self.target_languages)
 
 
+def _unknown_key(key: str, reader: str, known: list[str]) -> CorpusError:
+    """The error for a key that an entry of this reader cannot have."""
+    if others := readers_with(str(key)):
+        return CorpusError(f"{key!r} is a setting of {' and '.join(others)}, not of the reader {reader!r}")
+    hint = did_you_mean(key, known) or f" It has {', '.join(sorted(known))}"
+    return CorpusError(f"A corpus of the reader {reader!r} has no setting {key!r}.{hint}")
+
+
+def _names(key: str, value: object, where: str) -> tuple[str, ...] | None:
+    """One name or a list of names as a tuple; None for an empty list. YAML 1.1 reads `no`, Norwegian, as False."""
+    values = [value] if isinstance(value, (str, bool)) else value
+    if not isinstance(values, (list, tuple)):
+        raise CorpusError(f"{where}: {key!r} must be a list of names, not {value!r}")
+    names = tuple("no" if one is False and key != "tasks" else one for one in values)
+    for name in names:
+        if not isinstance(name, str):
+            raise CorpusError(f"{where}: {key!r} must be a list of names, not {value!r}")
+    return names or None
+
+
+def fits(value: object, kind: object) -> bool:
+    """Whether a value is of an annotation such as `float | None` or `Mapping[str, str]`; True is no number."""
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in get_args(kind))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def described(kind: object) -> str:
+    """An annotation in words, for messages."""
+    words = {str: "text", bool: "true or false", float: "a number", Mapping: "a mapping", NoneType: "none"}
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return " or ".join(words.get(get_origin(one) or one, str(one)) for one in kinds if one is not NoneType)
+
+
 def chosen(found: dict[str, str], spec: CorpusSpec) -> dict[str, str]:
     """Of the languages `found` (the corpus's own name -> BCP 47 code) those of `spec.languages`, in order of name.
 
     Raises:
-        `CorpusError`: one that is asked for is not there, or none is.
+        CorpusError: one that is asked for is not there, or none is.
     """
     missing = sorted(set(spec.languages or ()) - set(found.values()))
     if missing or not found:

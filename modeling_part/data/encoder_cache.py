@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..audio_part import load_audio
+from ..audio_part import load_clip
 from ..configuration_part import convolved_length
 from ..processing_part import PARTProcessor
 from .rows import EXAMPLES_PER_REASON, errors_of_row, too_many_broken
@@ -206,7 +206,7 @@ def _extract(processor: PARTProcessor, batch: list[dict], broken: dict[str, str]
     for row in batch:
         try:
             with errors_of_row(row):
-                sound = load_audio(row["audio"], processor.sampling_rate, row.get("start"), row.get("end"))
+                sound = load_clip(row, processor.sampling_rate)
                 features[clip_key(row)] = processor.extract_features(sound)
         except ValueError as error:
             broken[clip_key(row)] = str(error)

@@ -14,7 +14,7 @@ def unpack_tar(archive: Path, folder: Path) -> None:
     """Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it.
 
     Raises:
-        `CorpusError`: the archive is damaged, or two of its files have one name.
+        CorpusError: the archive is damaged, or two of its files have one name.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     names = set()
@@ -39,7 +39,7 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
     """Rows of a tab-separated file with a header and no quoting, as in Common Voice and CoVoST 2.
 
     Raises:
-        `CorpusError`: a row has more or fewer fields than the header.
+        CorpusError: a row has more or fewer fields than the header.
     """
     with path.open(encoding="utf-8", newline="\n") as lines:  # a field may hold any other line separator
         header = next(lines, "").rstrip("\r\n").split("\t")

@@ -21,12 +21,17 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..prompts_part import TASKS
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 SPLITS = ("train", "dev", "test")
@@ -54,7 +59,7 @@ class CorpusError(ValueError):
 
 
 @contextmanager
-def errors_of_row(row: Mapping):
+def errors_of_row(row: Mapping) -> Iterator[None]:
     """Say in a ValueError which row it is about."""
     try:
         yield
@@ -62,7 +67,7 @@ def errors_of_row(row: Mapping):
         raise ValueError(f"Row {row['id']!r} of corpus {row.get('corpus')!r}: {error}") from error
 
 
-def canonical_features():
+def canonical_features() -> "datasets.Features":
     """The `datasets.Features` of a canonical row (audio as a struct of path and bytes, never decoded)."""
     from datasets import Features, Value
 
@@ -125,12 +130,15 @@ def speech_row(
     text: str,
     source_text: str | None,
     duration: float | None,
-    path: str | Path | None = None,
-    audio_bytes: bytes | None = None,
-    start: float | None = None,
-    end: float | None = None,
+    audio: str | Path | bytes | None = None,
+    span: tuple[float | None, float | None] = (None, None),
 ) -> dict:
-    """One asr row (`source_lang == target_lang`) or s2tt row. A `duration` of None is measured later from the file."""
+    """One asr row (`source_lang == target_lang`) or s2tt row.
+
+    A `duration` of None is measured later from the file; `span` is the seconds of a long file where it starts and ends.
+    """
+    encoded = isinstance(audio, bytes)
+    path = None if audio is None or encoded else str(audio)
     return {
         "id": row_id,
         "corpus": corpus,
@@ -140,9 +148,9 @@ def speech_row(
         "text": text,
         "source_text": source_text,
         "duration": duration,
-        "audio": {"path": None if path is None else str(path), "bytes": audio_bytes},
-        "start": start,
-        "end": end,
+        "audio": {"path": path, "bytes": audio if encoded else None},
+        "start": span[0],
+        "end": span[1],
     }
 
 
@@ -166,7 +174,7 @@ def audio_duration(audio: str | Path | bytes) -> float:
     """Seconds of an audio file (or its bytes), from its header or, for mp3, its frames, without decoding.
 
     Raises:
-        `CorpusError`: the file does not exist, is no audio that libsndfile reads, or holds no samples.
+        CorpusError: the file does not exist, is no audio that libsndfile reads, or holds no samples.
     """
     import soundfile
 
@@ -184,7 +192,7 @@ def audio_duration(audio: str | Path | bytes) -> float:
 def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | CorpusError]:
     """`audio_duration` of many files on all cores; a file that fails gives its error instead."""
 
-    def measure(audio):
+    def measure(audio: str | Path | bytes) -> float | CorpusError:
         try:
             return audio_duration(audio)
         except CorpusError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .checking import DataReport, FolderListings, RowFilters, admit, refuse_if_broken
 from .corpus_spec import CorpusSpec
-from .readers.registry import READERS
+from .readers.registry import find_reader
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, CorpusError, canonical_features
 
 
@@ -45,7 +45,7 @@ def corpus_weights(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for corpus, weight in pairs:
         if weights.setdefault(corpus, weight) != weight:
-            raise CorpusError(f"corpus {corpus!r} has two weights; tell its parts apart with `name`")
+            raise CorpusError(f"Corpus {corpus!r} has two weights; tell its parts apart with `name`")
     return weights
 
 
@@ -56,7 +56,8 @@ def corpus_chunks(
     from tqdm import tqdm
 
     listings = FolderListings()
-    for chunk in chunked(tqdm(READERS[spec.reader](spec, report), desc=spec.corpus, unit=" rows", disable=None)):
+    rows = find_reader(spec.reader)(spec, report, **spec.settings)
+    for chunk in chunked(tqdm(rows, desc=spec.corpus, unit=" rows", disable=None)):
         yield admit(chunk, filters, report, listings)
         refuse_if_broken(spec, report, max_bad_fraction, at_least=ROWS_BEFORE_JUDGEMENT)
     refuse_if_broken(spec, report, max_bad_fraction)

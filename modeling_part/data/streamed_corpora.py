@@ -54,10 +54,12 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
     """One dataset as a stream of canonical rows, checked and filtered while it is read."""
     from datasets import IterableDataset
 
-    dataset = open_dataset(spec)
+    settings = dict(spec.settings)
+    columns = settings.pop("columns", None)
+    dataset = open_dataset(spec, **settings)
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
-    check_columns(spec, dataset.column_names)
+    check_columns(spec, columns, dataset.column_names)
     stream = dataset.with_format("arrow").map(
         StreamedRows(spec, filters, max_bad_fraction),
         batched=True,
@@ -79,8 +81,8 @@ class StreamedRows:
         """Canonical rows of the records in `table`, without those that are broken or filtered out."""
         import pyarrow
 
-        folder = local_folder(self.spec)
-        rows = [row for record in table.to_pylist() for row in record_rows(record, self.spec, folder)]
+        folder, columns = local_folder(self.spec), self.spec.settings.get("columns")
+        rows = [row for record in table.to_pylist() for row in record_rows(record, self.spec, columns, folder)]
         before = sum(self.report.broken.values())
         kept = admit(rows, self.filters, self.report, FolderListings())
         if sum(self.report.broken.values()) > before:

@@ -1,4 +1,4 @@
-"""Audio that turns out broken while training: left out of the loss, told, counted, and too much of it stops the run."""
+"""Audio that turns out broken while training: left out of the loss, reported, counted, and too much of it stops the run."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from modeling_part.data.encoder_cache import write_encoder_outputs
 from modeling_part.recipes.stages import BUILT_IN_STAGES
 from modeling_part.training import trainer as trainer_module
 from modeling_part.training.checkpoints import last_checkpoint
-from modeling_part.training.trainer import TooManyBrokenRowsError
+from modeling_part.training.broken_rows import TooManyBrokenRowsError
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_a_broken_row_changes_nothing_for_the_rows_beside_it(shared):
         torch.testing.assert_close(gradients[0][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_training_counts_broken_rows_and_tells_each_once(shared, tmp_path, caplog):
+def test_training_counts_broken_rows_and_reports_each_once(shared, tmp_path, caplog):
     dataset = rows_with_broken(4, bad={5})
     name = dataset[5]["id"]
     trainer = make_trainer(tmp_path, shared, dataset, eval_dataset=dataset, steps=6)  # three epochs
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    drawn = [dataset[row]["id"] for batch in trainer.batch_sampler for row in batch]
+    drawn = [dataset[row]["id"] for batch in trainer.batches.sampler for row in batch]
     assert drawn.count(name) > 1
     counts = [entry["broken_rows"] for entry in trainer.state.log_history if "loss" in entry]
     assert counts == sorted(counts) and counts[-1] == drawn.count(name)
@@ -97,7 +97,7 @@ def test_a_step_of_broken_rows_alone_has_no_gradient(shared, tmp_path):
     assert trainer.state.log_history[-2]["grad_norm"] == 0.0
 
 
-def test_too_many_stop_with_a_checkpoint_from_which_mended_data_goes_on(shared, tmp_path, monkeypatch):
+def test_too_many_stop_with_a_checkpoint_from_which_fixed_data_goes_on(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "ROWS_BEFORE_JUDGEMENT", 10)
     bad = {0, 3}
     options = {"steps": 8, "max_rows": 2, "max_bad_fraction": 0.1}

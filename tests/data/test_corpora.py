@@ -223,9 +223,9 @@ def test_weights_are_given_per_corpus_column(clips):
     mine = {"reader": "manifest", "path": write_lines(clips / "mine.jsonl", [asr("a"), asr("b", corpus="other")])}
     pairs = {"reader": "manifest", "path": write_lines(clips / "pairs.jsonl", [MT]), "weight": 0.5}
     assert read_corpora([{**mine, "weight": 3}, pairs])[1]["weights"] == {"mine": 3, "other": 3, "pairs": 0.5}
-    with pytest.raises(CorpusError, match="corpus 'mine' has two weights; tell its parts apart with `name`"):
+    with pytest.raises(CorpusError, match="Corpus 'mine' has two weights; tell its parts apart with `name`"):
         read_corpora([{**mine, "weight": 3}, {**pairs, "name": "mine"}])
-    with pytest.raises(CorpusError, match="corpus 'fleurs' has two weights"):
+    with pytest.raises(CorpusError, match="Corpus 'fleurs' has two weights"):
         read_corpora([{"reader": "fleurs", "path": "not/read"}, {"reader": "fleurs", "path": "x", "weight": 2}])
 
 
@@ -233,9 +233,24 @@ def test_weights_are_given_per_corpus_column(clips):
     ("spec", "message"),
     [
         ({"reader": "manifest", "path": "x", "weight": 0}, "weight 0 is no number above 0"),
-        ({"reader": "manifest", "path": "x", "langauges": ["de"]}, "did you mean 'languages'?"),
+        ({"reader": "manifest", "path": "x", "langauges": ["de"]}, "Did you mean 'languages'?"),
         ({"reader": "manifest"}, "lacks 'path'"),
-        ({"reader": "kaldi", "path": "x"}, "unknown reader 'kaldi'"),
+        ({"reader": "kaldi", "path": "x"}, "Unknown reader 'kaldi'. The readers are manifest, asterisk"),
+        ({"reader": "manifesto", "path": "x"}, "Did you mean 'manifest'?"),
+        ("m.jsonl", "is 'm.jsonl'; it must be a mapping"),
+        ({"reader": "dataset", "path": "x", "min_confidence": 1}, "is a setting of wenetspeech, not of the reader 'd"),
+        ({"reader": "fleurs", "path": "x", "revison": "a"}, "Did you mean 'revision'?"),
+        ({"reader": "dataset", "path": "x", "streaming": "yes"}, "'streaming' must be true or false, not 'yes'"),
+        ({"reader": "dataset", "path": "x", "columns": ["text"]}, "'columns' must be a mapping, not ['text']"),
+        (
+            {"reader": "wenetspeech", "path": "x", "min_confidence": True},
+            "'min_confidence' must be a number, not True",
+        ),
+        ({"reader": "manifest", "path": "x", "languages": [["de"]]}, "'languages' must be a list of names"),
+        ({"reader": "manifest", "path": "x", "languages": 5}, "'languages' must be a list of names, not 5"),
+        ({"reader": "manifest", "path": "x", "weight": float("inf")}, "weight inf is no number above 0"),
+        ({"reader": "manifest", "path": "x", "weight": True}, "weight True is no number above 0"),
+        ({"reader": "manifest", "path": "x", "name": 5}, "'name' must be text, not 5"),
         ({"reader": "manifest", "path": "x", "columns": {"text": "a"}}, "'columns' is a setting of dataset"),
         ({"reader": "fleurs", "path": "x", "tasks": ["tts"]}, "task 'tts' is none of"),
         ({"reader": "fleurs", "path": "x", "languages": ["de_de"]}, "'de_de' is not a BCP 47"),
@@ -247,6 +262,22 @@ def test_a_wrong_entry_of_a_recipe_is_one_clear_error(spec, message):
     with pytest.raises(CorpusError) as error:
         read_corpora([spec])
     assert message in str(error.value)
+
+
+def test_settings_are_those_that_the_readers_declare():
+    from modeling_part.data.corpus_spec import CorpusSpec
+    from modeling_part.data.readers.registry import READERS, find_reader, reader_settings
+
+    assert all(callable(find_reader(name)) for name in READERS)
+    assert set(reader_settings("dataset")) == {"columns", "streaming", "config", "revision"}
+    spec = CorpusSpec.from_dict(
+        {"reader": "wenetspeech", "path": "x", "min_confidence": 1, "subset": None, "languages": "zh", "tasks": []}
+    )
+    assert spec.settings == {"min_confidence": 1}
+    assert (spec.languages, spec.tasks) == (("zh",), None)
+    # What YAML 1.1 makes of `languages: [no, de]`.
+    norwegian = CorpusSpec.from_dict({"reader": "manifest", "path": "x", "languages": [False, "de"]})
+    assert norwegian.languages == ("no", "de")
 
 
 def test_the_rows_on_disk_are_opened_by_other_processes_and_keep_their_fingerprint(clips):

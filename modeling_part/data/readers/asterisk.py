@@ -25,7 +25,7 @@ def clean_text(prompt_id: str, text: str) -> str:
     punctuation stay as written.
 
     Raises:
-        `CorpusError`: nothing is spoken ("[ascending tones]"), or notes and symbols leave open what is.
+        CorpusError: nothing is spoken ("[ascending tones]"), or notes and symbols leave open what is.
     """
     text = re.split(r"\s+[a-z]+(?:[-/][\w-]+)+:\s", text.removeprefix(f"{prompt_id}:"))[0]
     if re.fullmatch(r"\s*(\[.*\]|\(.*\)|<.*>)\s*", text):
@@ -82,12 +82,12 @@ def language_files(root: Path, language: str) -> tuple[Path, Path]:
     texts = sorted(root.rglob(f"core-sounds-{language}.txt*"))
     if not texts:
         raise CorpusError(
-            f"no core-sounds-{language}.txt[.gz] under {root}: is asterisk-core-sounds-{language} unpacked?"
+            f"No core-sounds-{language}.txt[.gz] under {root}: is asterisk-core-sounds-{language} unpacked?"
         )
     voices = [path for path in sorted(root.rglob(f"sounds/{language}_*")) if path.is_dir()]
     sounds = voices[0] if voices else texts[0].parent
     if not any(sounds.rglob("*.wav")):
-        raise CorpusError(f"no .wav files under {sounds}: is asterisk-core-sounds-{language}-wav unpacked?")
+        raise CorpusError(f"No .wav files under {sounds}: is asterisk-core-sounds-{language}-wav unpacked?")
     return sounds, texts[0]
 
 
@@ -173,6 +173,6 @@ def parallel_rows(
             continue
         row_id = f"{key}/{source}" if source == target else f"{key}/{source}-{target}"
         if audio is not None:
-            yield speech_row(row_id, corpus, source, target, by_key[key], source_text, duration, path=audio)
+            yield speech_row(row_id, corpus, source, target, by_key[key], source_text, duration, audio)
         if source != target:
             yield text_row(row_id, corpus, source, target, by_key[key], source_text)

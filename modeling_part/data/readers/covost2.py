@@ -12,15 +12,20 @@ from ..rows import CorpusError, language_code, speech_row, text_row
 from .common_voice import clip_durations
 
 
-def read_covost2(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | None = None) -> Iterator[dict]:
     """asr, s2tt and mt rows of CoVoST 2: `covost_v2.<src>_<tgt>.tsv` joined with Common Voice 4.
 
     The tables may lie anywhere under `path`; the sentences come from `<src>/validated.tsv` and the audio from
-    `<src>/clips` of the Common Voice release in `common_voice` (default: `path`). train is train + train_covost.
-    A clip has one asr row, whatever number of languages it is translated into.
+    `<src>/clips` of the Common Voice release. train is train + train_covost. A clip has one asr row, whatever number
+    of languages it is translated into.
+
+    Args:
+        spec: the entry of the recipe.
+        report: counts the rows that are dropped.
+        common_voice: folder of the Common Voice release whose clips are translated. Default: the spec's `path`.
     """
     splits = {"train": ("train", "train_covost")}.get(spec.split, (spec.split,))
-    release = Path(spec.common_voice).expanduser() if spec.common_voice else spec.folder()
+    release = Path(common_voice).expanduser() if common_voice else spec.folder()
     tables = {}
     for path in sorted(spec.folder().rglob("covost_v2.*.tsv")):
         if match := re.fullmatch(r"covost_v2\.([\w-]+?)_([\w-]+)\.tsv", path.name):

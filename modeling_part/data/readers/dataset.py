@@ -4,8 +4,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
@@ -13,17 +14,23 @@ from ..files import read_jsonl
 from ..rows import COLUMNS, CorpusError, check_direction, speech_row, text_row
 
 
+if TYPE_CHECKING:
+    import datasets
+
+
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
-def record_rows(record: dict, spec: CorpusSpec, folder: Path | None = None) -> Iterator[dict]:
+def record_rows(
+    record: dict, spec: CorpusSpec, columns: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Iterator[dict]:
     """The canonical rows of one record of a dataset or of one text pair.
 
     Without a task column the record gives a row for each of the spec's tasks: `source_text` is what is spoken or to be
     translated and `text` the translation; with asr alone, `text` may be the transcript.
     """
-    columns = {name: name for name in COLUMNS} | dict(spec.columns or {})
-    value = {name: record.get(column) for name, column in columns.items()}
+    names = {name: name for name in COLUMNS} | dict(columns or {})
+    value = {name: record.get(column) for name, column in names.items()}
     source_lang = value["source_lang"] or only(spec, "languages", "source_lang")
     for task in (value["task"],) if value["task"] else spec.tasks or ():
         where = f"{spec.reader} at {spec.path}"
@@ -40,11 +47,10 @@ def record_rows(record: dict, spec: CorpusSpec, folder: Path | None = None) -> I
         if task == "mt":
             yield text_row(row_id, spec.corpus, source_lang, target_lang, text or "", value["source_text"] or "")
             continue
-        path, data = audio_source(value["audio"], folder)
-        times = {name: value[name] for name in ("start", "end")}
         source_text = text if task == "asr" else value["source_text"]
         speech = (source_lang, target_lang, text or "", source_text, value["duration"])
-        yield speech_row(row_id, spec.corpus, *speech, path=path, audio_bytes=data, **times)
+        audio = audio_source(value["audio"], folder)
+        yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]))
 
 
 def only(spec: CorpusSpec, setting: str, column: str) -> str:
@@ -68,22 +74,18 @@ def record_id(value: dict) -> str:
     return hashlib.sha256(texts.encode("utf-8")).hexdigest()[:16]
 
 
-def audio_source(audio, folder: Path | None) -> tuple[str | None, bytes | None]:
-    """(path, bytes) of what an audio column holds: a path (relative to `folder`), bytes, or a struct of both."""
+def audio_source(audio: str | bytes | dict | None, folder: Path | None) -> str | bytes | None:
+    """The bytes or the path of what an audio column holds: a path (relative to `folder`), bytes, or both."""
     if isinstance(audio, dict):
-        if audio.get("bytes") is not None:
-            return None, audio["bytes"]
-        audio = audio.get("path")
-    if isinstance(audio, bytes):
-        return None, audio
-    if audio is None or folder is None:
-        return audio, None
-    return str(folder / audio), None
+        audio = audio["bytes"] if audio.get("bytes") is not None else audio.get("path")
+    if isinstance(audio, str) and folder is not None:
+        return str(folder / audio)
+    return audio
 
 
-def check_columns(spec: CorpusSpec, available: Sequence[str]) -> None:
+def check_columns(spec: CorpusSpec, columns: Mapping[str, str] | None, available: Sequence[str]) -> None:
     """Raise `CorpusError` if the recipe maps a column that is not there, or leaves open the text or the task."""
-    columns = dict(spec.columns or {})
+    columns = dict(columns or {})
     where = f"{spec.reader} at {spec.path}"
     for name, column in columns.items():
         if name not in COLUMNS:
@@ -99,17 +101,33 @@ def check_columns(spec: CorpusSpec, available: Sequence[str]) -> None:
         raise CorpusError(f"{where}: no column gives the task; name it, for example tasks: [asr]")
 
 
-def read_dataset(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+def read_dataset(
+    spec: CorpusSpec,
+    report: DataReport,
+    *,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool = False,
+    config: str | None = None,
+    revision: str | None = None,
+) -> Iterator[dict]:
     """Rows of any dataset: a local folder (parquet, arrow, save_to_disk, audiofolder), a file, or a Hub id.
 
     Audio stays as it is stored: paths, or bytes from parquet (which the rows then hold).
+
+    Args:
+        spec: the entry of the recipe.
+        report: counts the rows that are dropped.
+        columns: canonical column -> column of the dataset. Default: each has the canonical name.
+        streaming: read while training instead of before.
+        config: of the dataset.
+        revision: of a Hub dataset.
     """
-    dataset = open_dataset(spec)
-    check_columns(spec, dataset.column_names)
+    dataset = open_dataset(spec, streaming=streaming, config=config, revision=revision)
+    check_columns(spec, columns, dataset.column_names)
     folder = local_folder(spec)
     for batch in dataset.with_format("arrow").iter(batch_size=100):
         for record in batch.to_pylist():
-            yield from record_rows(record, spec, folder)
+            yield from record_rows(record, spec, columns, folder)
 
 
 def local_folder(spec: CorpusSpec) -> Path | None:
@@ -120,13 +138,15 @@ def local_folder(spec: CorpusSpec) -> Path | None:
     return path if path.is_dir() else path.parent
 
 
-def open_dataset(spec: CorpusSpec):
+def open_dataset(
+    spec: CorpusSpec, streaming: bool = False, config: str | None = None, revision: str | None = None
+) -> "datasets.Dataset | datasets.IterableDataset":
     """The `datasets.Dataset` or `IterableDataset` behind a spec; local files are read where they lie, not copied."""
     import datasets
 
     path = Path(spec.path).expanduser()
     if not path.exists():
-        return open_hub_dataset(spec)
+        return open_hub_dataset(spec, streaming, config, revision)
     if path.is_file():
         kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
         if kind is None:
@@ -138,17 +158,19 @@ def open_dataset(spec: CorpusSpec):
         return choose_split(datasets.load_from_disk(str(path)), spec)
     if (records := audiofolder_records(path, spec)) is not None:
         return datasets.Dataset.from_list(records)
-    return choose_split(datasets.load_dataset(str(path), name=spec.config, streaming=True), spec)
+    return choose_split(datasets.load_dataset(str(path), name=config, streaming=True), spec)
 
 
-def open_hub_dataset(spec: CorpusSpec):
+def open_hub_dataset(
+    spec: CorpusSpec, streaming: bool, config: str | None, revision: str | None
+) -> "datasets.Dataset | datasets.IterableDataset":
     """A dataset of the Hugging Face Hub; one clear error where it cannot be had."""
     import datasets
 
     if not is_hub_id(spec.path):
         raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
     try:
-        found = datasets.load_dataset(spec.path, name=spec.config, revision=spec.revision, streaming=spec.streaming)
+        found = datasets.load_dataset(spec.path, name=config, revision=revision, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         raise unreachable(spec, error) from error
     return choose_split(found, spec)
@@ -169,7 +191,7 @@ def unreachable(spec: CorpusSpec, error: Exception) -> CorpusError:
     )
 
 
-def choose_split(splits, spec: CorpusSpec):
+def choose_split(splits: Mapping, spec: CorpusSpec) -> "datasets.Dataset | datasets.IterableDataset":
     """The split of a `DatasetDict` that `spec` asks for, under any of its usual names."""
     for name in SPLIT_NAMES.get(spec.split, (spec.split,)):
         if name in splits:

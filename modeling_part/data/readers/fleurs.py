@@ -13,15 +13,20 @@ from ..rows import CorpusError, language_code, speech_row, text_row
 from .dataset import SPLIT_NAMES, is_hub_id, unreachable
 
 
-def read_fleurs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = None) -> Iterator[dict]:
     """asr, s2tt and mt rows of FLEURS; the same sentence has the same number in all languages.
 
     Read from a copy of the Hub repository: `data/<lang>/<split>.tsv` with `data/<lang>/audio/<split>.tar.gz`, or the
     files of its parquet branch, `<lang>/<split>/*.parquet`. The audio of the source languages is unpacked once, beside
     the archives. With a Hub id ("google/fleurs") only the files that are needed are downloaded. Texts are the raw
     transcriptions.
+
+    Args:
+        spec: the entry of the recipe.
+        report: counts the rows that are dropped.
+        revision: of the Hub repository.
     """
-    root = fleurs_folder(spec)
+    root = fleurs_folder(spec, revision)
     names = {path.parent.name: language_code(path.parent.name) for path in fleurs_tables(root, "*", spec.split)}
     sources = chosen(names, spec)
     targets = chosen(names, replace(spec, languages=spec.target_languages or spec.languages))
@@ -42,7 +47,7 @@ def read_fleurs(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
                     yield text_row(f"{number}/{source}-{target}", spec.corpus, source, target, *pair)
 
 
-def fleurs_folder(spec: CorpusSpec) -> Path:
+def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
     if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
         return spec.folder()
@@ -55,7 +60,7 @@ def fleurs_folder(spec: CorpusSpec) -> Path:
     patterns += [f"{fleurs_name(code)}/{split}/*" for code in sorted(written) for split in SPLIT_NAMES[spec.split]]
     if spec.wants("asr") or spec.wants("s2tt"):
         patterns += [f"data/{fleurs_name(code)}/audio/{spec.split}.tar.gz" for code in spoken]
-    settings = {"repo_type": "dataset", "revision": spec.revision, "allow_patterns": patterns}
+    settings = {"repo_type": "dataset", "revision": revision, "allow_patterns": patterns}
     try:
         return Path(snapshot_download(spec.path, **settings))
     except (OSError, RuntimeError, httpx2.HTTPError) as error:

@@ -20,7 +20,7 @@ def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
     Columns that do not apply are left out. A missing `duration` is measured. `speaker` and `license` may be there.
 
     Raises:
-        `CorpusError`: at the first line that is no JSON object or whose columns are not as said, naming the line.
+        CorpusError: at the first line that is no JSON object or whose columns are not as said, naming the line.
     """
     path = spec.folder()
     for number, record in read_jsonl(path):
@@ -31,7 +31,7 @@ def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 
 
 def manifest_row(record: dict, folder: Path, where: str) -> dict:
-    """The canonical row (but for `corpus`) of one manifest record; `CorpusError` if its columns are not as said."""
+    """The canonical row (except `corpus`) of one manifest record; `CorpusError` if its columns are not as said."""
     unknown = [name for name in record if name not in COLUMNS and name not in FOR_PEOPLE]
     missing = [name for name in REQUIRED if name not in record]
     if unknown:
@@ -51,6 +51,8 @@ def manifest_row(record: dict, folder: Path, where: str) -> dict:
         return text_row(record["id"], "", *languages, record["text"], record["source_text"])
     if audio is None:
         raise CorpusError(f"{where}: an {record['task']} row needs 'audio'")
-    times = {name: record.get(name) for name in NUMBERS}
     speech = (record[name] for name in ("source_lang", "target_lang", "text"))
-    return speech_row(record["id"], "", *speech, record.get("source_text"), path=folder / audio, **times)
+    span = (record.get("start"), record.get("end"))
+    return speech_row(
+        record["id"], "", *speech, record.get("source_text"), record.get("duration"), folder / audio, span
+    )

@@ -1,25 +1,43 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Every reader by the name that recipes use."""
+"""Every reader by the name that recipes use.
 
-from .asterisk import read_asterisk
-from .common_voice import read_common_voice
-from .covost2 import read_covost2
-from .dataset import read_dataset
-from .fleurs import read_fleurs
-from .manifest import read_manifest
-from .text_pairs import read_text_pairs
-from .tuxpaint import read_tuxpaint
-from .wenetspeech import read_wenetspeech
+A reader is a function `read_NAME(spec, report, *, settings...)` in the file `NAME.py` of this folder that yields
+canonical rows. Its keyword arguments are the settings that its entries of a recipe may have beside those of
+`CorpusSpec`; their annotations say which values are taken.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+from ..rows import SPLITS
 
 
-READERS = {
-    "manifest": read_manifest,
-    "asterisk": read_asterisk,
-    "common_voice": read_common_voice,
-    "fleurs": read_fleurs,
-    "covost2": read_covost2,
-    "wenetspeech": read_wenetspeech,
-    "tuxpaint": read_tuxpaint,
-    "dataset": read_dataset,
-    "text_pairs": read_text_pairs,
-}
+READERS = (
+    "manifest",
+    "asterisk",
+    "common_voice",
+    "fleurs",
+    "covost2",
+    "wenetspeech",
+    "tuxpaint",
+    "dataset",
+    "text_pairs",
+)
+SPLITS_BY_READER = {"common_voice": (*SPLITS, "validated")}
+
+
+def find_reader(name: str) -> Callable[..., Iterator[dict]]:
+    """The function behind one of `READERS`; imported here, as readers know specs and specs know readers' settings."""
+    return getattr(import_module(f"{__package__}.{name}"), f"read_{name}")
+
+
+def reader_settings(name: str) -> dict[str, object]:
+    """The settings of a reader, by name, with the annotations of their values."""
+    parameters = inspect.signature(find_reader(name), eval_str=True).parameters.values()
+    return {one.name: one.annotation for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+def readers_with(setting: str) -> list[str]:
+    """The readers that have a setting."""
+    return [name for name in READERS if setting in reader_settings(name)]

@@ -44,8 +44,8 @@ def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
             answer = texts[stamp].get(target)
             if answer and spec.wants("asr" if source == target else "s2tt", source, target):
                 row_id = f"{name}/{source}" if source == target else f"{name}/{source}-{target}"
-                part = {"duration": bounds[1] - bounds[0], "start": bounds[0], "end": bounds[1]}
-                yield speech_row(row_id, spec.corpus, source, target, answer, text, path=path, **part)
+                speech = (source, target, answer, text, bounds[1] - bounds[0])
+                yield speech_row(row_id, spec.corpus, *speech, path, span=bounds)
     if spec.wants("mt"):
         by_name = {stamp.relative_to(stamps).as_posix(): found for stamp, found in texts.items()}
         yield from stamp_pairs(spec, by_name, targets)
@@ -94,7 +94,7 @@ def spoken_parts(paths: list[Path]) -> list[tuple[float, float] | CorpusError]:
     import soundfile
     from tqdm import tqdm
 
-    def measure(path):
+    def measure(path: Path) -> tuple[float, float] | CorpusError:
         try:
             samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
             first, last = speech_bounds(samples.mean(axis=1), sampling_rate, margin=0.12)

@@ -11,15 +11,21 @@ from ..corpus_spec import CorpusSpec
 from ..rows import CorpusError, speech_row
 
 
-def read_wenetspeech(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+def read_wenetspeech(
+    spec: CorpusSpec, report: DataReport, *, subset: str | None = None, min_confidence: float | None = None
+) -> Iterator[dict]:
     """Asr rows of WenetSpeech: segments, by begin and end, of the long opus files that `WenetSpeech.json` lists.
 
-    `subset` chooses S, M, L, W, DEV, TEST_NET or TEST_MEETING; `min_confidence` leaves out doubtful segments.
+    Args:
+        spec: the entry of the recipe.
+        report: counts the rows that are dropped.
+        subset: S, M, L, W, DEV, TEST_NET or TEST_MEETING. Default: L for train, DEV, TEST_NET.
+        min_confidence: leaves out doubtful segments. Default: all stay.
     """
     if not spec.wants("asr", "zh", "zh"):
         raise CorpusError(f"wenetspeech: it has asr in zh only, not tasks {spec.tasks}, languages {spec.languages}")
     root = spec.folder()
-    subset = spec.subset or {"train": "L", "dev": "DEV", "test": "TEST_NET"}[spec.split]
+    subset = subset or {"train": "L", "dev": "DEV", "test": "TEST_NET"}[spec.split]
     index = root / "WenetSpeech.json" if root.is_dir() else root
     if not index.exists():
         raise CorpusError(f"wenetspeech: no WenetSpeech.json in {root}")
@@ -31,11 +37,11 @@ def read_wenetspeech(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
             begin, end = segment["begin_time"], segment["end_time"]
             if end > audio["duration"] + 0.5:
                 report.drop(spec.corpus, segment["sid"], "segment ends after its audio", broken=True)
-            elif spec.min_confidence is not None and segment["confidence"] < spec.min_confidence:
-                report.drop(spec.corpus, segment["sid"], f"confidence under {spec.min_confidence:g}")
+            elif min_confidence is not None and segment["confidence"] < min_confidence:
+                report.drop(spec.corpus, segment["sid"], f"confidence under {min_confidence:g}")
             else:
-                text, times = segment["text"], {"start": begin, "end": end}
-                yield speech_row(segment["sid"], spec.corpus, "zh", "zh", text, text, end - begin, path, **times)
+                speech = ("zh", "zh", segment["text"], segment["text"], end - begin)
+                yield speech_row(segment["sid"], spec.corpus, *speech, path, span=(begin, end))
 
 
 def json_array(path: Path, key: str, block: int = 1 << 20) -> Iterator[dict]:
