@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.collator import PARTCollator
+from modeling_part.recipes.stages import part_of
 from modeling_part.training.freezing import LanguageModelGate, named_parameters
 
 
@@ -90,8 +91,8 @@ def main(checkpoint: str, out: Path):
         report.append(
             {
                 "task": task,
-                "weights": sorted({tiny_training.part_of(name) for name in moved}),
-                "states": sorted({tiny_training.part_of(name) for name in changed_states}),
+                "weights": sorted({part_of(name) for name in moved}),
+                "states": sorted({part_of(name) for name in changed_states}),
                 "had_language_model_state": any(states[name] for name in trainer.trainable_names["language_model"]),
             }
         )

@@ -45,7 +45,7 @@ def _main(argv, log, moment, send, rows):
 
     count_moments(moment, send)
     if rows is not None:
-        _record_rows(train_part, rows)
+        _record_rows(rows)
     logging.root.handlers.clear()
     train_part.main(argv)
 
@@ -57,6 +57,7 @@ def count_moments(moment: int | None, send: int):
     import safetensors.torch
     import transformers.modeling_utils
 
+    import modeling_part.training.checkpoints as checkpoints
     import modeling_part.training.trainer as trainer
 
     state = {"count": 0, "training": False}
@@ -98,20 +99,22 @@ def count_moments(moment: int | None, send: int):
     save, torch.save = torch.save, torch_save
     torch.optim.AdamW.step = around(torch.optim.AdamW.step)
     os.replace = around(os.replace)
-    for module in (safetensors.torch, transformers.modeling_utils, trainer):
+    for module in (safetensors.torch, transformers.modeling_utils, checkpoints):
         name = "save_file" if hasattr(module, "save_file") else "safe_save_file"
         setattr(module, name, around(getattr(module, name)))
 
 
-def _record_rows(train_part, path: Path):
-    call = train_part.PARTCollator.__call__
+def _record_rows(path: Path):
+    from modeling_part.data.collator import PARTCollator
+
+    call = PARTCollator.__call__
 
     def recorded(self, rows):
         with open(path, "a", encoding="utf-8") as file:
             file.write(" ".join(row["id"] for row in rows) + "\n")
         return call(self, rows)
 
-    train_part.PARTCollator.__call__ = recorded
+    PARTCollator.__call__ = recorded
 
 
 def moments(log: Path) -> int:

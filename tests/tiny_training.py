@@ -14,12 +14,14 @@ from datasets import Dataset, Features, Value
 from tiny import REPOSITORY
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.data.batches import Batches, plan_eval_batches
+from modeling_part.data.budget import Budget
 from modeling_part.data.collator import PARTCollator, count_tokens
 from modeling_part.data.mixture import Mixture, RowTable
 from modeling_part.data.sampling import TaskBatchSampler
-from modeling_part.recipes.arguments import PARTTrainingArguments
+from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage
-from modeling_part.training.lora import add_lora
+from modeling_part.training.setup import prepare_model
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -98,9 +100,6 @@ def make_trainer(
     """A [`PARTTrainer`] as train_part.py builds it, in this process."""
     if model is None:
         model, processor = tiny_model()
-    if stage.trains_language_model and stage.tuning == "lora":
-        torch.manual_seed(0)
-        add_lora(stage, model)
     dataset = tiny_dataset() if dataset is None else dataset
     settings = {
         "output_dir": str(folder),
@@ -115,26 +114,30 @@ def make_trainer(
         "gradient_accumulation_steps": accumulation,
         "dataloader_pin_memory": False,
     }
-    budgets = {"max_audio_seconds": 60.0, "max_tokens": 4000, "max_rows": max_rows}
+    budget = Budget(60.0, 4000, max_rows)
     table = RowTable.from_dataset(dataset, count_tokens(dataset, processor))
     sampler = TaskBatchSampler(
-        table, Mixture(stage.tasks), num_steps=steps, gradient_accumulation_steps=accumulation, **budgets
+        table, Mixture(stage.tasks), budget, num_steps=steps, gradient_accumulation_steps=accumulation
     )
-    eval_batches = None
-    if eval_dataset is not None:
-        eval_table = RowTable.from_dataset(eval_dataset, count_tokens(eval_dataset, processor))
-        mixture = Mixture({group[0]: 1.0 for group in eval_table.groups})
-        eval_batches = list(TaskBatchSampler(eval_table, mixture, epochs=1, **budgets))
+    args = PARTTrainingArguments(**settings | arguments)
+    collator = PARTCollator(processor)
+    batches = Batches(
+        train_rows=dataset,
+        sampler=sampler,
+        collator=collator,
+        eval_rows=eval_dataset,
+        eval_batches=None if eval_dataset is None else plan_eval_batches(eval_dataset, processor, budget),
+        eval_collator=collator,
+        max_bad_fraction=max_bad_fraction,
+    )
+    torch.manual_seed(0)
+    trainable = prepare_model(model, stage, Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), args))
     return PARTTrainer(
         model=model,
-        args=PARTTrainingArguments(**settings | arguments),
+        args=args,
         stage=stage,
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        batch_sampler=sampler,
-        eval_batches=eval_batches,
-        data_collator=PARTCollator(processor),
-        max_bad_fraction=max_bad_fraction,
+        trainable=trainable,
+        batches=batches,
         processing_class=processor,
         callbacks=list(callbacks),
     )
@@ -149,13 +152,6 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     """Names of the tensors that are not bit-identical."""
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def part_of(name: str) -> str:
-    """Part of a parameter name, for the tests' own bookkeeping."""
-    if name.startswith("model.adapter."):
-        return "adapter"
-    return "encoder" if name.startswith("model.audio_tower.") else "language_model"
 
 
 def write_recipe(folder: Path, parts: tiny.TinyParts, corpus: dict[str, Path], **changes) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..prompts_part import TASKS
+from .budget import Budget, refuse_not_positive
 from .mixture import Mixture, RowTable, largest_remainder, round_up
 from .rows import direction
 
@@ -51,16 +52,12 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
     Args:
         table: the rows.
         mixture: draws per task and language.
-        max_audio_seconds: limit of rows * longest padded audio of a batch, seconds.
-        max_tokens: limit of rows * longest padded `target_tokens` of a batch.
-        max_rows: limit of rows in a batch, none by default.
+        budget: what a batch may hold.
         world_size: number of ranks.
         gradient_accumulation_steps: batches per rank and optimizer step.
         epochs: length of the stage in epochs; give this or `num_steps`.
         num_steps: length of the stage in optimizer steps; epochs repeat until it is reached.
         seed: every rank must be given the same.
-        pad_seconds_multiple: audio is counted as padded to a multiple of this many seconds.
-        pad_tokens_multiple: targets are counted as padded to a multiple of this many tokens.
         history: `(batches per step, optimizer steps)` of the stage's earlier parts, if it was resumed with another
             product of ranks and accumulation. The rows those steps have not seen are dealt anew; in place of the
             steps themselves come empty batches, which the trainer skips.
@@ -78,41 +75,39 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         self,
         table: RowTable,
         mixture: Mixture,
+        budget: Budget,
         *,
-        max_audio_seconds: float,
-        max_tokens: int,
-        max_rows: int | None = None,
         world_size: int = 1,
         gradient_accumulation_steps: int = 1,
         epochs: int | None = None,
         num_steps: int | None = None,
         seed: int = 0,
-        pad_seconds_multiple: float = 0.2,
-        pad_tokens_multiple: int = 8,
         history: Sequence[tuple[int, int]] = (),
     ) -> None:
         if (epochs is None) == (num_steps is None):
-            raise ValueError(f"give either epochs or num_steps, got epochs={epochs} and num_steps={num_steps}")
+            raise ValueError(f"Give either `epochs` or `num_steps`, got epochs={epochs} and num_steps={num_steps}.")
+        lengths = {"epochs": epochs, "num_steps": num_steps}
+        for name, value in {
+            "world_size": world_size,
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+            **lengths,
+        }.items():
+            refuse_not_positive(name, value)
         self.table = table
         self.mixture = mixture
+        self.budget = budget
         self.epochs = epochs
         self.seed = seed
-        self.pad_seconds_multiple = pad_seconds_multiple
-        self.pad_tokens_multiple = pad_tokens_multiple
-        self._budgets = (
-            int(max_audio_seconds / pad_seconds_multiple + 1e-4),
-            max_tokens // pad_tokens_multiple,
-            len(table) if max_rows is None else max_rows,
+        # In padded units: seconds and tokens of a batch, and its rows.
+        self._limits = (
+            int(budget.max_audio_seconds / budget.pad_seconds_multiple + 1e-4),
+            budget.max_tokens // budget.pad_tokens_multiple,
+            len(table) if budget.max_rows is None else budget.max_rows,
         )
-        for name in ("max_audio_seconds", "max_tokens", "max_rows", "world_size", "gradient_accumulation_steps",
-                     "epochs", "num_steps", "pad_seconds_multiple", "pad_tokens_multiple"):  # fmt: skip
-            value = locals()[name]
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be positive")
-        self._seconds = round_up(table.audio_seconds, pad_seconds_multiple)
-        self._tokens = np.maximum(round_up(table.target_tokens, pad_tokens_multiple), 1)
+        self._seconds = round_up(table.audio_seconds, budget.pad_seconds_multiple)
+        self._tokens = np.maximum(round_up(table.target_tokens, budget.pad_tokens_multiple), 1)
         self._strata = self._split_into_strata()
-        self._refuse_rows_over_budget(max_audio_seconds, max_tokens)
+        self._refuse_rows_over_budget()
         self._steps_before, self._first_epoch, self._rows_left = 0, 0, None
         for batches_per_step, steps in history:
             self._begin(batches_per_step)
@@ -174,7 +169,7 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         hours = np.bincount(table.group[plan.rows], weights=seconds, minlength=len(table.groups)) / 3600
         labels = [f"{group[0]}/{direction(*group[1:])}" for group in table.groups]
         longest = np.maximum.reduceat(self._seconds[plan.rows], plan.bounds[:-1]) if len(plan.rows) else np.zeros(0)
-        padded = float((longest * np.diff(plan.bounds)).sum()) * self.pad_seconds_multiple
+        padded = float((longest * np.diff(plan.bounds)).sum()) * self.budget.pad_seconds_multiple
         return {
             "epoch": epoch,
             "steps": len(plan.step_order),
@@ -227,13 +222,13 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         task_of = [TASKS.index(group[0]) for group in table.groups for _ in values]
         return [(task, rows, int(n)) for task, rows, n in zip(task_of, strata, draws, strict=True) if n]
 
-    def _refuse_rows_over_budget(self, max_audio_seconds: float, max_tokens: int) -> None:
+    def _refuse_rows_over_budget(self) -> None:
         drawn = np.zeros(len(self.table), dtype=bool)
         for _, rows, _ in self._strata:
             drawn[rows] = True
         for lengths, budget, name, value in (
-            (self._seconds, self._budgets[0], "max_audio_seconds", max_audio_seconds),
-            (self._tokens, self._budgets[1], "max_tokens", max_tokens),
+            (self._seconds, self._limits[0], "max_audio_seconds", self.budget.max_audio_seconds),
+            (self._tokens, self._limits[1], "max_tokens", self.budget.max_tokens),
         ):
             too_long = np.flatnonzero(drawn & (lengths > budget))
             if len(too_long):
@@ -299,7 +294,7 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
     def _cut(self, rows: np.ndarray) -> np.ndarray:
         """Sizes of consecutive batches of the sorted rows, each as large as the budgets allow."""
         seconds, tokens = self._seconds[rows], self._tokens[rows]
-        max_seconds, max_tokens, max_rows = self._budgets
+        max_seconds, max_tokens, max_rows = self._limits
         sizes, start = [], 0
         ordinals = np.arange(1, max(max_seconds, max_tokens, 1) + 1)
         while start < len(rows):

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from ..prompts_part import TASKS
+from .budget import Budget
 from .mixture import largest_remainder, round_up
 
 
@@ -41,9 +42,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
             languages before, for example with `datasets.interleave_datasets`.
         task_weights: share of the global steps of each task, up to a factor (streams have no length to go by).
         count_tokens: row -> tokens of its target (of source and target for text tasks).
-        max_audio_seconds: limit of rows * longest padded audio of a batch, seconds.
-        max_tokens: limit of rows * longest padded count of tokens of a batch.
-        max_rows: limit of rows in a batch, none by default.
+        budget: what a batch may hold.
         num_steps: optimizer steps of the stage.
         rank: of this process.
         world_size: number of ranks.
@@ -51,8 +50,6 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         seed: every rank must be given the same.
         buffer_rows: rows waiting per task and worker; more gives less padding and better shuffling for more memory.
         first_step: optimizer steps that are already trained.
-        pad_seconds_multiple: audio is counted as padded to a multiple of this many seconds.
-        pad_tokens_multiple: targets are counted as padded to a multiple of this many tokens.
 
     Raises:
         ValueError: if tasks and streams do not match, a stream gives no rows, or a row is over a budget alone.
@@ -63,19 +60,15 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         streams: Mapping[str, Iterable[Row]],
         task_weights: Mapping[str, float],
         count_tokens: Callable[[Row], int],
+        budget: Budget,
         *,
-        max_audio_seconds: float,
-        max_tokens: int,
         num_steps: int,
-        max_rows: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
         buffer_rows: int = 2000,
         first_step: int = 0,
-        pad_seconds_multiple: float = 0.2,
-        pad_tokens_multiple: int = 8,
     ) -> None:
         unknown = sorted(set(task_weights) - set(TASKS))
         missing = sorted(task for task, weight in task_weights.items() if weight and task not in streams)
@@ -85,9 +78,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
             raise ValueError(f"rank is {rank}, which is not one of {world_size} ranks")
         self.streams = streams
         self.count_tokens = count_tokens
-        self.max_audio_seconds = max_audio_seconds
-        self.max_tokens = max_tokens
-        self.max_rows = max_rows
+        self.budget = budget
         self.num_steps = num_steps
         self.rank = rank
         self.world_size = world_size
@@ -95,8 +86,6 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         self.seed = seed
         self.buffer_rows = buffer_rows
         self.first_step = first_step
-        self.pad_seconds_multiple = pad_seconds_multiple
-        self.pad_tokens_multiple = pad_tokens_multiple
         self.passes: dict[str, int] = {}
         tasks = [task for task in TASKS if task_weights.get(task)]
         weights = np.array([task_weights[task] for task in tasks])
@@ -149,20 +138,20 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         if task != "mt" and not row["duration"]:
             raise ValueError(f"row {row['id']} has no duration; the reader must fill it in")
         target_tokens = self.count_tokens(row)
-        seconds = int(round_up(row["duration"] or 0.0, self.pad_seconds_multiple))
-        tokens = max(int(round_up(target_tokens, self.pad_tokens_multiple)), 1)
+        seconds = int(round_up(row["duration"] or 0.0, self.budget.pad_seconds_multiple))
+        tokens = max(int(round_up(target_tokens, self.budget.pad_tokens_multiple)), 1)
         if not self._fits(1, seconds, tokens):
             raise ValueError(
                 f"row {row['id']} ({row['duration']} s, {target_tokens} tokens) is over the budget alone: raise"
-                f" max_audio_seconds={self.max_audio_seconds} or max_tokens={self.max_tokens}, or filter such rows out"
+                f" max_audio_seconds={self.budget.max_audio_seconds} or max_tokens={self.budget.max_tokens}, or filter such rows out"
             )
         return seconds, tokens
 
     def _fits(self, rows: int, seconds: int, tokens: int) -> bool:
         return (
-            rows * seconds * self.pad_seconds_multiple <= self.max_audio_seconds + 1e-4
-            and rows * tokens * self.pad_tokens_multiple <= self.max_tokens
-            and (self.max_rows is None or rows <= self.max_rows)
+            rows * seconds * self.budget.pad_seconds_multiple <= self.budget.max_audio_seconds + 1e-4
+            and rows * tokens * self.budget.pad_tokens_multiple <= self.budget.max_tokens
+            and (self.budget.max_rows is None or rows <= self.budget.max_rows)
         )
 
     def _take(self, buffer: list[tuple[int, int, int, Row]], quantile: float) -> list[Row]:

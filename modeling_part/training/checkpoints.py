@@ -1,13 +1,19 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints inside a stage: finding, reading and removing them."""
+"""Checkpoints inside a stage: writing whole ones, finding, reading and removing them."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
+
+from ..recipes.stages import Stage
+from .lora import split_lora, transposed_lora
 
 
 LORA_FILE = "lora.safetensors"
@@ -15,7 +21,67 @@ HISTORY_FILE = "batches.json"  # [[batches per optimizer step, optimizer steps],
 INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
 
 
-def retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def save_weights(
+    model: PreTrainedModel, stage: Stage, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Plain weights with LoRA merged, and the LoRA tensors beside them.
+
+    Args:
+        model: the unwrapped model.
+        stage: whose LoRA it holds.
+        folder: created.
+        state_dict: where the model's own is sharded; gathered.
+    """
+    state_dict = model.state_dict() if state_dict is None else state_dict
+    merged, lora = split_lora(state_dict, stage.lora_alpha / stage.lora_rank, transposed_lora(model))
+    # Parts that a stage keeps frozen in another dtype are stored like the rest (bfloat16 -> float32 is exact).
+    dtype = model.config.dtype or torch.float32
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    merged = {name: t.to(dtype) if t.is_floating_point() else t for name, t in merged.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, state_dict=_retied(merged, model))
+    if lora:
+        save_file({name: tensor.contiguous() for name, tensor in lora.items()}, folder / LORA_FILE)
+
+
+def restore_weights(model: nn.Module, folder: Path, stage: Stage) -> None:
+    """Weights of a checkpoint into the model, which holds the parent stage's (the base of LoRA).
+
+    Raises:
+        ValueError: the tensors are not those of the model.
+    """
+    state_dict = model.state_dict()
+    loaded = load_weights(folder)
+    if (folder / LORA_FILE).is_file():
+        loaded |= load_file(folder / LORA_FILE)
+    # Weights under LoRA are merged in the file; the frozen originals are already here.
+    bases = {name.replace(".base_layer.", ".") for name in state_dict if ".base_layer." in name}
+    loaded = {
+        name: tensor for name, tensor in loaded.items() if name not in bases or not name.endswith((".weight", ".bias"))
+    }
+    missing, unexpected = model.load_state_dict(loaded, strict=False)
+    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+    missing = [name for name in missing if ".base_layer." not in name and name not in tied]
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder} does not fit stage {stage.name!r}: missing {missing[:5]}, unexpected {unexpected[:5]}."
+        )
+
+
+def publish_checkpoint(
+    staged: Path, final: Path, history: Sequence[tuple[int, int]], on_save: Callable[[Path], None] | None
+) -> None:
+    """Add what PART keeps to a checkpoint that was written aside, and rename it: from now on it is resumed from."""
+    (staged / HISTORY_FILE).write_text(json.dumps(list(history)))
+    if on_save is not None:
+        on_save(staged)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(staged, final)
+    staged.parent.rmdir()
+
+
+def _retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Tied tensors as one again (a dtype change has copied them), so that they are stored once."""
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         if target in state_dict and source in state_dict:
@@ -38,7 +104,12 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint inside a stage's folder; one that was only half written is not looked at."""
     found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    return max(found, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Optimizer steps done when a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -6,7 +6,7 @@ import re
 import torch
 from torch import nn
 
-from ..recipes.stages import PARTS, Stage
+from ..recipes.stages import PARTS, Stage, part_of
 
 
 _ENCODER_LAYER = r"^model\.audio_tower\.(?:encoder\.)?layers\.(\d+)\."
@@ -19,15 +19,13 @@ def trainable_patterns(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
     """Anchored regular expressions of the parameters that train, per part."""
     patterns = {}
     for part in stage.learning_rates:
-        if part == "adapter":
-            patterns[part] = [r"^model\.adapter\."]
-        elif part == "encoder":
-            patterns[part] = [r"^model\.audio_tower\."]
-            if stage.encoder_layers is not None:
-                patterns[part] = _top_encoder_patterns(model, stage.encoder_layers)
-        elif stage.trains_language_model:
-            language_model = r"^model\.language_model\..*\.lora_[AB]\." if stage.tuning == "lora" else None
-            patterns[part] = [language_model] if language_model else [r"^model\.language_model\.", r"^lm_head\."]
+        if part == "language_model" and not stage.trains_language_model:
+            continue
+        patterns[part] = [f"^{re.escape(prefix)}" for prefix in PARTS[part]]
+        if part == "encoder" and stage.encoder_layers is not None:
+            patterns[part] = _top_encoder_patterns(model, stage.encoder_layers)
+        if part == "language_model" and stage.tuning == "lora":
+            patterns[part] = [r"^model\.language_model\..*\.lora_[AB]\."]
     return patterns
 
 
@@ -83,7 +81,7 @@ def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Keep what never trains in this stage natively in `dtype`: half the memory, and no cast in every step.
 
-    A part of which some weights train keeps its dtype, but for the weights under LoRA.
+    A part of which some weights train keeps its dtype, except the weights under LoRA.
     """
     for part in (model.model.audio_tower, model.model.adapter, model.model.language_model, model.lm_head):
         has_lora = any(".lora_" in name for name, _ in part.named_parameters())
@@ -95,12 +93,32 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 def parameters_per_part(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part, LoRA included, tied weights once."""
-    prefixes = {"adapter": ("model.adapter.",), "encoder": ("model.audio_tower.",)}
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), "language_model")
-        counts[part] += parameter.numel()
+        counts[part_of(name)] += parameter.numel()
     return counts
+
+
+def trainable_per_part(model: nn.Module, trainable: dict[str, list[str]]) -> dict[str, int]:
+    """Number of parameters that train, of each part; 0 for one that is frozen."""
+    parameters = dict(model.named_parameters())  # tied weights once
+    counts = dict.fromkeys(PARTS, 0)
+    for part, names in trainable.items():
+        counts[part] = sum(parameters[name].numel() for name in names if name in parameters)
+    return counts
+
+
+def gradient_norms(model: nn.Module, trainable: dict[str, list[str]]) -> dict[str, float]:
+    """Norm of the gradients of each part that trains."""
+    parameters, norms = named_parameters(model), {}
+    for part, names in trainable.items():
+        # Tied weights have two names.
+        gradients = {parameters[name]: parameters[name].grad for name in names}.values()
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norms[part] = float(norm)
+    return norms
 
 
 class LanguageModelGate:

@@ -1,9 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Losses by task and language, as sums that add up over batches and ranks."""
+"""What the log says of training: losses by task and language, as sums that add up over batches and ranks."""
 
 import math
+import time
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ..data.rows import direction
 from ..prompts_part import TASKS
@@ -31,6 +34,14 @@ def add_losses(total: GroupLosses, losses: GroupLosses) -> None:
         total[group] = (before[0] + nats, before[1] + tokens)
 
 
+def losses_over_ranks(losses: GroupLosses) -> GroupLosses:
+    """The sums of all ranks, which may have met different languages."""
+    total: GroupLosses = {}
+    for one in gather_object([losses]):
+        add_losses(total, one)
+    return total
+
+
 def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
     """`{prefix}asr_loss`, `{prefix}asr/fr_loss`, ... in nats per target token."""
     means = {}
@@ -41,3 +52,50 @@ def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
         for (_, source, target), (nats, tokens) in members.items():
             means[f"{prefix}{task}/{direction(source, target)}_loss"] = nats / tokens
     return means
+
+
+class StepStatistics:
+    """Sums over the batches since the last line of the log: losses per group, tokens, audio, padding, speed, gate."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new line."""
+        self.losses: GroupLosses = {}
+        self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
+        self.part_norms: dict[str, float] = {}
+        self.open_batches = self.batches = 0
+        self.since = time.perf_counter()
+
+    def add_batch(self, info: dict, inputs: dict, outputs: dict, gate_is_open: bool) -> None:
+        """Add a batch of the collator: its `batch_info`, the model's inputs and outputs."""
+        add_losses(self.losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
+        mask = inputs["attention_mask"]
+        padded = info["padded_seconds"] * len(info["ids"])
+        sums = [mask.numel(), float(mask.sum()), sum(info["audio_seconds"]), padded]
+        self.totals += torch.tensor(sums, dtype=torch.float64)
+        self.open_batches += gate_is_open
+        self.batches += 1
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not training."""
+        self.since += seconds
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """One line of the log, over all ranks; every rank must make the call."""
+        totals = self.totals
+        if accelerator.num_processes > 1:
+            dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+            totals = accelerator.reduce(totals.to(accelerator.device, dtype), "sum").cpu()
+        seconds = time.perf_counter() - self.since
+        positions, valid, audio, padded = totals.tolist()
+        figures = mean_losses(losses_over_ranks(self.losses), "")
+        figures |= {f"grad_norm/{part}": norm for part, norm in self.part_norms.items()}
+        return figures | {
+            "tokens_per_second": valid / seconds,
+            "audio_hours_per_second": audio / 3600 / seconds,
+            "position_padding_share": 1.0 - valid / max(positions, 1),
+            "audio_padding_share": 1.0 - audio / padded if padded else 0.0,
+            "gate_open_share": self.open_batches / max(self.batches, 1),
+        }

@@ -17,8 +17,9 @@ def estimate_memory(
     gradient_checkpointing: bool = False,
     autocast: bool = False,
 ) -> dict[str, float]:
-    """GiB per device of one AdamW step. Without the allocator's slack and the communication buffers of FSDP2; expect the
-    truth within a third.
+    """GiB per device of one AdamW step.
+
+    Without the allocator's slack and the communication buffers of FSDP2; expect the truth within a third.
 
     Args:
         model: [`PARTForSpeechSeq2Seq`], on any device (the meta device too).

@@ -43,6 +43,7 @@ from transformers import (
 )
 
 import train_part
+from modeling_part.training import setup
 
 
 # Widths and layers of the encoder and of the language model, stride of the adapter's convolution.
@@ -142,7 +143,7 @@ def run_epoch(connection, recipe: Path, cached: bool, threads: int):
     """Body of a process: train, and send the seconds of the epoch and of computing the frames."""
     torch.set_num_threads(threads)
     logging.disable(logging.INFO)
-    frames_s, write = 0.0, train_part.write_encoder_outputs
+    frames_s, write = 0.0, setup.write_encoder_outputs
 
     def timed(*args, **kwargs):
         nonlocal frames_s
@@ -151,7 +152,7 @@ def run_epoch(connection, recipe: Path, cached: bool, threads: int):
         frames_s = time.perf_counter() - start
         return outputs
 
-    train_part.write_encoder_outputs = timed
+    setup.write_encoder_outputs = timed
     train_part.main([str(recipe), "--cache_encoder_outputs", str(cached), "--force", "true"])
     history = json.loads((recipe.parent / "run" / "adapter" / "log_history.json").read_text())
     connection.send((next(entry["train_runtime"] for entry in history if "train_runtime" in entry), frames_s))

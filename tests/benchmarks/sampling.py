@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from modeling_part.data.budget import Budget
 from modeling_part.data.mixture import Mixture, RowTable
 from modeling_part.data.sampling import TaskBatchSampler
 
@@ -95,8 +96,7 @@ def benchmark_epoch(args) -> list[dict]:
         sampler = TaskBatchSampler(
             table,
             Mixture({"asr": 1.0, "s2tt": 1.0}, temperature),
-            max_audio_seconds=args.max_audio_seconds,
-            max_tokens=args.max_tokens,
+            Budget(args.max_audio_seconds, args.max_tokens),
             world_size=args.ranks,
             epochs=1,
             seed=args.seed,
@@ -176,7 +176,7 @@ def benchmark_loader(args) -> list[dict]:
             table = RowTable(zeros.astype(np.int8), zeros, seconds, lengths, np.ones_like(seconds), (group,))
             for name, chosen in (("none", None), ("speed and SpecAugment", augmentation)):
                 sampler = TaskBatchSampler(
-                    table, Mixture({"asr": 1.0}), max_audio_seconds=args.max_audio_seconds, max_tokens=20_000, epochs=1
+                    table, Mixture({"asr": 1.0}), Budget(args.max_audio_seconds, 20_000), epochs=1
                 )
                 loader = DataLoader(
                     rows,

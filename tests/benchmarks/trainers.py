@@ -63,11 +63,14 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from modeling_part.data.batches import Batches
+from modeling_part.data.budget import Budget
 from modeling_part.data.collator import PARTCollator, count_tokens
 from modeling_part.data.mixture import Mixture, RowTable
 from modeling_part.data.sampling import TaskBatchSampler
 from modeling_part.recipes.arguments import PARTTrainingArguments
 from modeling_part.recipes.stages import BUILT_IN_STAGES
+from modeling_part.training.freezing import set_trainable
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -173,18 +176,16 @@ def part_trainer(run: Run, processor, folder: str, **options) -> PARTTrainer:
     sampler = TaskBatchSampler(
         RowTable.from_dataset(dataset, count_tokens(dataset, processor)),
         Mixture(stage.tasks),
-        max_audio_seconds=LONGEST_SECONDS * run.rows,
-        max_tokens=run.rows * 1024,
-        max_rows=run.rows,
+        Budget(LONGEST_SECONDS * run.rows, run.rows * 1024, run.rows),
         num_steps=run.steps,
     )
+    model = build(run.model, run.vocabulary, run.tiny, processor.audio_token_id)
     return PARTTrainer(
-        model=build(run.model, run.vocabulary, run.tiny, processor.audio_token_id),
+        model,
         args=PARTTrainingArguments(**settings(run, folder)),
         stage=stage,
-        train_dataset=dataset,
-        batch_sampler=sampler,
-        data_collator=PARTCollator(processor),
+        trainable=set_trainable(stage, model),
+        batches=Batches(dataset, sampler, PARTCollator(processor)),
         processing_class=processor,
         **options,
     )

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -14,9 +15,9 @@ import train_part
 from modeling_part.data.collator import PARTCollator
 from modeling_part.data.encoder_cache import write_encoder_outputs
 from modeling_part.recipes.stages import BUILT_IN_STAGES
-from modeling_part.training import trainer as trainer_module
-from modeling_part.training.checkpoints import last_checkpoint
+from modeling_part.training import broken_rows
 from modeling_part.training.broken_rows import TooManyBrokenRowsError
+from modeling_part.training.checkpoints import last_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def make_trainer(folder, shared, dataset, **options):
     made = tiny_training.make_trainer(
         folder, BUILT_IN_STAGES["adapter"], dataset=dataset, model=model, processor=processor, **options
     )
-    made.data_collator = made.eval_collator = PARTCollator(processor, skip_broken=True)
+    made.data_collator = PARTCollator(processor, skip_broken=True)
+    made.batches = replace(made.batches, collator=made.data_collator, eval_collator=made.data_collator)
     return made
 
 
@@ -98,7 +100,7 @@ def test_a_step_of_broken_rows_alone_has_no_gradient(shared, tmp_path):
 
 
 def test_too_many_stop_with_a_checkpoint_from_which_fixed_data_goes_on(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "ROWS_BEFORE_JUDGEMENT", 10)
+    monkeypatch.setattr(broken_rows, "ROWS_BEFORE_JUDGEMENT", 10)
     bad = {0, 3}
     options = {"steps": 8, "max_rows": 2, "max_bad_fraction": 0.1}
     trainer = make_trainer(tmp_path, shared, rows_with_broken(4, bad), **options)

@@ -1,6 +1,7 @@
 """TaskBatchSampler against its definition, through accelerate's own sharding and skipping."""
 
 from collections import Counter
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from modeling_part.data.budget import Budget
 from modeling_part.data.mixture import Mixture, RowTable, largest_remainder, round_up
 from modeling_part.data.sampling import TaskBatchSampler, split_batches
 from modeling_part.prompts_part import TASKS
@@ -52,7 +54,9 @@ settings_of_a_run = {
 
 def make_sampler(table, **kwargs):
     kwargs.setdefault("mixture", Mixture(tasks_present(table)))
-    return TaskBatchSampler(table, **{"max_audio_seconds": 60.0, "max_tokens": 160} | kwargs)
+    limits = {field.name: kwargs.pop(field.name) for field in fields(Budget) if field.name in kwargs}
+    budget = Budget(**{"max_audio_seconds": 60.0, "max_tokens": 160} | limits)
+    return TaskBatchSampler(table, budget=budget, **kwargs)
 
 
 def shard(sampler, world_size):
@@ -343,10 +347,10 @@ def test_a_row_over_the_budget_is_named_with_the_setting_to_raise():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"epochs": 1, "num_steps": 1}, "either epochs or num_steps"),
-        ({}, "either epochs or num_steps"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"epochs": 1, "world_size": 0}, "world_size is 0"),
+        ({"epochs": 1, "num_steps": 1}, "either `epochs` or `num_steps`"),
+        ({}, "either `epochs` or `num_steps`"),
+        ({"epochs": 0}, "`epochs` is 0"),
+        ({"epochs": 1, "world_size": 0}, "`world_size` is 0"),
         ({"epochs": 1, "mixture": Mixture({"mt": 1.0})}, "no row at all"),
         ({"epochs": 1, "mixture": Mixture({"asr": 1.0}, 1.0, {"en-fi": 2.0})}, "en-fi"),
         ({"epochs": 1, "mixture": Mixture({"asr": 0.0})}, "no row at all"),

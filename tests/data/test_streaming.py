@@ -1,6 +1,7 @@
 """StreamingTaskBatches: ranks that never talk agree on the task, and a resumed stream goes on where it was."""
 
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 from datasets import Dataset
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from modeling_part.data.budget import Budget
 from modeling_part.data.streaming import StreamingTaskBatches, read_share
 
 
@@ -31,10 +33,12 @@ STREAMS = {task: make_rows(task, 300) for task in WEIGHTS}
 
 
 def make_stream(**kwargs) -> StreamingTaskBatches:
-    kwargs = {"max_audio_seconds": 60.0, "max_tokens": 400, "num_steps": 12, "buffer_rows": 50} | kwargs
+    limits = {field.name: kwargs.pop(field.name) for field in fields(Budget) if field.name in kwargs}
+    kwargs = {"num_steps": 12, "buffer_rows": 50} | kwargs
+    budget = Budget(**{"max_audio_seconds": 60.0, "max_tokens": 400} | limits)
     streams = kwargs.pop("streams", STREAMS)
     weights = kwargs.pop("task_weights", WEIGHTS)
-    return StreamingTaskBatches(streams, weights, lambda row: len(row["text"]), **kwargs)
+    return StreamingTaskBatches(streams, weights, lambda row: len(row["text"]), budget, **kwargs)
 
 
 def load(stream: StreamingTaskBatches, num_workers: int = 0) -> list[list[dict]]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import train_part
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
-from modeling_part.recipes.stages import BUILT_IN_STAGES
+from modeling_part.recipes.stages import BUILT_IN_STAGES, part_of
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -74,7 +74,7 @@ def test_each_stage_moves_only_its_parts(finished):
         weights = load_file(finished.run / name / "model.safetensors")
         assert not any("lora" in key or "base_layer" in key for key in weights)
         if previous is not None:
-            moved = {tiny_training.part_of(key) for key in tiny_training.changed(previous, weights)}
+            moved = {part_of(key) for key in tiny_training.changed(previous, weights)}
             assert moved == moved_parts[name]
         previous = weights
     history = json.loads((finished.run / "joint" / "log_history.json").read_text())
@@ -167,7 +167,7 @@ def without(row: dict, column: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_row": 4}, "unknown key 'max_row'. Did you mean 'max_rows'"),
+        ({"max_row": 4}, "Unknown key 'max_row'. Did you mean 'max_rows'"),
         ({"stages": [{"name": "adapter", "max_step": 2}]}, "Did you mean 'max_steps'"),
         ({"audio_model": None}, "Name `audio_model` and `language_model`"),
         ({"train_data": None}, "no training rows"),

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import types
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.data.batches import Progress
 from modeling_part.data.collator import PARTCollator
-from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan
+from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.lora import split_lora
 from modeling_part.training.trainer import NonFiniteTrainingError
@@ -89,7 +91,7 @@ class Recorder(TrainerCallback):
 
 
 def parts(names) -> set[str]:
-    return {tiny_training.part_of(name) for name in names}
+    return {part_of(name) for name in names}
 
 
 # ---- the task gate ----
@@ -234,7 +236,7 @@ def test_the_loss_is_the_mean_over_all_target_tokens_of_the_step(shared, tmp_pat
     options["loss_chunk_size"] = chunk
     trainer = build(shared, tmp_path, stage, **options)
     recorder = Recorder().watch(trainer)
-    batches = [[dataset[row] for row in batch] for batch in trainer.batch_sampler]
+    batches = [[dataset[row] for row in batch] for batch in trainer.batches.sampler]
     assert len(batches) == accumulation
     reference = copy.deepcopy(trainer.model)
     loss = reference_loss(reference, shared.processor, batches)
@@ -345,7 +347,7 @@ def test_the_log_says_what_was_trained(shared, tmp_path):
     stage = tiny_training.joint_stage(learning_rates=rates)
     options = {"steps": 6, "logging_steps": 6, "weight_decay": 0.0, "max_rows": 3, "report_to": ["tensorboard"]}
     trainer = build(shared, tmp_path, stage, **options, run_name="x")
-    batches = [[shared.dataset[row] for row in batch] for batch in trainer.batch_sampler]
+    batches = [[shared.dataset[row] for row in batch] for batch in trainer.batches.sampler]
     trainer.train()
     entry = trainer.state.log_history[0]
     rows = [row for batch in batches for row in batch]
@@ -418,7 +420,7 @@ class Poison:
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(shared, tmp_path, max_grad_norm, caplog):
     stage = BUILT_IN_STAGES["encoder"]
     trainer = build(shared, tmp_path, stage, steps=3, accumulation=2, max_rows=2, max_grad_norm=max_grad_norm)
-    batches = list(trainer.batch_sampler)
+    batches = list(trainer.batches.sampler)
     bad = shared.dataset[batches[2][0]]["id"]  # the first batch of the second step
     trainer.data_collator = Poison(trainer.data_collator, {bad})
     recorder = Recorder().watch(trainer)
@@ -440,7 +442,7 @@ def test_too_many_bad_steps_stop_with_the_last_good_checkpoint(shared, tmp_path)
     dataset = tiny_training.tiny_dataset(("asr",), count=12)  # one epoch: no row comes twice
     saving = {"save_strategy": "steps", "save_steps": 1, "max_bad_steps": 3}
     trainer = build(shared, tmp_path, BUILT_IN_STAGES["encoder"], dataset=dataset, steps=6, **saving)
-    batches = list(trainer.batch_sampler)
+    batches = list(trainer.batches.sampler)
     bad = {dataset[batch[0]]["id"] for batch in batches[2:]}
     trainer.data_collator = Poison(trainer.data_collator, bad)
     recorder = Recorder().watch(trainer)
@@ -458,7 +460,7 @@ def test_too_many_bad_steps_stop_with_the_last_good_checkpoint(shared, tmp_path)
 
 def test_out_of_memory_names_the_batch_and_the_setting(shared, tmp_path, monkeypatch):
     trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1, max_rows=2)
-    rows = [shared.dataset[row] for row in next(iter(trainer.batch_sampler))]
+    rows = [shared.dataset[row] for row in next(iter(trainer.batches.sampler))]
 
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -520,7 +522,7 @@ def test_ddp_searches_for_unused_parameters_only_where_there_are_some(shared, tm
 def test_two_tasks_in_one_step_are_refused(shared, tmp_path):
     trainer = build(shared, tmp_path, tiny_training.joint_stage(), steps=2, accumulation=2)
     first = {task: shared.dataset["task"].index(task) for task in ("asr", "s2tt")}
-    trainer.batch_sampler = [[first["asr"]], [first["s2tt"]]]
+    trainer.batches = replace(trainer.batches, sampler=[[first["asr"]], [first["s2tt"]]])
     with pytest.raises(ValueError, match=r"\['several'\]. A global step is of one task"):
         trainer.train()
 
@@ -558,7 +560,7 @@ def test_checkpoints_are_whole_counted_and_remember_their_batches(shared, tmp_pa
     trainer = build(
         shared, tmp_path, tiny_training.joint_stage(), steps=5, save_strategy="steps", save_steps=1, save_total_limit=2
     )
-    trainer.history = [(7, 2)]
+    trainer.batches = replace(trainer.batches, progress=Progress(2, [(7, 2)]))
     saved = []
     trainer.on_save = lambda folder: saved.append(sorted(path.name for path in folder.iterdir()))
     trainer.train()

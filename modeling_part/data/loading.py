@@ -1,0 +1,118 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""A recipe's corpora -> the rows of a run: read once by the main process, opened by the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import PartialState
+
+from ..processing_part import PARTProcessor
+from ..prompts_part import TASKS
+from ..recipes.arguments import DataArguments, Recipe
+from .corpora import open_corpora, read_corpora
+from .stored_corpora import fingerprint
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The canonical rows of a run; None where the recipe names no corpora.
+
+    Attributes:
+        train: a dataset, or where corpora are streamed one stream for each task.
+        eval, test: datasets.
+        corpus_weights: how often the rows of each corpus are drawn in an epoch.
+        fingerprint: of the training rows; nothing tells two streams apart.
+        is_streamed: whether `train` holds streams.
+    """
+
+    train: datasets.Dataset | Mapping[str, datasets.IterableDataset] | None = None
+    eval: datasets.Dataset | None = None
+    test: datasets.Dataset | None = None
+    corpus_weights: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
+    is_streamed: bool = False
+
+    @property
+    def datasets(self) -> dict[str, datasets.Dataset]:
+        """Those that can be looked into, by name: streams cannot."""
+        named = {"train": None if self.is_streamed else self.train, "eval": self.eval, "test": self.test}
+        return {name: dataset for name, dataset in named.items() if dataset is not None}
+
+
+def load_rows(recipe: Recipe) -> Rows:
+    """Read the corpora of `train_data`, `eval_data` and `test_data` into the run's folder, or open what is there.
+
+    Raises:
+        CorpusError: a corpus cannot be read, or more of its rows are broken than `max_bad_fraction` allows.
+    """
+    eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
+    if any(spec.get("streaming") for spec in recipe.data.train_data or []):
+        streams = _read_streams(recipe.data)
+        return Rows(streams, eval_rows, test_rows, fingerprint="streamed", is_streamed=True)
+    train_rows, weights = _read("train", recipe)
+    digest = "" if train_rows is None else fingerprint(train_rows)
+    return Rows(train_rows, eval_rows, test_rows, weights, digest)
+
+
+def load_test_rows(recipe: Recipe) -> datasets.Dataset:
+    """The rows of `test_data` alone.
+
+    Raises:
+        ValueError: the recipe names none.
+    """
+    rows, _ = _read("test", recipe)
+    if rows is None:
+        raise ValueError("There is nothing to predict: name `test_data` in the recipe.")
+    return rows
+
+
+def check_prompts(rows: Iterable[datasets.Dataset], processor: PARTProcessor) -> None:
+    """Raise ValueError where the prompts know no name for a language of the rows."""
+    for dataset in rows:
+        for code in chain(dataset.unique("source_lang"), dataset.unique("target_lang")):
+            processor.language_name(code)
+
+
+def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict[str, float]]:
+    """The rows of `train_data`, `eval_data` or `test_data`, and the weights of their corpora."""
+    specs = getattr(recipe.data, f"{name}_data")
+    if not specs:
+        return None, {}
+    folder = Path(recipe.training.output_dir)
+    if PartialState().is_main_process:
+        report_path = folder / f"data_report_{name}.json"
+        read_corpora(specs, **_filters(recipe.data), report_path=report_path, cache_dir=folder / "data" / name)
+    PartialState().wait_for_everyone()
+    dataset, report = open_corpora(folder / "data" / name)
+    most = recipe.training.max_eval_rows
+    if name == "eval" and most is not None and len(dataset) > most:
+        dataset = dataset.shuffle(seed=0).select(range(most))
+    return dataset, report["weights"]
+
+
+def _read_streams(data: DataArguments) -> dict[str, datasets.IterableDataset]:
+    """One stream of canonical rows per task: a global step takes its rows from one of them."""
+    streams = {}
+    for task in TASKS:
+        specs = [
+            {**spec, "tasks": [task], "streaming": True}
+            for spec in data.train_data
+            if task in spec.get("tasks", TASKS)
+        ]
+        if specs:
+            streams[task], _ = read_corpora(specs, **_filters(data))
+    return streams
+
+
+def _filters(data: DataArguments) -> dict:
+    names = ("min_duration", "max_duration", "min_characters_per_second", "max_characters_per_second")
+    return {name: getattr(data, name) for name in (*names, "max_bad_fraction")}

@@ -1,0 +1,66 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The plan of a stage in a few lines, and `--dry_run`: two batches, one forward, the memory of a step."""
+
+import logging
+from itertools import islice
+
+import torch
+
+from ..configuration_part import convolved_length
+from .freezing import parameters_per_part, trainable_per_part
+from .memory import estimate_memory
+from .trainer import PARTTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+def log_plan(trainer: PARTTrainer) -> None:
+    """What is about to happen, in a few lines."""
+    stage, batches, config = trainer.stage, trainer.batches, trainer.model.config
+    report = batches.report
+    logger.info(
+        "Stage %s: %d steps, %d per epoch, gate %s", stage.name, batches.sampler.num_steps, report["steps"], stage.gate
+    )
+    trainable = trainable_per_part(trainer.model, trainer.trainable_names)
+    for part, total in parameters_per_part(trainer.model).items():
+        rate = stage.learning_rates.get(part)
+        share = f"{trainable[part]:,} of {total:,} parameters train"
+        logger.info("  %-15s %s%s", part, share, f", learning rate {rate:g}" if trainable[part] else "")
+    if stage.encoder_layers is not None and stage.encoder_layers > config.encoder_num_hidden_layers:
+        layers = config.encoder_num_hidden_layers
+        logger.info("  the encoder has %d layers, fewer than %d: all of them train", layers, stage.encoder_layers)
+    for group, rows in report["rows"].items():
+        logger.info("  %-15s %d rows, %.2f h per epoch", group, rows, report["hours"][group])
+    logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
+
+
+def dry_run(trainer: PARTTrainer) -> None:
+    """Two batches, one forward, and what a step of that size takes in memory."""
+    source = trainer.batches
+    rows = islice(source.sampler, 2)
+    if not source.is_streamed:
+        rows = [[source.train_rows[index] for index in batch] for batch in rows]
+    batches = [source.eval_collator(batch) for batch in rows]
+    inputs = trainer._prepare_inputs(dict(batches[0]))
+    info = inputs.pop("batch_info")
+    trainer.broken_rows.warn(info)
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        loss = trainer.model(**inputs).loss
+    logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
+    config, args = trainer.model.config, trainer.args
+    steps = max(batch["input_features_mask"].numel() if "input_features_mask" in batch else 0 for batch in batches)
+    gibibytes = estimate_memory(
+        trainer.model,
+        trainable_per_part(trainer.model, trainer.trainable_names),
+        {
+            "frames": convolved_length(steps, config.encoder_convolutions),
+            "positions": max(batch["input_ids"].numel() for batch in batches),
+            "targets": max(int((batch["labels"] != -100).sum()) for batch in batches),
+        },
+        world_size=args.world_size,
+        sharded=trainer.is_fsdp_enabled,
+        gradient_checkpointing=args.gradient_checkpointing,
+        autocast=args.bf16,
+    )
+    logger.info("  memory per device, GiB: %s", ", ".join(f"{name} {size:.2f}" for name, size in gibibytes.items()))

@@ -1,0 +1,330 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""A run: its folder, its stages one after the other, and what is left of a stage when it is finished."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import nn
+
+from ..data.batches import Batches, Progress
+from ..data.encoder_cache import refuse_augmentation
+from ..data.loading import Rows, check_prompts, load_test_rows
+from ..evaluation.prediction import predict_and_report
+from ..evaluation.scoring import check_scorable
+from ..modeling_part import PARTForSpeechSeq2Seq
+from ..processing_part import PARTProcessor
+from ..publishing.hub import PublishingError, publish
+from ..recipes.arguments import PARTTrainingArguments, Recipe
+from ..recipes.files import write_json
+from ..recipes.stage_record import find_alike, write_stage_json
+from ..recipes.stages import Stage, build_plan
+from .checkpoints import checkpoint_step, last_checkpoint, read_history, remove_checkpoints
+from .freezing import trainable_per_part
+from .monitoring import GenerationMonitor
+from .trainer import PARTTrainer
+
+
+logger = logging.getLogger(__name__)
+
+VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
+
+# What of the arguments the result of a stage depends on, besides data, seed and versions; the model card states it.
+MODEL_SETTINGS = (
+    "checkpoint",
+    "adapter",
+    "system_prompt",
+    "language_names",
+    "model_dtype",
+    "frozen_dtype",
+    "attn_implementation",
+)
+DATA_SETTINGS = (
+    "max_audio_seconds",
+    "max_tokens",
+    "max_rows",
+    "temperature",
+    "direction_weights",
+    "augmentation",
+    "pad_seconds_multiple",
+    "pad_tokens_multiple",
+)
+TRAINING_SETTINGS = (
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "world_size",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_kwargs",
+    "padding_free",
+    "cache_encoder_outputs",
+)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage of a run.
+
+    Attributes:
+        plan: what trains.
+        folder: of the finished stage, its checkpoints inside.
+        parent: folder of the stage before; None for the first.
+        predicts: whether it predicts the test data in the end.
+    """
+
+    plan: Stage
+    folder: Path
+    parent: Path | None
+    predicts: bool
+
+    def find_checkpoint(self, args: PARTTrainingArguments) -> tuple[Path | None, Progress]:
+        """Where an interrupted stage continues.
+
+        Raises:
+            ValueError: there is a checkpoint and no `--resume`.
+        """
+        checkpoint = None if args.dry_run else last_checkpoint(self.folder)
+        if checkpoint is None:
+            return None, Progress()
+        if not args.resume:
+            raise ValueError(
+                f"{self.folder} holds checkpoints of an interrupted run: continue it with --resume, or start again with "
+                "--force (which removes them)."
+            )
+        history = read_history(checkpoint, args.world_size * args.gradient_accumulation_steps)
+        logger.info("Stage %s continues from %s", self.plan.name, checkpoint)
+        if history:
+            logger.info(
+                "It was made with %d batches per optimizer step (ranks times accumulation), now there are %d: the rows "
+                "that the stage has not yet seen are dealt anew",
+                history[-1][0],
+                args.world_size * args.gradient_accumulation_steps,
+            )
+        return checkpoint, Progress(checkpoint_step(checkpoint), history)
+
+    def record(
+        self, rows: Rows, batches: Batches, model: nn.Module, trainable: dict[str, list[str]], recipe: Recipe
+    ) -> dict:
+        """What `stage.json` will say of where the stage's weights come from."""
+        model_args = recipe.model
+        return {
+            "stage": self.plan.name,
+            "parent": None if self.parent is None else self.parent.name,
+            "seed": recipe.training.seed,
+            "base_models": {"audio_model": model_args.audio_model, "language_model": model_args.language_model},
+            "data": {"fingerprint": rows.fingerprint, **{key: batches.report[key] for key in ("rows", "hours")}},
+            "hyperparameters": hyperparameters(self.plan, batches.sampler.num_steps, recipe),
+            "versions": {package: version(package) for package in VERSIONED},
+            "trainable_parameters": trainable_per_part(model, trainable),
+        }
+
+    def monitor(
+        self, rows: Rows, record: Mapping, processor: PARTProcessor, recipe: Recipe
+    ) -> GenerationMonitor | None:
+        """`predict_with_generate`: the dev data's answers, scored at each evaluation."""
+        args = recipe.training
+        if not args.predict_with_generate:
+            return None
+        if rows.eval is None:
+            raise ValueError("`predict_with_generate` needs `eval_data` in the recipe.")
+        return GenerationMonitor(
+            rows.eval,
+            processor,
+            self.folder,
+            self.parent,
+            record["data"]["rows"] or None,
+            args.seed,
+            **generation_settings(args),
+        )
+
+    def check_disk(self, model: nn.Module, args: PARTTrainingArguments) -> None:
+        """Raise OSError where the stage's folder and its checkpoints (weights, gradients' averages) do not fit."""
+        weights = sum(parameter.numel() * 4 for parameter in model.parameters())
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        checkpoints = 0 if args.save_strategy == "no" else 1 + (args.save_total_limit or 1)
+        needed = weights * (1 + checkpoints) + 8 * trained * checkpoints
+        free = shutil.disk_usage(self.folder.parent).free
+        if free < needed:
+            raise OSError(
+                f"Stage {self.plan.name!r} writes up to {needed / 2**30:.1f} GiB into {self.folder}, and "
+                f"{free / 2**30:.1f} GiB are free: make room, set another `output_dir`, or lower `save_total_limit`."
+            )
+
+    def find_copy(self, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> Path | None:
+        """`--reuse_runs`: the folder of a stage of another run that was trained exactly alike; streams never are."""
+        if rows.is_streamed:
+            return None
+        return find_alike(record, self.folder.parent, args.reuse_runs or ())
+
+    def take_copy(self, source: Path, rows: Rows, args: PARTTrainingArguments) -> None:
+        """Take a stage of another run; rows of the test data that it has not predicted are predicted."""
+        state = PartialState()
+        if state.is_main_process:
+            logger.info("Stage %s was trained alike in %s: copied", self.folder.name, source)
+            partial = self.folder.with_name(f"{self.folder.name}.copying")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("stage.json", "checkpoint-*"))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            partial.rename(self.folder)
+        state.wait_for_everyone()
+        self._predict(rows, args, args.device)
+        if state.is_main_process:
+            shutil.copy2(source / "stage.json", self.folder / "stage.json")  # last: it says that the stage is finished
+        state.wait_for_everyone()
+
+    def finish(self, trainer: PARTTrainer, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> None:
+        """Save, predict with what was saved, and write `stage.json` last: it says that the stage is finished."""
+        metrics = trainer.evaluate() if trainer.batches.eval_batches else {}
+        trainer.save_model(str(self.folder))
+        state = PartialState()
+        if state.is_main_process:
+            write_json(self.folder / "log_history.json", trainer.state.log_history)
+        state.wait_for_everyone()
+        trainer.model.to("cpu")  # makes room for the one that predicts
+        self._predict(rows, args, trainer.args.device, trainer.accelerator)
+        if state.is_main_process:
+            write_stage_json(self.folder, {**record, "metrics": metrics})
+            logger.info("Stage %s is finished: %s", self.plan.name, self.folder)
+        state.wait_for_everyone()
+
+    def _predict(
+        self, rows: Rows, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None
+    ) -> None:
+        if self.predicts and rows.test is not None and len(rows.test):
+            predict_and_score(self.folder, rows.test, self.folder, args, device, accelerator)
+
+    def publish(self, args: PARTTrainingArguments) -> bool:
+        """One commit and one tag on the Hub; training goes on if it cannot be reached. Returns whether it worked."""
+        try:
+            publish(self.folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
+        except PublishingError as error:
+            command = f"part publish {self.folder} --repo_id {args.hub_model_id}"
+            logger.error("%s is trained but not published: %s Publish it later with: %s", self.folder, error, command)
+            return False
+        return True
+
+
+class Run:
+    """The stages of a recipe in one folder, each from the folder of the one before it.
+
+    Args:
+        recipe: the whole of it.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder = Path(recipe.training.output_dir)
+        plan = build_plan(recipe.training.stages)
+        last_only = recipe.training.predict_last_stage_only
+        parents = [None, *(self.folder / stage.name for stage in plan)]
+        self.stages = [
+            StageRun(stage, self.folder / stage.name, parent, stage is plan[-1] or not last_only)
+            for stage, parent in zip(plan, parents, strict=False)
+        ]
+
+    def check(self, rows: Rows) -> None:
+        """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser.
+
+        Raises:
+            ValueError: the message names it.
+        """
+        args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
+        if args.stage is not None and args.stage not in names:
+            raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")
+        if args.cache_encoder_outputs:
+            refuse_augmentation(self.recipe.data.augmentation)
+        if rows.train is None or len(rows.train) == 0:
+            raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
+        for dataset in rows.datasets.values():
+            check_languages_of(dataset)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def stages_to_train(self) -> Iterator[StageRun]:
+        """The stages that are asked for and not finished, in order; each is looked at when its turn has come."""
+        args = self.recipe.training
+        asked = [stage for stage in self.stages if args.stage in (None, stage.plan.name)]
+        if args.force and not args.dry_run:
+            if PartialState().is_main_process:
+                for stage in asked:
+                    remove_checkpoints(stage.folder)
+            PartialState().wait_for_everyone()
+        for stage in asked:
+            if (stage.folder / "stage.json").is_file() and not args.dry_run:
+                logger.info("Stage %s is finished (%s); --force runs it again.", stage.plan.name, stage.folder)
+                continue
+            parent = stage.parent
+            if args.dry_run and parent is not None and not (parent / "config.json").is_file():
+                parent = None  # the plan can be shown before any stage has run
+            yield StageRun(stage.plan, stage.folder, parent, stage.predicts)
+
+
+def predict_checkpoint(recipe: Recipe) -> None:
+    """`--do_predict`: score `test_data` with `--checkpoint` (or a stage's folder) into `output_dir`.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: there is nothing to predict, or a language that cannot be scored.
+    """
+    args, named = recipe.training, recipe.model.checkpoint
+    folder = Path(args.output_dir)
+    checkpoint = Path(named) if named else folder / (args.stage or "joint")
+    if not (checkpoint / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint (no config.json); give `--checkpoint` or `--stage`.")
+    target = folder if named else checkpoint
+    rows = load_test_rows(recipe)
+    check_languages_of(rows)
+    check_prompts([rows], PARTProcessor.from_pretrained(checkpoint))
+    predict_and_score(checkpoint, rows, target, args, args.device)
+    logger.info("The report is in %s", target / "report.md")
+
+
+def predict_and_score(
+    checkpoint: Path, rows, folder: Path, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None
+) -> None:
+    """`predictions.jsonl` and `report.json` of a saved checkpoint, loaded as users load it."""
+    dtype = torch.bfloat16 if args.bf16 else "auto"
+    model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+    processor = PARTProcessor.from_pretrained(checkpoint)
+    predict_and_report(
+        model, processor, rows, folder, seed=args.seed, accelerator=accelerator, **generation_settings(args)
+    )
+
+
+def generation_settings(args: PARTTrainingArguments) -> dict:
+    """How answers are generated, as `predict` takes it."""
+    return {
+        "batch_size": args.per_device_eval_batch_size,
+        "max_audio_seconds": args.generation_batch_seconds,
+        "max_new_tokens": args.max_new_tokens,
+    }
+
+
+def check_languages_of(dataset) -> None:
+    """Every language has a text normaliser, every translation a BLEU tokenizer."""
+    tasks, targets = dataset["task"], dataset["target_lang"]
+    check_scorable(
+        dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"}
+    )
+
+
+def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:
+    """What the model card states; all that the stage's result depends on, besides data, seed and versions."""
+    args = recipe.training
+    return {
+        **asdict(stage),
+        "num_steps": num_steps,
+        **{name: getattr(recipe.model, name) for name in MODEL_SETTINGS},
+        **{name: getattr(recipe.data, name) for name in DATA_SETTINGS},
+        **{name: getattr(args, name) for name in TRAINING_SETTINGS},
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "optim": str(getattr(args.optim, "value", args.optim)),
+    }

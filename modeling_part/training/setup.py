@@ -1,0 +1,135 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""A stage's model, as it is when training begins, and the arguments that `Trainer` gets."""
+
+import copy
+import hashlib
+import logging
+import math
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.batches import Batches
+from ..data.encoder_cache import write_encoder_outputs
+from ..evaluation.prediction import weights_fingerprint
+from ..modeling_part import PARTForSpeechSeq2Seq
+from ..processing_part import PARTProcessor
+from ..recipes.arguments import ModelArguments, PARTTrainingArguments, Recipe
+from ..recipes.stages import Stage
+from .freezing import cast_frozen, set_trainable
+from .kernels import check_rows_stay_apart
+from .lora import add_lora
+from .trainer import PARTTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_logging(args: PARTTrainingArguments) -> None:
+    """Messages of the main process on the screen; warnings of the others."""
+    level = logging.INFO if args.process_index == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
+    for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTForSpeechSeq2Seq, PARTProcessor]:
+    """The parent stage's model, the recipe's checkpoint, or the two pretrained parts with a new adapter.
+
+    Raises:
+        FileNotFoundError: the parent stage has not run.
+    """
+    dtype = getattr(torch, model_args.model_dtype)
+    checkpoint = parent or model_args.checkpoint
+    if checkpoint is None:
+        model, processor = PARTForSpeechSeq2Seq.from_pretrained_parts(
+            model_args.audio_model,
+            model_args.language_model,
+            dtype=dtype,
+            attn_implementation=model_args.attn_implementation,
+            system_prompt=model_args.system_prompt,
+            **(model_args.adapter or {}),
+        )
+    else:
+        if not (Path(checkpoint) / "config.json").is_file() and parent is not None:
+            raise FileNotFoundError(f"Stage folder {parent} is not there; run that stage first (leave `--stage` out).")
+        model = PARTForSpeechSeq2Seq.from_pretrained(
+            checkpoint, dtype=dtype, attn_implementation=model_args.attn_implementation
+        )
+        processor = PARTProcessor.from_pretrained(checkpoint)
+    processor.language_names |= model_args.language_names or {}
+    return model, processor
+
+
+def prepare_model(model: nn.Module, stage: Stage, recipe: Recipe) -> dict[str, list[str]]:
+    """Inject LoRA where the stage uses it, freeze what it does not train, and give that its dtype.
+
+    Returns:
+        Names of the trainable parameters of each part.
+
+    Raises:
+        ValueError: a part has no parameters to train, or `padding_free` would mix the rows.
+    """
+    if stage.trains_language_model and stage.tuning == "lora":
+        add_lora(stage, model)
+    trainable = set_trainable(stage, model)
+    # Where FSDP loads weights on one process only, the others hold none to compute with yet.
+    if recipe.training.padding_free and recipe.training.process_index == 0:
+        check_rows_stay_apart(model)
+    if recipe.model.frozen_dtype is not None:  # after freezing, which says what keeps its dtype
+        cast_frozen(model, getattr(torch, recipe.model.frozen_dtype))
+    return trainable
+
+
+def stage_arguments(
+    stage: Stage, folder: Path, batches: Batches, args: PARTTrainingArguments
+) -> PARTTrainingArguments:
+    """The run's arguments with what the stage sets."""
+    steps = batches.sampler.num_steps
+    stage_args = copy.copy(args)
+    stage_args.output_dir = str(folder)
+    stage_args.max_steps = steps
+    stage_args.warmup_steps = math.ceil(stage.warmup_ratio * steps)
+    stage_args.learning_rate = max(stage.learning_rates.values())
+    stage_args.run_name = f"{args.run_name or Path(args.output_dir).name}-{stage.name}"
+    stage_args.ignore_data_skip = batches.is_streamed  # a stream begins at the step where training stopped
+    stage_args.push_to_hub = False  # publishing is per finished stage, not Trainer's
+    return stage_args
+
+
+def cache_encoder_outputs(trainer: PARTTrainer, recipe: Recipe) -> None:
+    """`cache_encoder_outputs`: compute what the frozen encoder gives for the stage's clips, and train on that.
+
+    Raises:
+        ValueError: the corpora are streamed, or FSDP2 shards the encoder.
+    """
+    if "encoder" in trainer.stage.learning_rates:
+        logger.info("Stage %s trains the encoder: no encoder outputs are kept", trainer.stage.name)
+        return
+    batches, args, processor = trainer.batches, recipe.training, trainer.processing_class
+    if batches.is_streamed:
+        raise ValueError(
+            "`cache_encoder_outputs` needs clips that can be met again; leave it out for streamed corpora."
+        )
+    if trainer.is_fsdp_enabled:
+        raise ValueError("`cache_encoder_outputs` needs the whole encoder on every process, which FSDP2 shards.")
+    encoder, config = trainer.model.model.audio_tower, trainer.model.config
+    made_by = f"{weights_fingerprint(encoder)} {config.variable_length} {processor.feature_extractor.to_json_string()}"
+    name = hashlib.sha256(f"{made_by} {args.bf16} {args.fp16}".encode()).hexdigest()[:16]
+    outputs = write_encoder_outputs(
+        trainer.model,
+        processor,
+        batches.train_rows,
+        list(chain.from_iterable(batches.sampler)),
+        Path(args.output_dir) / "data" / "encoder_outputs" / name,
+        max_audio_seconds=recipe.data.max_audio_seconds,
+        max_bad_fraction=batches.max_bad_fraction,
+        autocast=trainer.compute_loss_context_manager,
+    )
+    collator = copy.copy(batches.collator)
+    collator.encoder_outputs = outputs
+    trainer.batches = replace(batches, collator=collator)
+    trainer.data_collator = collator

@@ -1,0 +1,62 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Stopping a stage so that it can go on later: on a signal, or because too many rows are broken."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import gather
+from transformers import TrainerCallback, TrainerControl
+
+from .broken_rows import BrokenRows
+
+
+logger = logging.getLogger(__name__)
+
+
+class StopCallback(TrainerCallback):
+    """Saves and stops after a step when any rank was asked to, or when too many rows are broken.
+
+    Args:
+        broken_rows: of the trainer.
+
+    Attributes:
+        was_stopped: whether a signal ended training before its last step.
+    """
+
+    def __init__(self, broken_rows: BrokenRows) -> None:
+        self.broken_rows = broken_rows
+        self.is_requested = self.was_stopped = False
+
+    def request(self, number: int, frame=None) -> None:
+        """Signal handler: all ranks agree after the step, save there and stop. A second SIGINT stops at once."""
+        if self.is_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_requested = True
+        logger.warning("Received %s: saving after this step.", signal.Signals(number).name)
+
+    @contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT are requests to stop while this is open."""
+        before = {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(self, args, state, control, **kwargs) -> TrainerControl:
+        """After the default callback, which has decided whether to log, evaluate and save."""
+        stops = self.broken_rows.are_too_many
+        if not self.was_stopped and self._any_rank_requested(args):
+            stops = self.was_stopped = True
+        if stops:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def _any_rank_requested(self, args) -> bool:
+        requested = torch.tensor([int(self.is_requested)], device=args.device)
+        return bool((gather(requested) if args.world_size > 1 else requested).any())
