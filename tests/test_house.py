@@ -119,7 +119,7 @@ class TestImports:
     def test_imports_run_from_left_to_right(self):
         for path in FILES:
             here = room(path)
-            allowed = ROOMS if here in ENTRANCES else ROOMS[: ROOMS.index(here) + 1]
+            allowed = (*ROOMS, "demo") if here in ENTRANCES else ROOMS[: ROOMS.index(here) + 1]
             strangers = {
                 other for other in own_imports(path) if room(other) not in allowed and other.stem != "__init__"
             }

@@ -1,7 +1,9 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""How far each part's weights have moved between two checkpoints."""
+"""How far each part's weights have moved between two checkpoints.
 
-import argparse
+`part analyze drift runs/part/joint --since runs/part/encoder --output runs/part/analysis`
+"""
+
 import json
 import re
 from collections import defaultdict
@@ -11,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+
+from .files import write_result
 
 
 # What a checkpoint's tensors belong to; the rest (embeddings, blocks, head) is the language model.
@@ -35,13 +39,13 @@ def weight_drift(checkpoint: str | Path, since: str | Path) -> dict:
     checkpoint, since = Path(checkpoint), Path(since)
     after, before = _tensor_files(checkpoint), _tensor_files(since)
     if set(after) != set(before):
-        raise ValueError(f"{checkpoint} and {since} differ in tensors {sorted(set(after) ^ set(before))[:5]}")
+        raise ValueError(f"{checkpoint} and {since} differ in tensors {sorted(set(after) ^ set(before))[:5]}.")
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2, int))
     for name in sorted(after):
         new, old = _read_tensor(after[name], name), _read_tensor(before[name], name)
         if new.shape != old.shape:
-            raise ValueError(f"{name} is {tuple(new.shape)} in {checkpoint} and {tuple(old.shape)} in {since}")
+            raise ValueError(f"{name} is {tuple(new.shape)} in {checkpoint} and {tuple(old.shape)} in {since}.")
         moved = float((new - old).square().sum())
         part = next((part for part, pattern in PART_PATTERNS.items() if re.match(pattern, name)), "language_model")
         counts[part] += (1, int(not torch.equal(new, old)))
@@ -69,7 +73,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model.safetensors; name the folder of a stage or checkpoint")
+        raise FileNotFoundError(f"{folder} holds no model.safetensors; name the folder of a stage or checkpoint.")
     with safe_open(path, "pt") as file:
         return dict.fromkeys(file.keys(), path)
 
@@ -94,8 +98,10 @@ def _unexpected(checkpoint: Path, parts: Mapping[str, Mapping]) -> list[str]:
     return [part for part, found in parts.items() if found["changed"] and not trained.get(part)]
 
 
-def print_drift(args: argparse.Namespace, stem: Path) -> dict:
-    result = weight_drift(args.checkpoint, args.since)
+def analyze_drift(checkpoint: str | Path, since: str | Path, output: str | Path) -> dict:
+    """`STAGE_drift.json` in the folder `output`, of [`weight_drift`], whose result is returned."""
+    result = weight_drift(checkpoint, since)
+    write_result(checkpoint, "drift", output, result)
     for part, found in result["parts"].items():
         print(f"{part:15} drift {found['drift']:.5f}, {found['changed']} of {found['tensors']} tensors changed")
     if result["unexpected"]:

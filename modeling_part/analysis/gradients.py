@@ -1,62 +1,32 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""What training does to a checkpoint, as numbers per stage: gradients, representations (probes.py) and weights.
+"""Do tasks and languages pull the same way? Cosine similarity between their gradients.
 
-::
-
-    python -m modeling_part.analysis gradients runs/part/joint --data runs/part/data/test --output runs/part/analysis
-    python -m modeling_part.analysis probes runs/part/joint --data runs/part/data/test --output runs/part/analysis
-    python -m modeling_part.analysis drift runs/part/joint --since runs/part/encoder --output runs/part/analysis
-
-`--data` takes JSONL manifests and the `data/SPLIT` folders of a run. Each command writes `STAGE_COMMAND.json` and, but
-for `drift`, a picture.
+`part analyze gradients runs/part/joint --data runs/part/data/test --output runs/part/analysis`
 """
 
-import argparse
-import json
-import logging
+from __future__ import annotations
+
 import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ..audio_part import load_audio
-from ..data.files import read_jsonl
+from ..audio_part import load_clip
 from ..data.rows import group_name
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
-from .drift import PART_PATTERNS, print_drift
-from .probes import plot_probes, probe_representations
+from .drift import PART_PATTERNS
+from .files import load_checkpoint, read_rows, write_result
 
 
-logger = logging.getLogger(__name__)
-
-
-def read_rows(path: str | Path) -> list[dict]:
-    """Canonical rows of a JSONL manifest, or of a run's `data/SPLIT` folder.
-
-    Raises:
-        FileNotFoundError: there is neither.
-        CorpusError: a line of the manifest is no JSON object.
-    """
-    path = Path(path)
-    if (path / "rows.arrow").is_file():
-        from datasets import Dataset
-
-        return Dataset.from_file(str(path / "rows.arrow")).to_list()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is neither a JSONL manifest nor a folder with rows.arrow (runs/NAME/data/test)"
-        )
-    rows = [row for _, row in read_jsonl(path)]
-    for row in rows:
-        if isinstance(row.get("audio"), str):
-            row["audio"] = {"path": str(path.parent / row["audio"]), "bytes": None}
-    return rows
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def gradient_similarity(
@@ -171,9 +141,7 @@ def _accumulate(model, processor, rows: Sequence[Mapping], batch_size: int) -> i
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         inputs = processor(
-            audio=[
-                load_audio(row["audio"], processor.sampling_rate, row.get("start"), row.get("end")) for row in batch
-            ],
+            audio=[load_clip(row, processor.sampling_rate) for row in batch],
             task=batch[0]["task"],
             source_lang=[row["source_lang"] for row in batch],
             target_lang=[row["target_lang"] for row in batch],
@@ -230,7 +198,7 @@ def _means_by_task(groups: Sequence[str], cosine: np.ndarray) -> dict[str, float
     return {pair: float(np.mean(found)) for pair, found in sorted(values.items())}
 
 
-def plot_gradients(result: Mapping, axes=None, title: str = ""):
+def plot_gradients(result: Mapping, axes: Axes | None = None, title: str = "") -> Axes:
     """Heat map of one entry of [`gradient_similarity`]; figures in the cells where there is room. Returns the axes."""
     from matplotlib import pyplot
 
@@ -250,63 +218,33 @@ def plot_gradients(result: Mapping, axes=None, title: str = ""):
     return axes
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
-    """The command `python -m modeling_part.analysis`; returns what it wrote as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m modeling_part.analysis", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    gradients = commands.add_parser("gradients", help="cosine similarity between the gradients of tasks and languages")
-    gradients.add_argument("--parameters", nargs="+", default=["adapter"], help="adapter, encoder, expressions")
-    gradients.add_argument("--rows_per_group", type=int, default=64)
-    gradients.add_argument("--batch_size", type=int, default=8)
-    probes = commands.add_parser(
-        "probes", help="language, content and similarity in the layers of encoder and adapter"
-    )
-    probes.add_argument("--clips_per_language", type=int, default=200)
-    drift = commands.add_parser("drift", help="how far each part moved since another checkpoint")
-    drift.add_argument("--since", type=Path, required=True, help="the earlier checkpoint, mostly the stage before")
-    for command in (gradients, probes):
-        command.add_argument("--data", nargs="+", required=True, help="JSONL manifests, or data folders of a run")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for command in (gradients, probes, drift):
-        command.add_argument("checkpoint", type=Path, help="folder of a stage or a checkpoint")
-        command.add_argument("--output", type=Path, required=True, help="folder for JSON and pictures")
-    args = parser.parse_args(argv)
-    stem = args.output / f"{args.checkpoint.resolve().name}_{args.command}"
-    args.output.mkdir(parents=True, exist_ok=True)
-    result = {"drift": print_drift, "gradients": _gradients, "probes": _probes}[args.command](args, stem)
-    Path(f"{stem}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"Written: {stem}.json")
-    return result
+def analyze_gradients(
+    checkpoint: str | Path,
+    data: Sequence[str | Path],
+    output: str | Path,
+    *,
+    device: str | None = None,
+    **settings,
+) -> dict:
+    """`STAGE_gradients.json`, and a picture for each of `parameters`, of a checkpoint folder.
 
+    Args:
+        checkpoint: folder of a stage or a checkpoint.
+        data: JSONL manifests and the `data/SPLIT` folders of a run.
+        output: folder for the files.
+        device: None takes the first accelerator.
+        **settings: of [`gradient_similarity`].
 
-def _load(args: argparse.Namespace) -> tuple[PARTForSpeechSeq2Seq, PARTProcessor, list[dict]]:
-    rows = [row for path in args.data for row in read_rows(path)]
-    model = PARTForSpeechSeq2Seq.from_pretrained(args.checkpoint, dtype=torch.float32).to(args.device).eval()
-    return model, PARTProcessor.from_pretrained(args.checkpoint), rows
-
-
-def _gradients(args: argparse.Namespace, stem: Path) -> dict:
-    model, processor, rows = _load(args)
-    settings = {name: getattr(args, name) for name in ("parameters", "rows_per_group", "batch_size", "seed")}
+    Returns:
+        What the JSON file holds: `settings` and `parameters`.
+    """
+    rows = [row for path in data for row in read_rows(path)]
+    model, processor = load_checkpoint(checkpoint, device)
     result = gradient_similarity(model, processor, rows, **settings)
+    stem = write_result(checkpoint, "gradients", output, {"settings": settings, "parameters": result})
     for position, (chosen, found) in enumerate(result.items()):
-        axes = plot_gradients(found, title=f"{args.checkpoint.resolve().name}: gradients of {chosen}")
+        axes = plot_gradients(found, title=f"{Path(checkpoint).resolve().name}: gradients of {chosen}")
         suffix = re.sub(r"\W+", "_", chosen).strip("_") or str(position)
         axes.figure.savefig(f"{stem}_{suffix}.png", dpi=120)
         print(f"{chosen}: " + ", ".join(f"{pair} {value:.3f}" for pair, value in found["means"].items()))
     return {"settings": settings, "parameters": result}
-
-
-def _probes(args: argparse.Namespace, stem: Path) -> dict:
-    model, processor, rows = _load(args)
-    result = probe_representations(model, processor, rows, clips_per_language=args.clips_per_language, seed=args.seed)
-    plot_probes({args.checkpoint.resolve().name: result}).savefig(f"{stem}.png", dpi=120)
-    for layer, found in result["layers"].items():
-        line = [f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float)]
-        print(f"{layer:20} " + ", ".join(line))
-    return result
-
-
-if __name__ == "__main__":
-    main()

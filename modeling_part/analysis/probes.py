@@ -3,12 +3,18 @@
 
 A layer's representation of a clip is the mean over its positions. Where each language has one speaker or one recording
 room, the language probe hears these too: compare stages and runs on the same clips, not single values.
+
+`part analyze probes runs/part/joint --data runs/part/data/test --output runs/part/analysis`
 """
+
+from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +22,11 @@ import torch
 from ..audio_part import load_audio
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
+from .files import load_checkpoint, read_rows, write_result
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 FOLDS = 5
@@ -96,7 +107,7 @@ def represent(model: PARTForSpeechSeq2Seq, processor: PARTProcessor, clips: Sequ
     """
     pooled: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def note(layer: str):
+    def note(layer: str) -> Callable:
         def hook(module, inputs, output) -> None:
             hidden = output[0] if isinstance(output, (tuple, list)) else getattr(output, "last_hidden_state", output)
             pooled[layer].append(hidden.flatten(0, -2).double().mean(0).cpu().numpy())
@@ -302,8 +313,8 @@ def probe_representations(
     return {"clips": counts, "chance": 1 / len(counts), "parallel": parallel, "layers": layers}
 
 
-def plot_probes(results: Mapping[str, Mapping]):
-    """Three curves over the layers for each result of [`probe_representations`], by name; returns the figure."""
+def plot_probes(results: Mapping[str, Mapping]) -> Figure:
+    """Three curves over the layers for each result of [`probe_representations`], by name."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
@@ -325,3 +336,31 @@ def plot_probes(results: Mapping[str, Mapping]):
         if axes.lines:
             axes.legend(fontsize=8)
     return figure
+
+
+def analyze_probes(
+    checkpoint: str | Path,
+    data: Sequence[str | Path],
+    output: str | Path,
+    *,
+    device: str | None = None,
+    **settings,
+) -> dict:
+    """`STAGE_probes.json` and a picture of a checkpoint folder.
+
+    Args:
+        checkpoint: folder of a stage or a checkpoint.
+        data: JSONL manifests and the `data/SPLIT` folders of a run.
+        output: folder for the files.
+        device: None takes the first accelerator.
+        **settings: of [`probe_representations`], whose result is returned.
+    """
+    rows = [row for path in data for row in read_rows(path)]
+    model, processor = load_checkpoint(checkpoint, device)
+    result = probe_representations(model, processor, rows, **settings)
+    stem = write_result(checkpoint, "probes", output, result)
+    plot_probes({Path(checkpoint).resolve().name: result}).savefig(f"{stem}.png", dpi=120)
+    for layer, found in result["layers"].items():
+        line = [f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float)]
+        print(f"{layer:20} " + ", ".join(line))
+    return result

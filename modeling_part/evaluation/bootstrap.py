@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 def sufficient_statistics(
     metric: sacrebleu.metrics.base.Metric, hypotheses: Sequence[str], references: Sequence[str]
 ) -> np.ndarray:
-    """Per-sentence counts ``(sentences, statistics)`` whose sums determine the corpus score of ``metric``.
+    """Per-sentence counts `(sentences, statistics)` whose sums determine the corpus score of `metric`.
 
     sacrebleu's own significance test takes the same road; the two methods are private there (2.4 to 2.6).
     """
@@ -21,18 +21,18 @@ def sufficient_statistics(
 
 
 def score_statistics(metric: sacrebleu.metrics.base.Metric, sums: np.ndarray) -> np.ndarray:
-    """The corpus scores ``(samples,)``, 0 to 100, of summed statistics ``(samples, statistics)``."""
+    """The corpus scores `(samples,)`, 0 to 100, of summed statistics `(samples, statistics)`."""
     return np.array([metric._compute_score_from_stats(row).score for row in sums.tolist()])
 
 
 def ratio_statistics(sums: np.ndarray) -> np.ndarray:
-    """Error rates ``(samples,)`` of ``(samples, 2)`` summed errors and reference units; NaN without units."""
+    """Error rates `(samples,)` of `(samples, 2)` summed errors and reference units; NaN without units."""
     errors, units = sums[:, 0].astype(float), sums[:, 1].astype(float)
     return np.divide(errors, units, out=np.full(len(sums), np.nan), where=units > 0)
 
 
 def _resample_weights(utterances: int, samples: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
-    """How often each utterance is drawn, ``(samples in this chunk, utterances)``; chunks bound the memory."""
+    """How often each utterance is drawn, `(samples in this chunk, utterances)`; chunks bound the memory."""
     generator = np.random.default_rng(seed)
     probabilities = np.full(utterances, 1 / utterances)
     chunk = max(1, 4_000_000 // utterances)
@@ -41,21 +41,21 @@ def _resample_weights(utterances: int, samples: int, seed: int | Sequence[int]) 
 
 
 def bootstrap_sums(statistics: np.ndarray, *, samples: int = 1000, seed: int | Sequence[int] = 0) -> np.ndarray:
-    """Sums of ``statistics`` over resampled utterances.
+    """Sums of `statistics` over resampled utterances.
 
     Args:
-        statistics: ``(utterances, statistics)``, one row per utterance.
+        statistics: `(utterances, statistics)`, one row per utterance.
         samples: how many times as many utterances as there are get drawn with replacement.
         seed: the same seed draws the same utterances, so two systems on the same utterances are resampled in pairs.
 
     Returns:
-        ``(samples, statistics)``.
+        `(samples, statistics)`.
     """
     return np.concatenate([weights @ statistics for weights in _resample_weights(len(statistics), samples, seed)])
 
 
 def interval(values: np.ndarray) -> list[float] | None:
-    """The central 95 % ``[low, high]`` of bootstrap values (percentile method); None where no sample has a value."""
+    """The central 95 % `[low, high]` of bootstrap values (percentile method); None where no sample has a value."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.rows import group_name
+from ..recipes.files import read_json
 from .bootstrap import (
     bootstrap_sums,
     interval,
@@ -17,7 +18,6 @@ from .bootstrap import (
     sufficient_statistics,
 )
 from .metrics import bleu_metric
-from .run_report import read_json_if_there
 from .scoring import annotate, edit_statistics, prediction_key, read_predictions
 from .tables import number, percent, print_table
 
@@ -31,29 +31,31 @@ def _load_systems(report_paths: Sequence[Path]) -> tuple[dict[str, list[dict]], 
     if len(set(names)) < len(names):
         names = [str(path.parent) for path in report_paths]
     if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"comparing needs at least two different reports; got {[str(path) for path in report_paths]}")
+        raise ValueError(
+            f"Comparing needs at least two different reports; got {[str(path) for path in report_paths]}."
+        )
     counted = []
     by_key: list[dict[tuple, dict]] = []
     for path in report_paths:
         predictions = path.with_name("predictions.jsonl")
         for needed in (path, predictions):
             if not needed.exists():
-                raise FileNotFoundError(f"{needed} does not exist; comparing needs report.json and predictions.jsonl")
-        settings = read_json_if_there(path)["settings"]
+                raise FileNotFoundError(f"{needed} does not exist; comparing needs report.json and predictions.jsonl.")
+        settings = read_json(path)["settings"]
         counted.append({name: settings[name] for name in ("simplify_chinese", "bleu_tokenizer")})
         rows = annotate(read_predictions(predictions), simplify_chinese=settings["simplify_chinese"])
         by_key.append({prediction_key(row): row for row in rows})
     if any(settings != counted[0] for settings in counted):
         raise ValueError(
-            f"the reports were counted differently: {dict(zip(names, counted, strict=True))}; score them alike"
+            f"The reports were counted differently: {dict(zip(names, counted, strict=True))}; score them alike."
         )
     common = [key for key in by_key[0] if all(key in rows for rows in by_key)]
     if not common:
-        raise ValueError("the systems have no row in common (corpus, id, task and languages)")
+        raise ValueError("The systems have no row in common (corpus, id, task and languages).")
     for key in common:
         references = {rows[key]["reference"] for rows in by_key}
         if len(references) > 1:
-            raise ValueError(f"the systems were scored against different references for {key}: {sorted(references)}")
+            raise ValueError(f"The systems were scored against different references for {key}: {sorted(references)}.")
     left_out = {name: len(rows) - len(common) for name, rows in zip(names, by_key, strict=True)}
     if any(left_out.values()):
         print(f"Only the {len(common)} rows that all systems have are compared; left out: {left_out}")
@@ -90,9 +92,9 @@ def compare_predictions(
         bleu_tokenizer: as in `scoring.score`.
 
     Returns:
-        One dict per measure and group: ``group`` (``asr/fr`` or ``asr, average``), ``measure`` (``error_rate``, a
-        fraction, or ``bleu``), ``utterances`` and ``systems``: by name ``value``, its ``interval`` and, but for the
-        first, ``difference``, ``difference_interval`` and two-sided ``p_value``.
+        One dict per measure and group: `group` (`asr/fr` or `asr, average`), `measure` (`error_rate`, a
+        fraction, or `bleu`), `utterances` and `systems`: by name `value`, its `interval` and, except for
+        the first, `difference`, `difference_interval` and two-sided `p_value`.
     """
     first, *others = systems
     positions = defaultdict(list)
@@ -152,10 +154,10 @@ def _comparison(
 
 
 def compare(report_paths: Sequence[str | Path], *, samples: int = 1000, seed: int = 0) -> list[dict]:
-    """Prints two or more reports side by side and returns what :func:`compare_predictions` found.
+    """Prints two or more reports side by side and returns what [`compare_predictions`] found.
 
     Args:
-        report_paths: ``report.json`` files, each with its ``predictions.jsonl`` beside it; the first is the baseline.
+        report_paths: `report.json` files, each with its `predictions.jsonl` beside it; the first is the baseline.
         samples: bootstrap samples.
         seed: of the bootstrap.
 

@@ -1,18 +1,15 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Several recipes from the same seeds, and their comparison on the same utterances.
 
-::
-
-    python -m modeling_part.experiments baseline_2stage part no_text_tasks --seeds 42 43
-    python -m modeling_part.experiments baseline_2stage part --overlays data/sentences --folder runs/sentences
-    python -m modeling_part.experiments baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
+    part experiment baseline_2stage part no_text_tasks --seeds 42 43
+    part experiment baseline_2stage part --overlays data/sentences --folder runs/sentences
+    part experiment baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
 
 Run it where `train_part.py` is. A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
 that was cut off goes on with the same command, and a stage that two recipes train alike from the same seed is trained
 once. What follows `--` goes to every run.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -21,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..recipes.files import read_json
 from .comparison import compare
-from .run_report import read_json_if_there
 from .tables import number, percent, print_table
 
 
@@ -71,16 +68,18 @@ def run_recipes(
                 settings += ["--reuse_runs", *before]
             settings += options
             subprocess.run([*shlex.split(launch), "train_part.py", recipe, *overlays, *settings], check=True)
-            report = run / read_json_if_there(run / "report.json")["stages"][-1]["name"] / "report.json"
+            report = run / read_json(run / "report.json")["stages"][-1]["name"] / "report.json"
             if not report.is_file():
-                raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare")
+                raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare.")
             reports[seed].append(report)
     return reports
 
 
 def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table over all seeds, a row per recipe: mean and range over the seeds of the averages over
-    languages, and of the last stage's dev losses (nats per token), which tell recipes apart before their answers do.
+    """Header and rows of the table over all seeds, a row per recipe.
+
+    Mean and range over the seeds of the averages over languages, and of the last stage's dev losses (nats per token),
+    which tell recipes apart before their answers do.
     """
     figures = [[_figures(found[index]) for found in reports.values()] for index in range(len(recipes))]
     columns = {f"{task} {label}": form for task, _, label, form in MEASURES}
@@ -96,9 +95,9 @@ def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[l
 
 def _figures(report: Path) -> dict[str, float]:
     """Column -> figure of one run, from the `report.json` of its last stage and that of the run."""
-    macro = read_json_if_there(report)["macro"]
+    macro = read_json(report)["macro"]
     figures = {f"{task} {label}": macro.get(task, {}).get(measure) for task, measure, label, _ in MEASURES}
-    losses = read_json_if_there(report.parents[1] / "report.json")["stages"][-1].get("dev_loss", {})
+    losses = read_json(report.parents[1] / "report.json")["stages"][-1].get("dev_loss", {})
     figures |= {f"{task} dev loss": losses.get(task) for task in ("asr", "s2tt")}
     return {title: figure for title, figure in figures.items() if figure is not None}
 
@@ -110,35 +109,22 @@ def _mean_and_range(values: Sequence[float], form: Callable[[float], str]) -> st
     return form(float(np.mean(values))) + spread
 
 
-def main(argv: Sequence[str] | None = None) -> list[list[str]]:
-    """The command `python -m modeling_part.experiments`; returns the rows of the table over the seeds."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    split = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(prog="python -m modeling_part.experiments", description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="+", help="the first is what the others are compared with")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="42 unless given")
-    parser.add_argument(
-        "--launch", default=LAUNCH, help="command before train_part.py; accelerate launch unless given"
-    )
-    parser.add_argument("--folder", default="runs", help="where the runs go")
-    parser.add_argument("--overlays", nargs="+", default=[], help="recipes laid over each, such as data/sentences")
-    args = parser.parse_args(argv[:split])
-    reports = run_recipes(
-        args.recipes,
-        args.seeds,
-        launch=args.launch,
-        folder=args.folder,
-        overlays=args.overlays,
-        options=argv[split + 1 :],
-    )
-    if len(args.recipes) > 1:
+def run_experiment(recipes: Sequence[str], seeds: Sequence[int], **settings) -> list[list[str]]:
+    """Train every recipe from every seed, print their comparison per seed and the table over the seeds.
+
+    Args:
+        recipes: the first is what the others are compared with.
+        seeds: of the runs.
+        **settings: of [`run_recipes`].
+
+    Returns:
+        The rows of the table, see [`summarize`].
+    """
+    reports = run_recipes(recipes, seeds, **settings)
+    if len(recipes) > 1:
         for seed, found in reports.items():
             print(f"\nSeed {seed}")
             compare(found)
-    header, rows = summarize(args.recipes, reports)
-    print_table(f"Averages over languages, {len(args.seeds)} seed(s)", header, rows, text_columns=1)
+    header, rows = summarize(recipes, reports)
+    print_table(f"Averages over languages, {len(seeds)} seed(s)", header, rows, text_columns=1)
     return rows
-
-
-if __name__ == "__main__":
-    main()

@@ -21,18 +21,18 @@ def failure_signs(
 ) -> list[str]:
     """The paper's signs that a stage went wrong, as sentences; empty when there are none.
 
-    - ASR regresses (the paper: after ``joint``): a language's error rate rises by more than ``ASR_REGRESSION`` and the
+    - ASR regresses (the paper: after `joint`): a language's error rate rises by more than `ASR_REGRESSION` and the
       former value lies below the new 95 % interval.
-    - A language is far from the average: its ASR error rate is more than ``FAR_FROM_AVERAGE_FACTOR`` times the mean of
-      the other languages' and more than ``FAR_FROM_AVERAGE`` above it.
-    - BLEU of a well-provided direction falls by more than ``BLEU_LOSS`` and the former value lies above the new 95 %
+    - A language is far from the average: its ASR error rate is more than `FAR_FROM_AVERAGE_FACTOR` times the mean of
+      the other languages' and more than `FAR_FROM_AVERAGE` above it.
+    - BLEU of a well-provided direction falls by more than `BLEU_LOSS` and the former value lies above the new 95 %
       interval. Well provided: as many training rows as the median direction or more; every direction where
-      ``training_rows`` is None.
+      `training_rows` is None.
 
     Args:
         after: report (`scoring.score`) of the stage to judge.
         before: report of its parent stage; None compares nothing.
-        training_rows: rows per group (``s2tt/en-fr``) that the stage was trained on.
+        training_rows: rows per group (`s2tt/en-fr`) that the stage was trained on.
     """
     warnings = []
     former = before["groups"] if before else {}

@@ -1,11 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Error rates, BLEU and chrF, their bootstrap, and the same as ``evaluate`` modules that need no network.
-
-The modules are used like every other one, but are built by their class instead of being fetched by name::
-
-    WordErrorRate().compute(predictions=["a b"], references=["a c"], language="fr")
-    Bleu().compute(predictions=["..."], references=["..."], target_lang="ja")
-"""
+"""What is measured: edits by jiwer, BLEU by sacrebleu with each target language's tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,10 +34,12 @@ class EditCounts:
 
     @property
     def reference_units(self) -> int:
+        """Length of the reference."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def errors(self) -> int:
+        """Units of the hypothesis that are wrong, missing or too many."""
         return self.substitutions + self.deletions + self.insertions
 
 
@@ -58,7 +54,7 @@ def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLE
 
     Args:
         target_lang: BCP 47 code. 13a, except zh and yue: zh; ja: ja-mecab; ko: ko-mecab; th, lo, my, km: char.
-        tokenizer: sacrebleu's name of another tokenizer for every language, such as ``"flores200"`` (spBLEU;
+        tokenizer: sacrebleu's name of another tokenizer for every language, such as `"flores200"` (spBLEU;
             sacrebleu fetches its sentencepiece model once, which needs the network).
 
     Raises:
@@ -67,7 +63,9 @@ def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLE
     """
     tokenizer = tokenizer or BLEU_TOKENIZERS.get(primary_language(target_lang), "13a")
     if tokenizer not in sacrebleu.BLEU.TOKENIZERS:
-        raise ValueError(f"no BLEU tokenizer {tokenizer!r}; sacrebleu has {', '.join(sacrebleu.BLEU.TOKENIZERS)}")
+        raise ValueError(
+            f"There is no BLEU tokenizer {tokenizer!r}; sacrebleu has {', '.join(sacrebleu.BLEU.TOKENIZERS)}."
+        )
     extras = {"ja-mecab": "ja", "ko-mecab": "ko", "flores200": "flores200", "flores101": "flores200"}
     try:
         return sacrebleu.BLEU(tokenize=tokenizer)
@@ -77,5 +75,5 @@ def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLE
             raise
         raise ImportError(
             f"BLEU into {target_lang!r} needs sacrebleu's tokenizer {tokenizer!r}, whose packages are not installed; "
-            f"run `pip install modeling-part[{extras[tokenizer]}]`"
+            f"run `pip install modeling-part[{extras[tokenizer]}]`."
         ) from error

@@ -8,7 +8,7 @@
 | th, lo, my, km | basic | characters, spaces removed (written without spaces between words, as in Whisper's paper) |
 | all others whose script CLDR knows | basic | words |
 
-"Basic" is Whisper's ``BasicTextNormalizer`` (lower case, bracketed remarks removed, NFKC, punctuation and symbols
+"Basic" is Whisper's `BasicTextNormalizer` (lower case, bracketed remarks removed, NFKC, punctuation and symbols
 become spaces) with these differences, which change nothing in the ten languages of the paper:
 
 - Combining marks stay. Whisper's turns each into a space, which deletes the vowels of Thai and of every Indic script
@@ -21,12 +21,14 @@ Whisper's English normaliser leaves the last point of an ellipsis as a word of i
 here a symbol that stands alone is removed.
 
 NFKC makes full-width and half-width forms equal (ＡＢＣ and ABC, ｶﾅ and カナ) and composes Korean syllables.
-Traditional and simplified Chinese are *different* characters unless ``simplify_chinese=True`` (needs the ``chinese``
+Traditional and simplified Chinese are *different* characters unless `simplify_chinese=True` (needs the `chinese`
 extra). Numbers are not spelled out except in English: "2" for "二" or "deux" is an error.
 
-Sources: `openai/whisper`, ``whisper/normalizers`` (MIT; ``english_spelling.json`` is its ``english.json``), as carried
-by ``transformers.models.whisper.english_normalizer``; Unicode CLDR through Babel for the script of a language.
+Sources: `openai/whisper`, `whisper/normalizers` (MIT; `english_spelling.json` is its `english.json`), as carried
+by `transformers.models.whisper.english_normalizer`; Unicode CLDR through Babel for the script of a language.
 """
+
+from __future__ import annotations
 
 import functools
 import json
@@ -34,10 +36,15 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import regex
 from babel.core import get_global
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+
+if TYPE_CHECKING:
+    from opencc import OpenCC
 
 
 # zh, yue, ja, ko by the paper; the other four are written without spaces between words.
@@ -78,19 +85,19 @@ IN_BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 
 
 def primary_language(code: str) -> str:
-    """The language of a BCP 47 code in its modern form: ``"zh-TW"`` and ``"cmn"`` give ``"zh"``, ``"iw"`` ``"he"``."""
+    """The language of a BCP 47 code in its modern form: `"zh-TW"` and `"cmn"` give `"zh"`, `"iw"` `"he"`."""
     language = code.replace("_", "-").split("-")[0].lower()
     return get_global("language_aliases").get(language, language)
 
 
 def language_scripts(code: str) -> frozenset[str]:
-    """The Unicode scripts (ISO 15924 names, e.g. ``{"Latn"}``) a language is written in.
+    """The Unicode scripts (ISO 15924 names, e.g. `{"Latn"}`) a language is written in.
 
-    A script in the code itself counts alone (``"sr-Latn"``); otherwise CLDR's likely script for the code, and the
+    A script in the code itself counts alone (`"sr-Latn"`); otherwise CLDR's likely script for the code, and the
     second script of the few languages that use two.
 
     Raises:
-        ValueError: CLDR knows no script for ``code``.
+        ValueError: CLDR knows no script for `code`.
     """
     subtags = code.replace("_", "-").split("-")
     language = primary_language(code)
@@ -102,8 +109,8 @@ def language_scripts(code: str) -> frozenset[str]:
     likely = likely_subtags.get("_".join([language, *region[:1]])) or likely_subtags.get(language)
     if likely is None or language == "und":
         raise ValueError(
-            f"no text normaliser for language {code!r}: it is not a BCP 47 language whose script CLDR knows; "
-            "use the language's code, such as 'en', 'zh' or 'pt-BR'"
+            f"There is no text normaliser for language {code!r}: it is not a BCP 47 language whose script CLDR knows; "
+            "use the language's code, such as 'en', 'zh' or 'pt-BR'."
         )
     script = likely.split("_")[1]
     return frozenset(COMPOSITE_SCRIPTS.get(script, {script}) | SECOND_SCRIPTS.get(language, set()))
@@ -123,8 +130,8 @@ def check_languages(codes: Iterable[str]) -> None:
             unknown.append(code)
     if unknown:
         raise ValueError(
-            f"no text normaliser for {', '.join(map(repr, unknown))}: not BCP 47 languages whose script CLDR knows; "
-            "correct the code in the recipe or the manifest (such as 'en', 'zh' or 'pt-BR') or leave the language out"
+            f"There is no text normaliser for {', '.join(map(repr, unknown))}: not BCP 47 languages whose script CLDR knows; "
+            "correct the code in the recipe or the manifest (such as 'en', 'zh' or 'pt-BR') or leave the language out."
         )
 
 
@@ -140,13 +147,13 @@ def _english_normalizer() -> EnglishTextNormalizer:
 
 
 @functools.cache
-def _chinese_converter():
+def _chinese_converter() -> OpenCC:
     try:
         import opencc
     except ImportError as error:
         raise ImportError(
             "simplify_chinese=True converts traditional to simplified characters with OpenCC, which is not installed; "
-            "run `pip install modeling-part[chinese]`, or score without the conversion"
+            "run `pip install modeling-part[chinese]`, or score without the conversion."
         ) from error
     return opencc.OpenCC("t2s")
 
@@ -167,19 +174,19 @@ def _normalize_basic(text: str, language: str) -> str:
 
 
 def normalize_text(text: str, language: str, *, simplify_chinese: bool = False) -> str:
-    """The form of ``text`` in which errors are counted.
+    """The form of `text` in which errors are counted.
 
     Args:
         text: a reference or a hypothesis.
         language: BCP 47 code of the text's language.
-        simplify_chinese: write Chinese and Cantonese in simplified characters (needs the ``chinese`` extra).
+        simplify_chinese: write Chinese and Cantonese in simplified characters (needs the `chinese` extra).
 
     Returns:
         Units separated by single spaces; without spaces where characters are counted.
 
     Raises:
-        ValueError: no normaliser for ``language``.
-        ImportError: ``simplify_chinese`` without OpenCC.
+        ValueError: no normaliser for `language`.
+        ImportError: `simplify_chinese` without OpenCC.
     """
     language_scripts(language)
     language = primary_language(language)
@@ -199,7 +206,7 @@ def scored_units(normalized_text: str, language: str) -> list[str]:
 
 
 def script_share(text: str, scripts: Iterable[str]) -> float | None:
-    """The share of the letters of ``text`` (0 to 1) that belong to ``scripts``; None for a text without letters."""
+    """The share of the letters of `text` (0 to 1) that belong to `scripts`; None for a text without letters."""
     letters = regex.findall(r"\p{L}", text)
     if not letters:
         return None

@@ -1,17 +1,10 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Prediction with a checkpoint, and the command line of everything that is read off predictions.
+"""Prediction with a checkpoint: `predictions.jsonl`, from which all figures are read off.
 
-::
-
-    python -m modeling_part.evaluation score runs/part/joint/predictions.jsonl
-    python -m modeling_part.evaluation compare runs/baseline_2stage/joint/report.json runs/part/joint/report.json
-    python -m modeling_part.evaluation report runs/quickstart
-
-Normalisation is in ``normalization.py``, the measures in ``metrics.py``, the counting in ``scoring.py``, tables and
-pictures in ``reports.py`` and ``comparison.py``.
+`part score`, `part report` and `part compare` read them. Normalisation is in `normalization.py`, the measures in
+`metrics.py`, the counting in `scoring.py`, tables and pictures in `reports.py`, `run_report.py` and `comparison.py`.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -25,10 +18,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..audio_part import load_audio
-from .comparison import compare
+from ..audio_part import load_clip
 from .reports import write_report
-from .run_report import run_report
 from .scoring import annotate, prediction_key, read_predictions, score, write_predictions
 
 
@@ -54,7 +45,7 @@ def plan_prediction_batches(
 ) -> list[list[int]]:
     """Groups row indices into batches of one task and similar length, longest first (memory runs out at once or never).
 
-    A batch holds at most ``batch_size`` rows and ``max_audio_seconds`` of audio counted with its padding; a longer
+    A batch holds at most `batch_size` rows and `max_audio_seconds` of audio counted with its padding; a longer
     row is a batch of its own.
     """
 
@@ -83,10 +74,7 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
     """One hypothesis per row; all rows are of one task, so all have audio or none has."""
     audio = None
     if rows[0]["task"] != "mt":
-        audio = [
-            load_audio(row["audio"], processor.sampling_rate, start=row.get("start"), end=row.get("end"))
-            for row in rows
-        ]
+        audio = [load_clip(row, processor.sampling_rate) for row in rows]
     inputs = processor(
         audio=audio,
         task=rows[0]["task"],
@@ -104,13 +92,15 @@ def _predict_batch(model, processor, rows: Sequence[Mapping], max_new_tokens: in
     """Hypotheses of a batch; where the batch fails, of each row alone, and of a row that fails alone its error."""
     try:
         return [{"hypothesis": text} for text in _generate(model, processor, rows, max_new_tokens)]
-    except Exception as error:  # whatever a broken clip or a full memory raises must cost this row only, and be told
+    except (
+        Exception
+    ) as error:  # whatever a broken clip or a full memory raises must cost this row only, and be reported
         message = f"{type(error).__name__}: {error}"
     # Outside the handler, which would keep the failed batch's tensors alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(rows) == 1:
-        logger.warning("row %r failed and counts as an error: %s", rows[0]["id"], message)
+        logger.warning("Row %r failed and counts as an error: %s", rows[0]["id"], message)
         return [{"hypothesis": "", "error": message}]
     return [_predict_batch(model, processor, [row], max_new_tokens)[0] for row in rows]
 
@@ -189,8 +179,8 @@ def predict(
     Args:
         model: a `PARTForSpeechSeq2Seq` on its device, whole on every process (not sharded).
         processor: its `PARTProcessor`.
-        dataset: rows with the canonical columns; ``text`` is the reference.
-        output_path: the ``predictions.jsonl`` to write; its folder is created.
+        dataset: rows with the canonical columns; `text` is the reference.
+        output_path: the `predictions.jsonl` to write; its folder is created.
         batch_size: rows per batch at most.
         max_audio_seconds: seconds of audio per batch at most, padding included.
         max_new_tokens: tokens per hypothesis at most.
@@ -201,7 +191,7 @@ def predict(
         On every process, one annotated prediction per row in the order of the data set (see `scoring.annotate`).
 
     Raises:
-        ValueError: rows without ``text``, or two rows with the same corpus, id, task and languages.
+        ValueError: rows without `text`, or two rows with the same corpus, id, task and languages.
         RuntimeError: every row failed; gives the first error.
     """
     output_path = Path(output_path)
@@ -215,11 +205,11 @@ def predict(
     double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
     if count > 1:
         raise ValueError(
-            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own"
+            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own."
         )
     without_text = [row["id"] for row in table if row["text"] is None]
     if without_text:
-        raise ValueError(f"rows without text to score against: {without_text[:5]} ({len(without_text)} in all)")
+        raise ValueError(f"Rows without text to score against: {without_text[:5]} ({len(without_text)} in all).")
 
     accelerator = accelerator or Accelerator()
     model = accelerator.unwrap_model(model)
@@ -248,7 +238,7 @@ def predict(
     rows = read_predictions(output_path)
     errors = [row["error"] for row in rows if row.get("error") is not None]
     if rows and len(errors) == len(rows):
-        raise RuntimeError(f"all {len(rows)} rows failed, the first with {errors[0]}; see {output_path}")
+        raise RuntimeError(f"All {len(rows)} rows failed, the first with {errors[0]}; see {output_path}.")
     return rows
 
 
@@ -262,12 +252,12 @@ def predict_and_report(
     accelerator: Accelerator | None = None,
     **generation,
 ) -> dict:
-    """`predictions.jsonl` ([`predict`]) and their report (`scoring.score`) as ``report.json`` and ``report.md``.
+    """`predictions.jsonl` ([`predict`]) and their report (`scoring.score`) as `report.json` and `report.md`.
 
     Args:
         folder: for the three files; created.
         seed: of the bootstrap.
-        **generation: ``batch_size``, ``max_audio_seconds`` and ``max_new_tokens`` of [`predict`].
+        **generation: `batch_size`, `max_audio_seconds` and `max_new_tokens` of [`predict`].
 
     Returns:
         The report, on every process; the main one scores.
@@ -282,39 +272,3 @@ def predict_and_report(
         report = score(predictions, seed=seed)
         write_report(report, folder)
     return broadcast_object_list([report])[0]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m modeling_part.evaluation", description="Scores and reports.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("score", help="predictions.jsonl -> report.json and report.md beside it")
-    command.add_argument("predictions", type=Path)
-    command.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    command.add_argument("--bleu_tokenizer", help="one sacrebleu tokenizer for all directions, such as flores200")
-    command.add_argument("--simplify_chinese", action="store_true", help="compare Chinese in simplified characters")
-    command = commands.add_parser("compare", help="two or more reports side by side; the first is the baseline")
-    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl")
-    command.add_argument("--seed", type=int, default=0, help="of the paired bootstrap (default 0)")
-    command = commands.add_parser("report", help="gather the stages of a run into report.md, report.json, loss.png")
-    command.add_argument("run", type=Path, help="run folder, such as runs/quickstart")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "score":
-            report = score(
-                read_predictions(options.predictions),
-                seed=options.seed,
-                bleu_tokenizer=options.bleu_tokenizer,
-                simplify_chinese=options.simplify_chinese,
-            )
-            write_report(report, options.predictions.parent)
-        elif options.command == "compare":
-            compare(options.reports, seed=options.seed)
-        else:
-            run_report(options.run)
-    except (ImportError, OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog} {options.command}: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

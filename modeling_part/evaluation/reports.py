@@ -1,10 +1,10 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Reports a person reads: of one set of predictions, and of all stages of a run with its loss curve and warnings."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..recipes.files import write_json
 from .tables import markdown_table, number, percent, print_table, with_interval
 
 
@@ -57,10 +57,10 @@ def _report_markdown(report: Mapping) -> str:
 
 
 def write_report(report: Mapping, folder: str | Path) -> None:
-    """Writes ``report.json`` and ``report.md`` of a report from `scoring.score` into a folder and prints the table."""
+    """Writes `report.json` and `report.md` of a report from `scoring.score` into a folder and prints the table."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", report)
     (folder / "report.md").write_text(_report_markdown(report), encoding="utf-8")
     header, rows = report_rows(report)
     shown = [0, 1, 2, 3, 5, 6, 11, 12, 13]

@@ -1,7 +1,6 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """One report of a whole run: its stages side by side."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..data.rows import group_name
+from ..recipes.files import read_json, write_json
 from .failure_signs import failure_signs
 from .scoring import read_predictions
 from .tables import markdown_table, number, percent, print_table, with_interval
@@ -18,24 +18,23 @@ from .tables import markdown_table, number, percent, print_table, with_interval
 EXAMPLES_PER_STAGE = 6
 
 
-def read_json_if_there(path: Path):
+def read_json_if_there(path: Path) -> dict | list | None:
     """The content of a JSON file; None where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def _stage_folders(run_folder: Path) -> list[Path]:
     """The stage folders (those with stage.json), each after its parent."""
     folders = {path.parent.name: path.parent for path in sorted(run_folder.glob("*/stage.json"))}
     parents = {
-        name: Path(read_json_if_there(folder / "stage.json").get("parent") or "").name
-        for name, folder in folders.items()
+        name: Path(read_json(folder / "stage.json").get("parent") or "").name for name, folder in folders.items()
     }
     ordered: list[str] = []
     while len(ordered) < len(folders):
         ready = [name for name in folders if name not in ordered and parents[name] not in set(folders) - set(ordered)]
         if not ready:
             raise ValueError(
-                f"the stages {sorted(set(folders) - set(ordered))} in {run_folder} are each other's parents"
+                f"The stages {sorted(set(folders) - set(ordered))} in {run_folder} are each other's parents."
             )
         ordered += ready
     return [folders[name] for name in ordered]
@@ -53,7 +52,7 @@ def _examples(predictions: Sequence[Mapping]) -> list[dict]:
 
 
 def _read_stage(folder: Path) -> dict:
-    stage = read_json_if_there(folder / "stage.json")
+    stage = read_json(folder / "stage.json")
     history = read_json_if_there(folder / "log_history.json") or []
     metrics = dict(stage.get("metrics") or {})
     for entry in history:  # the last evaluation counts
@@ -141,22 +140,22 @@ def _plot_losses(stages: Sequence[Mapping], path: Path) -> bool:
 def run_report(run_folder: str | Path) -> dict:
     """Gathers the stages of a run into one table; prints it and writes it into the run folder.
 
-    Reads of every stage folder ``stage.json`` (``metrics``, ``parent``, ``data``), ``log_history.json`` (a list of
-    dicts with ``step``, ``loss``, ``eval_loss``, ``eval_asr/fr_loss``, ...), ``report.json`` and
-    ``predictions.jsonl``; what a stage lacks stays empty in the table. Writes ``report.json``, ``report.md`` and, where
-    losses were logged, ``loss.png``.
+    Reads of every stage folder `stage.json` (`metrics`, `parent`, `data`), `log_history.json` (a list of
+    dicts with `step`, `loss`, `eval_loss`, `eval_asr/fr_loss`, ...), `report.json` and
+    `predictions.jsonl`; what a stage lacks stays empty in the table. Writes `report.json`, `report.md` and, where
+    losses were logged, `loss.png`.
 
     Returns:
-        What ``report.json`` holds: ``stages`` (``name``, ``dev_loss``, ``report``, ``examples``) and ``warnings``.
+        What `report.json` holds: `stages` (`name`, `dev_loss`, `report`, `examples`) and `warnings`.
 
     Raises:
-        FileNotFoundError: no folder with a ``stage.json`` in ``run_folder``.
+        FileNotFoundError: no folder with a `stage.json` in `run_folder`.
         ValueError: the stages name each other as parents.
     """
     run_folder = Path(run_folder)
     folders = _stage_folders(run_folder)
     if not folders:
-        raise FileNotFoundError(f"{run_folder} has no stage folder with a stage.json; train a stage first")
+        raise FileNotFoundError(f"{run_folder} has no stage folder with a stage.json; train a stage first.")
     stages = [_read_stage(folder) for folder in folders]
     warnings = []
     for before, stage in pairwise([None, *stages]):
@@ -171,7 +170,7 @@ def run_report(run_folder: str | Path) -> dict:
         "stages": [{key: stage[key] for key in ("name", "dev_loss", "report", "examples")} for stage in stages],
         "warnings": warnings,
     }
-    (run_folder / "report.json").write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(run_folder / "report.json", result)
     parts = [f"# {run_folder.name}\n", markdown_table(header, rows)]
     if warnings:
         parts += ["## Warnings\n", *[f"- {warning}" for warning in warnings], ""]

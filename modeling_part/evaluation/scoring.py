@@ -1,10 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Predictions to figures: per language and direction, with intervals, error kinds and signs of a broken model.
 
-A *prediction* is a dict with ``id``, ``corpus``, ``task``, ``source_lang``, ``target_lang``, ``reference``,
-``hypothesis`` and, where known, ``source_text``; a row that failed has ``error`` (why) and an empty hypothesis, and
-counts as deleted from start to end. A *group* is a task in a language or direction: ``asr/fr``, ``s2tt/en-fr``.
+A *prediction* is a dict with `id`, `corpus`, `task`, `source_lang`, `target_lang`, `reference`,
+`hypothesis` and, where known, `source_text`; a row that failed has `error` (why) and an empty hypothesis, and
+counts as deleted from start to end. A *group* is a task in a language or direction: `asr/fr`, `s2tt/en-fr`.
 """
+
+from __future__ import annotations
 
 import functools
 import importlib.metadata
@@ -14,6 +16,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sacrebleu
@@ -30,6 +33,10 @@ from .normalization import (
     scored_units,
     script_share,
 )
+
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
 
 
 logger = logging.getLogger(__name__)
@@ -57,7 +64,7 @@ def check_scorable(
     Args:
         languages: BCP 47 codes of all texts that will be scored.
         translation_targets: those translated into.
-        bleu_tokenizer: as in :func:`score`.
+        bleu_tokenizer: as in [`score`].
 
     Raises:
         ValueError: lists the languages without a text normaliser, or names an unknown BLEU tokenizer.
@@ -75,7 +82,7 @@ def prediction_key(row: Mapping) -> tuple[str, str, str, str, str]:
 
 
 def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
-    """True for units that repeat their tail ``LOOP_REPEATS`` times or deflate by more than ``LOOP_COMPRESSION_RATIO``.
+    """True for units that repeat their tail `LOOP_REPEATS` times or deflate by more than `LOOP_COMPRESSION_RATIO`.
 
     Never true of a hypothesis that is no longer than its reference, so that "seven seven seven seven" may be said.
     """
@@ -89,8 +96,8 @@ def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
 
 
 @functools.cache
-def _language_identifier(languages: frozenset[str]):
-    """py3langid restricted to those of ``languages`` that it knows; None where fewer than two are left to tell apart."""
+def _language_identifier(languages: frozenset[str]) -> LanguageIdentifier | None:
+    """py3langid restricted to those of `languages` that it knows; None where fewer than two are left to tell apart."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -102,15 +109,15 @@ def _language_identifier(languages: frozenset[str]):
 
 
 def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
-    """Whether a hypothesis is written in another language than ``row["target_lang"]``.
+    """Whether a hypothesis is written in another language than `row["target_lang"]`.
 
     Three signs, from the sure to the less sure: most letters are of another script; a translation is the source
-    sentence again; a text of at least ``IDENTIFIABLE_LETTERS`` letters is identified (py3langid, restricted to
-    ``languages``) as another language with a probability of ``IDENTIFICATION_PROBABILITY`` or more. Short texts in the
+    sentence again; a text of at least `IDENTIFIABLE_LETTERS` letters is identified (py3langid, restricted to
+    `languages`) as another language with a probability of `IDENTIFICATION_PROBABILITY` or more. Short texts in the
     wrong language but the right script go unseen, and so do Cantonese for Chinese and kanji-only Japanese.
 
     Args:
-        row: a prediction with ``normalized_hypothesis`` and ``normalized_reference``.
+        row: a prediction with `normalized_hypothesis` and `normalized_reference`.
         languages: primary languages of the whole set of predictions.
     """
     hypothesis, target = row["normalized_hypothesis"], row["target_lang"]
@@ -142,9 +149,9 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
     """Adds to each prediction what is counted about it.
 
     Returns:
-        Copies of the rows with ``normalized_reference``, ``normalized_hypothesis``, ``unit`` ("word" or "character"),
-        ``hits``, ``substitutions``, ``deletions``, ``insertions``, ``error_rate`` (errors over reference units, over
-        one where the reference has none), ``empty``, ``looping``, ``wrong_language``.
+        Copies of the rows with `normalized_reference`, `normalized_hypothesis`, `unit` ("word" or "character"),
+        `hits`, `substitutions`, `deletions`, `insertions`, `error_rate` (errors over reference units, over
+        one where the reference has none), `empty`, `looping`, `wrong_language`.
 
     Raises:
         ValueError: a row lacks a field, or its language has no text normaliser.
@@ -154,7 +161,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
         missing = [field for field in REQUIRED_FIELDS if row.get(field) is None]
         if missing:
             raise ValueError(
-                f"prediction {row.get('id')!r} has no {', '.join(missing)}; every row needs {REQUIRED_FIELDS}"
+                f"Prediction {row.get('id')!r} has no {', '.join(missing)}; every row needs {REQUIRED_FIELDS}."
             )
     languages = frozenset(primary_language(row[field]) for row in rows for field in ("source_lang", "target_lang"))
     for row in rows:
@@ -180,7 +187,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
 
 
 def edit_statistics(rows: Sequence[Mapping]) -> np.ndarray:
-    """Errors and reference units of annotated rows, ``(rows, 2)``."""
+    """Errors and reference units of annotated rows, `(rows, 2)`."""
     return np.array(
         [
             [
@@ -272,20 +279,20 @@ def score(
         simplify_chinese: compare Chinese in simplified characters.
 
     Returns:
-        A dict fit for JSON. ``groups``: by name (``asr/fr``, ``s2tt/en-fr``) ``error_rate`` (a fraction; word or
-        character errors by ``error_metric``; of a translation against its one reference) with
-        ``error_rate_interval``, ``utterances``, ``failed``, ``reference_words``, ``reference_characters``,
-        ``substitutions``, ``deletions``, ``insertions``, the shares ``empty``, ``looping``, ``wrong_language`` and,
-        of translations, ``bleu`` and ``chrf`` (0 to 100) with interval and signature. ``macro``: unweighted means per
-        task, with intervals. ``corpora``: the same two for each corpus, where there are several. ``settings``: how it was counted.
+        A dict fit for JSON. `groups`: by name (`asr/fr`, `s2tt/en-fr`) `error_rate` (a fraction; word or
+        character errors by `error_metric`; of a translation against its one reference) with
+        `error_rate_interval`, `utterances`, `failed`, `reference_words`, `reference_characters`,
+        `substitutions`, `deletions`, `insertions`, the shares `empty`, `looping`, `wrong_language` and,
+        of translations, `bleu` and `chrf` (0 to 100) with interval and signature. `macro`: unweighted means per
+        task, with intervals. `corpora`: the same two for each corpus, where there are several. `settings`: how it was counted.
 
     Raises:
-        ValueError: no predictions, or a row as :func:`annotate` refuses it.
+        ValueError: no predictions, or a row as [`annotate`] refuses it.
         ImportError: BLEU into a language whose tokenizer is not installed.
     """
     rows = annotate(predictions, simplify_chinese=simplify_chinese)
     if not rows:
-        raise ValueError("no predictions to score; is the test set empty?")
+        raise ValueError("There are no predictions to score; is the test set empty?")
     settings = {"bootstrap_samples": bootstrap_samples, "seed": seed, "bleu_tokenizer": bleu_tokenizer}
     report = _score_rows(rows, **settings)
     corpora = sorted({row["corpus"] for row in rows})
@@ -314,7 +321,7 @@ def write_predictions(predictions: Iterable[Mapping], path: str | Path) -> None:
 
 
 def read_predictions(path: str | Path) -> list[dict]:
-    """Reads what :func:`write_predictions` wrote.
+    """Reads what [`write_predictions`] wrote.
 
     A last line that a killed process left unfinished is left out with a warning.
 
@@ -332,5 +339,5 @@ def read_predictions(path: str | Path) -> list[dict]:
             if number == len(lines):
                 logger.warning("%s ends in an unfinished line, which is left out", path)
                 break
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); delete the line or the file") from error
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); delete the line or the file.") from error
     return rows

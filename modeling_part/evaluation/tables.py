@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Figures as text, Markdown tables and tables on a terminal."""
 
+import json
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,26 +10,42 @@ from rich.text import Text
 
 
 def percent(value: float | None) -> str:
+    """A share in percent, to one digit; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def number(value: float | None, digits: int = 1) -> str:
+    """A figure rounded to `digits`; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def with_interval(text: str, bounds: Sequence[float] | None, scale: float = 1.0) -> str:
+    """A figure with its interval in brackets, where it has one."""
     return text if bounds is None else f"{text} [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]"
+
+
+def plain_value(value: object) -> str:
+    """A value of a JSON file: whole numbers in full, others to four significant digits, text as it is."""
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{int(value):,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def markdown_cell(text: object) -> str:
+    """Text that cannot break a row of a Markdown table."""
+    return " ".join(str(text).replace("|", "\\|").split())
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; bars and line breaks inside cells are made harmless."""
     lines = [header, ["---"] * len(header), *rows]
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return "".join(f"| {' | '.join(map(markdown_cell, line))} |\n" for line in lines)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 2) -> None:
-    """The same table on the terminal; columns after the first ``text_columns`` are set flush right."""
+    """The same table on the terminal; columns after the first `text_columns` are set flush right."""
     table = Table(title=title, title_justify="left")
     for position, name in enumerate(header):
         table.add_column(name, justify="left" if position < text_columns else "right", overflow="fold")

@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.tables import markdown_cell, number, percent, plain_value, with_interval
 from ..recipes.stage_record import check_stage_info
 
 
@@ -26,14 +27,14 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LANGUAGE = re.compile(r"[a-z]{2,3}(?:-(?:[A-Z][a-z]{3}|[A-Z]{2}|\d{3}))*")
 
 
-def card_folder():
+def card_folder() -> Path:
     """The folder of templates: `modeling_part.model_cards` once installed, `model_cards` in the repository.
 
     Raises:
         FileNotFoundError: neither is there.
     """
-    if importlib.util.find_spec("modeling_part.model_cards") is not None:
-        return importlib.resources.files("modeling_part.model_cards")
+    if (installed := importlib.util.find_spec("modeling_part.model_cards")) is not None:
+        return Path(installed.origin).parent
     checkout = Path(__file__).resolve().parents[2] / "model_cards"
     if not checkout.is_dir():
         raise FileNotFoundError(f"The model card templates are not in {checkout}; install the package again.")
@@ -57,7 +58,7 @@ def render_card(
     """Render the model card of a stage.
 
     Args:
-        stage_info: what `stage.json` holds, see `checkpoints.write_stage_json`.
+        stage_info: what `stage.json` holds, see `stage_record.write_stage_json`.
         report: what `report.json` holds, see `scoring.score`; without it the card says that there is no evaluation.
         repo_id: the repository on the Hub, `USER/NAME`.
         license: identifier for the card's metadata, such as "apache-2.0"; left out by default, since it is the
@@ -71,8 +72,9 @@ def render_card(
         ValueError: the metadata is not valid.
     """
     check_stage_info(stage_info)
+    # `ModelCard.from_template` renders without filters, and leaves out in silence what a template names wrongly.
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
-    environment.filters.update(cell=_cell, number=_number)
+    environment.filters.update(cell=markdown_cell, plain=lambda value: markdown_cell(plain_value(value)))
     template = environment.from_string((card_folder() / "model_card.md").read_text(encoding="utf-8"))
     metadata = _metadata(stage_info, report, repo_id, license)
     text = template.render(metadata=metadata.to_yaml(), repo_id=repo_id, **_body(stage_info, report, repo_id))
@@ -110,10 +112,9 @@ def _results(report: Mapping | None, stage_info: Mapping) -> list[EvalResult]:
     results = []
     for corpus, groups in _corpora(report).items():
         for name, group in groups.items():
-            figures = (
-                [(group["error_metric"].lower(), _percent(group["error_rate"]))] if group["task"] == "asr" else []
-            )
-            figures += [(metric, _score(group.get(metric))) for metric in ("bleu", "chrf")]
+            figures = {metric: group.get(metric) for metric in ("bleu", "chrf")}
+            if group["task"] == "asr" and group["error_rate"] is not None:
+                figures = {group["error_metric"].lower(): 100 * group["error_rate"]} | figures
             results += [
                 EvalResult(
                     task_type=HUB_TASKS[group["task"]],
@@ -123,9 +124,9 @@ def _results(report: Mapping | None, stage_info: Mapping) -> list[EvalResult]:
                     dataset_config=name.partition("/")[2],
                     metric_type=metric,
                     metric_name=f"{metric.upper()}, {stage_info['stage']} stage",
-                    metric_value=float(value),
+                    metric_value=round(value, 1),
                 )
-                for metric, value in figures
+                for metric, value in figures.items()
                 if value is not None
             ]
     return results
@@ -199,18 +200,15 @@ def _tables(report: Mapping | None) -> list[dict]:
 
 def _table_row(name: str, group: Mapping) -> list[str]:
     task, _, direction = name.partition("/")
-    errors = _with_interval(_percent(group["error_rate"]), group.get("error_rate_interval"), 100)
+    errors = with_interval(percent(group["error_rate"]), group.get("error_rate_interval"), 100)
     return [
         task,
         direction,
         f"{group['error_metric']} {errors}",
-        *[
-            _with_interval(_score(group.get(metric)), group.get(f"{metric}_interval"), 1)
-            for metric in ("bleu", "chrf")
-        ],
+        *[with_interval(number(group.get(metric)), group.get(f"{metric}_interval")) for metric in ("bleu", "chrf")],
         str(group["utterances"]),
         str(group["failed"]),
-        *[_percent(group[sign]) or "–" for sign in ("empty", "looping", "wrong_language")],
+        *[percent(group[sign]) for sign in ("empty", "looping", "wrong_language")],
     ]
 
 
@@ -219,39 +217,9 @@ def _signatures(report: Mapping | None) -> list[str]:
     return sorted({value for group in groups for key, value in group.items() if key.endswith("_signature")})
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.1f}"
-
-
-def _score(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1f}"
-
-
-def _with_interval(value: str | None, interval, factor: int) -> str:
-    if value is None:
-        return "–"
-    if not interval or interval[0] is None:
-        return value
-    return f"{value} [{factor * interval[0]:.1f}, {factor * interval[1]:.1f}]"
-
-
 def _flatten(mapping: Mapping, prefix: str = "") -> list[tuple[str, object]]:
     """`{"a": {"b": 1}}` -> `[("a.b", 1)]`."""
     rows = []
     for key, value in mapping.items():
         rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return rows
-
-
-def _number(value) -> str:
-    """Text of a value in a table: whole numbers in full, others to four significant digits."""
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.4g}"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{int(value):,}"
-    return _cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def _cell(value) -> str:
-    """Text that cannot break a row of a Markdown table."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")

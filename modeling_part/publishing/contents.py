@@ -1,13 +1,13 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""The folder of a finished stage: its `stage.json`, the code that travels with it, and what of it may leave the machine.
+"""What of a finished stage's folder goes to the Hub: [`prepare`] completes it with code and card, and cleans it.
 
 A finished stage holds `config.json`, `model.safetensors` (or shards), `generation_config.json`, the processor's files
-and `stage.json`. [`upload_contents`] decides which of its files are published, and cleans them.
+and `stage.json`.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from ..configuration_part import PARTConfig
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..recipes.files import CheckpointError, read_json, to_json
+from ..recipes.stage_record import read_stage_json
+from .cards import render_card, stage_tag
 from .privacy import check_nothing_private, without_local_paths
-from .remote_code import CODE_FILES
+from .remote_code import CODE_FILES, add_remote_code
 
 
 logger = logging.getLogger(__name__)
@@ -70,11 +72,19 @@ WHY_REFUSED = {
 }
 
 
-def upload_contents(folder: str | Path) -> dict[str, Path | bytes]:
-    """Everything of a stage folder that is published, by name: weights as paths, the rest as cleaned bytes.
+def prepare(
+    folder: str | Path, repo_id: str, *, license: str | None = None, tags: Mapping[str, str] | None = None
+) -> dict[str, Path | bytes]:
+    """Everything that a stage's commit holds, by name: weights as paths, the rest as cleaned bytes.
 
-    Local paths, and keys that only say where files lay, are taken out of the JSON files; the folder itself stays as it
-    is. README.md is not among them: the card is rendered anew.
+    The folder gains the code that travels with it, see [`add_remote_code`]. What is uploaded is cleaned of local paths,
+    and of keys that only say where files lay; `README.md` is rendered anew.
+
+    Args:
+        folder: of a finished stage; `report.json`, where it is there, gives the card's evaluation.
+        repo_id: the repository on the Hub, which the card names.
+        license: identifier for the card's metadata.
+        tags: what the repository has published before, commits by tag; they give the revision of the parent.
 
     Raises:
         CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
@@ -82,9 +92,10 @@ def upload_contents(folder: str | Path) -> dict[str, Path | bytes]:
             left in it.
     """
     folder = Path(folder)
-    names = _published_names(folder)
+    add_remote_code(folder)
+    record, report = published_record(folder, tags or {}), None
     contents: dict[str, Path | bytes] = {}
-    for name in names:
+    for name in _published_names(folder):
         path = folder / name
         if matches(name, WEIGHT_FILES):
             _check_weights(path)
@@ -95,13 +106,38 @@ def upload_contents(folder: str | Path) -> dict[str, Path | bytes]:
             contents[name] = path.read_bytes()
     _check_shards(contents, folder)
     _check_tensors([folder / name for name in contents if matches(name, WEIGHT_FILES)], folder)
+    if "report.json" in contents:
+        report = read_json(folder / "report.json")
+        if "groups" not in report:
+            raise CheckpointError(f"{folder / 'report.json'} is no report of a stage. Make it with `part score`.")
+    contents["stage.json"] = to_json(record).encode()
+    contents["README.md"] = render_card(record, report, repo_id=repo_id, license=license).encode()
     for name, content in contents.items():
         if isinstance(content, bytes) and name not in VOCABULARY_FILES:
             check_nothing_private(name, content.decode("utf-8"), folder)
     return contents
 
 
-def matches(name: str, patterns) -> bool:
+def published_record(folder: Path, tags: Mapping[str, str]) -> dict:
+    """`stage.json` for the world: the parent and local base models by name, without the folders they lay in."""
+    record = without_local_paths(read_stage_json(folder), folder)
+    if record["parent"] is not None:
+        record["parent"] = Path(record["parent"]).name.removeprefix("stage-")
+        if revision := tags.get(stage_tag(record["parent"])):
+            record["parent_revision"] = revision
+    record["base_models"] = {
+        part: Path(model).name if Path(model).exists() else model for part, model in record["base_models"].items()
+    }
+    return record
+
+
+def is_published(name: str) -> bool:
+    """Whether a file of a repository is a checkpoint's, so that publishing may replace or delete it."""
+    return name == "README.md" or matches(name, PUBLISHED_FILES)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name fits one of the patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -120,7 +156,7 @@ def _published_names(folder: Path) -> list[str]:
     if refused:
         raise CheckpointError(f"{folder} is not published because of {'; '.join(refused)}.")
     if left:
-        logger.info("not published: %s", ", ".join(left))
+        logger.info("Not published: %s", ", ".join(left))
     return published
 
 
@@ -143,7 +179,7 @@ def _check_shards(contents: Mapping[str, Path | bytes], folder: Path) -> None:
         wanted = set(json.loads(contents["model.safetensors.index.json"])["weight_map"].values())
     if weights != wanted:
         raise CheckpointError(
-            f"{folder}: missing weights {sorted(wanted - weights)}, surplus weights {sorted(weights - wanted)}. "
+            f"{folder}: missing weights {sorted(wanted - weights)}, unexpected weights {sorted(weights - wanted)}. "
             "Save the model again into an empty folder."
         )
 
@@ -158,10 +194,10 @@ def _check_tensors(files: list[Path], folder: Path) -> None:
         model = PARTForSpeechSeq2Seq(PARTConfig.from_pretrained(folder))
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = sorted(set(wanted) - set(found) - set(model.all_tied_weights_keys))
-    surplus = sorted(set(found) - set(wanted))
-    misshapen = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
-    if missing or surplus or misshapen:
+    unexpected = sorted(set(found) - set(wanted))
+    mismatched = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
+    if missing or unexpected or mismatched:
         raise CheckpointError(
-            f"{folder}: the weights do not fit config.json: missing {missing[:5]}, surplus {surplus[:5]}, of another "
-            f"shape {misshapen[:5]}. Save model and config together, adapters merged."
+            f"{folder}: the weights do not fit config.json: missing {missing[:5]}, unexpected "
+            f"{unexpected[:5]}, of another shape {mismatched[:5]}. Save model and config together, adapters merged."
         )

@@ -1,22 +1,18 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Publish finished stages on the Hub: one repository, each stage a commit on `main` and a tag.
 
-::
-
     hf auth login
-    python -m modeling_part.publishing runs/quickstart/encoder --repo_id USER/NAME --private
-    python -m modeling_part.publishing runs/quickstart --repo_id USER/NAME              # all finished stages
-    python -m modeling_part.publishing runs/quickstart --repo_id USER/NAME --preview    # nothing is sent
+    part publish runs/quickstart/encoder --repo_id USER/NAME --private
+    part publish runs/quickstart --repo_id USER/NAME              # all finished stages
+    part publish runs/quickstart --repo_id USER/NAME --preview    # nothing is sent
 
-Then `from_pretrained("USER/NAME", revision="stage-encoder", trust_remote_code=True)` loads a stage. A folder is
-checked, cleaned and completed (code, card) by `checkpoints.py` and `cards.py`; the folder itself gains the code only.
+Then `from_pretrained("USER/NAME", revision="stage-encoder", trust_remote_code=True)` loads a stage. What of a folder
+goes up is for `contents.py` to say.
 """
 
-import argparse
 import graphlib
 import hashlib
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,18 +30,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from ..recipes.files import CheckpointError, read_json, to_json
+from ..recipes.files import CheckpointError
 from ..recipes.stage_record import read_stage_json
-from .cards import render_card, stage_tag
-from .contents import PUBLISHED_FILES, matches, upload_contents
-from .privacy import check_nothing_private, without_local_paths
-from .remote_code import add_remote_code
+from .cards import stage_tag
+from .contents import is_published, prepare
 
 
 logger = logging.getLogger(__name__)
 
 
-class PublishingError(RuntimeError):
+class PublishingError(OSError):
     """Publishing did not succeed; the message says why and what to do. Nothing local was lost: call it again."""
 
 
@@ -70,7 +64,7 @@ def publish(
 
     The repository is created when it is not there. What it already holds is not sent again, so that calling this after
     an interruption continues, and calling it twice changes nothing. Files of an earlier stage that this one does not
-    have (surplus shards) are deleted in the same commit; files that are not a checkpoint's are left alone. A tag moves
+    have (shards of a larger model) are deleted in the same commit; files that are not a checkpoint's are left alone. A tag moves
     when the same stage is published with other content.
 
     Args:
@@ -89,23 +83,19 @@ def publish(
         PublishingError: no or a wrong token, no rights, no network, or a repository that holds something else.
     """
     checkpoint = Path(checkpoint)
-    add_remote_code(checkpoint)
-    stage_info = published_record(checkpoint)
+    stage = read_stage_json(checkpoint)["stage"]
+    tag = stage_tag(stage)
     api = HfApi(token=token)
     with _explained(repo_id, api.endpoint):
         validate_repo_id(repo_id)
-        local = render_upload(checkpoint, stage_info, repo_id, license)  # all local checks come before the first call
-        info = _open_repository(api, repo_id, private)
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
-        parent = stage_info["parent"] and tags.get(stage_tag(stage_info["parent"]))
-        if parent:
-            local |= _description(checkpoint, {**stage_info, "parent_revision": parent}, repo_id, license)
-        tag = stage_tag(stage_info["stage"])
-        if tag in tags and _holds(api, repo_id, tag, local):
+        tags = _read_tags(api, repo_id)
+        contents = prepare(checkpoint, repo_id, license=license, tags=tags)
+        head = _open_repository(api, repo_id, private).sha
+        if tag in tags and _holds(api, repo_id, tag, contents):
             logger.info("%s already holds this checkpoint at %s", repo_id, tag)
             commit = tags[tag]
         else:
-            commit = _commit(api, repo_id, info.sha, local, stage_info["stage"])
+            commit = _commit(api, repo_id, head, contents, stage)
             if tag in tags:
                 logger.warning("%s: the tag %s moves from %s to %s", repo_id, tag, tags[tag], commit)
                 api.delete_tag(repo_id, tag=tag)
@@ -113,37 +103,18 @@ def publish(
     return PublishedStage(repo_id, tag, commit, f"{api.endpoint}/{repo_id}/tree/{tag}")
 
 
-def published_record(checkpoint: Path) -> dict:
-    """`stage.json` for the world: the parent and local base models by name, without the folders they lay in."""
-    info = without_local_paths(read_stage_json(checkpoint), checkpoint)
-    if info["parent"] is not None:
-        info["parent"] = Path(info["parent"]).name.removeprefix("stage-")
-    info["base_models"] = {
-        part: Path(model).name if Path(model).exists() else model for part, model in info["base_models"].items()
-    }
-    return info
+def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None) -> str:
+    """The names of the files that [`publish`] would send, and the card; nothing is sent or asked."""
+    contents = prepare(checkpoint, repo_id, license=license)
+    return f"# {checkpoint} -> {repo_id}: {', '.join(sorted(contents))}\n\n{contents['README.md'].decode()}"
 
 
-def render_upload(
-    checkpoint: Path, stage_info: Mapping, repo_id: str, license: str | None = None
-) -> dict[str, Path | bytes]:
-    """Everything that a stage's commit holds, by name: `checkpoints.upload_contents`, the record and the card."""
-    return upload_contents(checkpoint) | _description(checkpoint, stage_info, repo_id, license)
-
-
-def _description(checkpoint: Path, stage_info: Mapping, repo_id: str, license: str | None) -> dict[str, bytes]:
-    """stage.json and README.md."""
-    report_path = checkpoint / "report.json"
-    report = read_json(report_path) if report_path.is_file() else None
-    if report is not None and "groups" not in report:
-        raise CheckpointError(f"{report_path} is no report of a stage (no 'groups'). Make it with `evaluation score`.")
-    texts = {
-        "stage.json": to_json(stage_info),
-        "README.md": render_card(stage_info, report, repo_id=repo_id, license=license),
-    }
-    for name, text in texts.items():
-        check_nothing_private(name, text, checkpoint)
-    return {name: text.encode() for name, text in texts.items()}
+def _read_tags(api: HfApi, repo_id: str) -> dict[str, str]:
+    """Commits by tag; none of a repository that is still to be created."""
+    try:
+        return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    except RepositoryNotFoundError:
+        return {}
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool) -> ModelInfo:
@@ -170,13 +141,9 @@ def _holds(api: HfApi, repo_id: str, revision: str, local: Mapping[str, Path | b
     remote = {
         file.path: file
         for file in api.list_repo_tree(repo_id, revision=revision)
-        if isinstance(file, RepoFile) and _is_ours(file.path)
+        if isinstance(file, RepoFile) and is_published(file.path)
     }
     return set(remote) == set(local) and all(_same(remote[name], content) for name, content in local.items())
-
-
-def _is_ours(name: str) -> bool:
-    return name == "README.md" or matches(name, PUBLISHED_FILES)
 
 
 def _same(remote: RepoFile, content: Path | bytes) -> bool:
@@ -201,7 +168,7 @@ def _commit(api: HfApi, repo_id: str, head: str, local: Mapping[str, Path | byte
     """One commit on `main` with the whole checkpoint; its hash. huggingface_hub leaves out what has not changed."""
     remote = [file.path for file in api.list_repo_tree(repo_id) if isinstance(file, RepoFile)]
     operations = [CommitOperationAdd(name, content) for name, content in local.items()]
-    operations += [CommitOperationDelete(name) for name in remote if _is_ours(name) and name not in local]
+    operations += [CommitOperationDelete(name) for name in remote if is_published(name) and name not in local]
     return api.create_commit(
         repo_id,
         operations,
@@ -257,7 +224,7 @@ def _http_message(error: HfHubHTTPError, repo_id: str) -> str:
 
 
 def finished_stages(folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
-    """The folder itself where it is a stage, else its finished stages, each after its parent.
+    """The folder itself where it is a stage; otherwise its finished stages, each after its parent.
 
     Args:
         names: only these stages.
@@ -281,33 +248,3 @@ def finished_stages(folder: str | Path, names: Sequence[str] | None = None) -> l
         return [by_name[name] for name in ordered if names is None or name in names]
     except graphlib.CycleError as error:
         raise CheckpointError(f"{folder}: the stages {error.args[1]} are each other's parents.") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m modeling_part.publishing", description="Publish finished stages.")
-    parser.add_argument("checkpoint", type=Path, help="folder of a stage, or of a run with stages")
-    parser.add_argument("--repo_id", required=True, help="USER/NAME on the Hub")
-    parser.add_argument("--stage", nargs="+", help="of a run: only these stages")
-    parser.add_argument("--private", action="store_true", help="create the repository private")
-    parser.add_argument("--license", help="identifier for the card's metadata, such as apache-2.0")
-    parser.add_argument("--preview", action="store_true", help="print the files and the card; send nothing")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    try:
-        for folder in finished_stages(options.checkpoint, options.stage):
-            if options.preview:
-                add_remote_code(folder)
-                contents = render_upload(folder, published_record(folder), options.repo_id, options.license)
-                print(
-                    f"# {folder} -> {options.repo_id}: {', '.join(sorted(contents))}\n\n{contents['README.md'].decode()}"
-                )
-            else:
-                print(publish(folder, options.repo_id, private=options.private, license=options.license).url)
-    except (CheckpointError, PublishingError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,11 +4,14 @@
 import re
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import get_token
 
 from ..recipes.files import CheckpointError
 
+
+T = TypeVar("T")  # a JSON value
 
 # Keys that only say where the files lay.
 LOCAL_KEYS = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "_commit_hash"}
@@ -25,7 +28,7 @@ SECRETS = {
 }
 
 
-def without_local_paths(value, folder: Path):
+def without_local_paths(value: T, folder: Path) -> T:
     """A copy of a JSON value without keys that say where files lay, and with local paths cut to their last part."""
     if isinstance(value, dict):
         return {key: without_local_paths(item, folder) for key, item in value.items() if key not in LOCAL_KEYS}

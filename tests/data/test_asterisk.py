@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_part import load_audio
+from modeling_part.__main__ import main
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.readers.asterisk import clean_text, prompt_splits
 from modeling_part.data.rows import CorpusError
 from modeling_part.quickstart import speech as asterisk
-from modeling_part.quickstart.speech import draw_strings, join_digits, main, trim_silence
+from modeling_part.quickstart.speech import draw_strings, join_digits, trim_silence
 
 
 RATE = 8000
@@ -79,9 +80,9 @@ def prepared(packages, tmp_path, capsys):
     for language, root in packages.items():
         shutil.copytree(root, tmp_path / "downloads" / "unpacked", dirs_exist_ok=True)
         (tmp_path / "downloads" / f"{language}.unpacked").touch()
-    assert main(["prepare", str(tmp_path), "--languages", "en", "fr"]) == 0
+    main(["quickstart", "speech", str(tmp_path), "--languages", "en", "fr"])
     sizes = ["--train", "12", "--dev", "3", "--test", "4"]
-    assert main(["digits", str(tmp_path), "--languages", "en", "fr", *sizes]) == 0
+    main(["quickstart", "digits", str(tmp_path), "--languages", "en", "fr", *sizes])
     assert f"{tmp_path}/prompts/train.jsonl" in capsys.readouterr().out
     return tmp_path
 
@@ -236,8 +237,11 @@ def test_the_manifests_and_the_reader_agree(prepared):
 def test_no_recordings_is_an_error_with_the_package_to_get(tmp_path, capsys):
     (tmp_path / "downloads" / "unpacked").mkdir(parents=True)
     (tmp_path / "downloads" / "en.unpacked").touch()
-    assert main(["prepare", str(tmp_path), "--languages", "en"]) == 1
-    assert "is asterisk-core-sounds-en unpacked?" in capsys.readouterr().err
+    for language, message in (("en", "is asterisk-core-sounds-en unpacked?"), ("de", "no Asterisk prompts in ['de']")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["quickstart", "speech", str(tmp_path), "--languages", language])
+        printed = capsys.readouterr().err
+        assert stopped.value.code == 1 and printed.startswith("part quickstart speech: ") and message in printed
 
 
 # --------------------------------------------------------------------------------------------------------- digits
@@ -269,10 +273,23 @@ def test_the_same_seed_writes_the_same_digits(prepared, tmp_path):
         return {path.relative_to(tmp_path): path.read_bytes() for path in files}
 
     before = content()
-    again = ["digits", str(tmp_path), "--languages", "en", "fr", "--train", "12", "--dev", "3", "--test", "4"]
-    assert main(again) == 0
+    again = [
+        "quickstart",
+        "digits",
+        str(tmp_path),
+        "--languages",
+        "en",
+        "fr",
+        "--train",
+        "12",
+        "--dev",
+        "3",
+        "--test",
+        "4",
+    ]
+    main(again)
     assert content() == before
-    assert main([*again, "--seed", "1"]) == 0
+    main([*again, "--seed", "1"])
     assert content() != before
 
 
@@ -321,13 +338,15 @@ def test_prepare_from_a_folder_of_packages(packages, tmp_path, capsys):
             control = f"Package: {name}\nVersion: 1.6.1-1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n"
             (tree / "DEBIAN" / "control").write_text(control, encoding="utf-8")
             subprocess.run(["dpkg-deb", "-b", tree, debs / f"{name}_1.6.1-1_all.deb"], check=True, capture_output=True)
-    arguments = ["prepare", str(tmp_path / "out"), "--languages", "en", "fr", "--packages", str(debs)]
-    assert main(arguments) == 0
+    arguments = ["--languages", "en", "fr", "--packages", str(debs)]
+    main(["quickstart", "speech", str(tmp_path / "out"), *arguments])
     assert "asr         102 rows" in capsys.readouterr().out
     assert len(manifest(tmp_path / "out" / "prompts" / "train.jsonl")) > 200
     shutil.rmtree(debs)
-    assert main(arguments) == 0, "what is unpacked is not looked for again"
-    assert main(["prepare", str(tmp_path / "new"), *arguments[2:]]) == 1
+    main(["quickstart", "speech", str(tmp_path / "out"), *arguments])  # what is unpacked is not looked for again
+    with pytest.raises(SystemExit) as stopped:
+        main(["quickstart", "speech", str(tmp_path / "new"), *arguments])
+    assert stopped.value.code == 1
 
 
 def test_prepare_from_release_tarballs_without_apt(packages, tmp_path, monkeypatch):
@@ -348,7 +367,7 @@ def test_prepare_from_release_tarballs_without_apt(packages, tmp_path, monkeypat
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(asterisk.urllib.request, "urlopen", lambda url, timeout: Response(served[url]))
-    assert main(["prepare", str(tmp_path), "--languages", "en", "fr"]) == 0
+    main(["quickstart", "speech", str(tmp_path), "--languages", "en", "fr"])
     report = json.loads((tmp_path / "data_report.json").read_text(encoding="utf-8"))
     assert report["rows"]["s2tt/en-fr"] == 51
 

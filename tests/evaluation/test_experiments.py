@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from modeling_part.evaluation.experiments import main, run_recipes
+from modeling_part.__main__ import main
+from modeling_part.evaluation.experiments import run_experiment, run_recipes
 
 
 # Stands for `accelerate launch`: notes how it was called and leaves what a run leaves.
@@ -53,7 +54,7 @@ def launch(tmp_path, monkeypatch):
 
 
 def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys):
-    rows = main(["baseline_2stage", "part", "--seeds", "4", "5", "--launch", launch, "--", "--bf16", "false"])
+    rows = run_experiment(["baseline_2stage", "part"], [4, 5], launch=launch, options=["--bf16", "false"])
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     expected = []
     for seed in ("4", "5"):  # the second recipe may take over stages of the first
@@ -71,17 +72,19 @@ def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys
     assert "baseline_2stage-4/encoder" in printed.replace("\n", "") or "paired bootstrap" in printed
 
 
-def test_overlays_follow_each_recipe(launch, tmp_path):
-    main(["part", "llm_frozen", "--overlays", "data/sentences", "--folder", "other", "--launch", launch])
+def test_the_command_lays_overlays_over_each_recipe(launch, tmp_path):
+    options = ["--overlays", "data/sentences", "--folder", "other", "--launch", launch]
+    main(["experiment", "part", "llm_frozen", *options, "--", "--bf16", "false"])
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     assert [call[:5] for call in calls] == [
         ["train_part.py", recipe, "data/sentences", "--seed", "42"] for recipe in ("part", "llm_frozen")
     ]
+    assert all(call[-2:] == ["--bf16", "false"] for call in calls)
     assert (tmp_path / "other" / "llm_frozen-42" / "report.json").is_file()
 
 
 def test_one_recipe_needs_no_comparison(launch):
-    assert main(["part", "--seeds", "4", "--launch", launch]) == [["part", "25.0", "1.900"]]
+    assert run_experiment(["part"], [4], launch=launch) == [["part", "25.0", "1.900"]]
 
 
 def test_a_failed_run_stops_the_list(launch, tmp_path):

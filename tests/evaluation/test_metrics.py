@@ -1,7 +1,6 @@
 """Edit counts, BLEU and the bootstrap against hand-written loops, jiwer, sacrebleu and a known distribution."""
 
 import socket
-import sys
 
 import jiwer
 import numpy as np
@@ -19,7 +18,7 @@ from modeling_part.evaluation.bootstrap import (
     score_statistics,
     sufficient_statistics,
 )
-from modeling_part.evaluation.evaluate_modules import Bleu, CharacterErrorRate, ChrF, Comet, WordErrorRate
+from modeling_part.evaluation.evaluate_modules import Bleu, CharacterErrorRate, ChrF, WordErrorRate
 from modeling_part.evaluation.metrics import bleu_metric, count_edits
 
 
@@ -69,7 +68,7 @@ def test_error_rate_modules_equal_jiwer():
         predictions=["The COLOUR, is gray!"], references=["the color is grey"], language="en"
     )
     assert result["wer"] == 0
-    with pytest.raises(ValueError, match="no reference has a word"):
+    with pytest.raises(ValueError, match="No reference has a word"):
         WordErrorRate().compute(predictions=["a"], references=["..."], language="fr")
 
 
@@ -212,30 +211,6 @@ def test_paired_p_value_of_equal_and_of_far_systems():
     assert paired_p_value(0.0, np.zeros(999)) == 1.0
     assert paired_p_value(5.0, np.random.default_rng(0).normal(5, 1, 999)) < 0.01
     assert paired_p_value(0.1, np.random.default_rng(0).normal(0.1, 1, 999)) > 0.8
-
-
-COMET_STAND_IN = """#!{python}
-import json, sys
-arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-lines = {{name: open(arguments[f"--{{name}}"]).read().splitlines() for name in ("sources", "translations", "references")}}
-scores = [float(mt == ref) for src, mt, ref in zip(*lines.values(), strict=True)]
-json.dump({{arguments["--translations"]: [{{"COMET": score}} for score in scores]}}, open(arguments["--to_json"], "w"))
-"""
-
-
-def test_comet_runs_the_command_of_another_environment(tmp_path):
-    command = tmp_path / "comet-score"
-    command.write_text(COMET_STAND_IN.format(python=sys.executable))
-    command.chmod(0o755)
-    result = Comet().compute(
-        sources=["un", "deux\ntrois"],
-        predictions=["one", "two\nthree"],
-        references=["one", "two four"],
-        command=str(command),
-    )
-    assert result["scores"] == [1.0, 0.0] and result["comet"] == 0.5
-    with pytest.raises(ImportError, match="environment of its own"):
-        Comet().compute(sources=["a"], predictions=["a"], references=["a"], command="no-such-command")
 
 
 def test_modules_need_no_network(monkeypatch):

@@ -148,7 +148,7 @@ def test_languages_without_normaliser_are_listed_in_one_error():
     check_languages(["pt-BR", "sv-SE", "zh-HK", "sr-Latn", "cmn-Hans-CN"])
     with pytest.raises(ValueError, match=r"'qqq', 'xx'"):
         check_languages(["en", "xx", "qqq", "fr"])
-    with pytest.raises(ValueError, match="no text normaliser for language 'xx'"):
+    with pytest.raises(ValueError, match="There is no text normaliser for language 'xx'"):
         normalize_text("a", "xx")
 
 

@@ -12,7 +12,8 @@ from tiny import REPOSITORY
 from tiny_training import free_port
 
 from modeling_part import PARTForSpeechSeq2Seq
-from modeling_part.evaluation.prediction import main, plan_prediction_batches, predict, weights_fingerprint
+from modeling_part.__main__ import main
+from modeling_part.evaluation.prediction import plan_prediction_batches, predict, weights_fingerprint
 from modeling_part.evaluation.scoring import annotate, read_predictions, score, write_predictions
 
 
@@ -157,7 +158,7 @@ def test_refuses_what_cannot_be_scored(model_and_processor, rows, tmp_path):
     with pytest.raises(ValueError, match="without text"):
         predict(model, processor, [{**rows[0], "text": None}], output_path=path)
     broken = [{**rows[0], "audio": {"path": "nowhere.wav", "bytes": None}}]
-    with pytest.raises(RuntimeError, match=r"all 1 rows failed.*nowhere\.wav"):
+    with pytest.raises(RuntimeError, match=r"All 1 rows failed.*nowhere\.wav"):
         predict(model, processor, broken, output_path=path)
 
 
@@ -236,7 +237,7 @@ def test_compare_and_score_from_the_command_line(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "modeling_part.evaluation.prediction",
+        "modeling_part",
         "compare",
         "weak/report.json",
         "strong/report.json",
@@ -259,7 +260,8 @@ def test_errors_of_the_command_line_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["compare", str(tmp_path / "weak" / "report.json"), str(tmp_path / "missing" / "report.json")])
     assert stopped.value.code == 1
-    assert "weak/report.json does not exist; comparing needs" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("part compare: ") and "weak/report.json does not exist; comparing needs" in line
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(tmp_path)])
     assert stopped.value.code == 1

@@ -138,7 +138,7 @@ def test_references_without_any_unit_have_no_rate_but_count_insertions():
 
 
 def test_rows_that_cannot_be_scored_are_named():
-    with pytest.raises(ValueError, match="no predictions"):
+    with pytest.raises(ValueError, match="no predictions to score"):
         score([])
     with pytest.raises(ValueError, match=r"'Bonjour\|' has no hypothesis"):
         score([{**ROWS[2], "hypothesis": None}])

@@ -52,7 +52,8 @@ def url(tiny_checkpoint, tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "modeling_part.demo",
+        "modeling_part",
+        "demo",
         str(tiny_checkpoint),
         "--device",
         "cpu",

