@@ -2,7 +2,7 @@
 
     python tests/benchmarks/whisper_zero_shot.py part --model openai/whisper-base --output runs/whisper-base/zero_shot
     python tests/benchmarks/whisper_zero_shot.py part data/sentences --output runs/sentences/whisper-base/zero_shot
-    python -m modeling_part.evaluation compare runs/part-42/joint/report.json runs/whisper-base/zero_shot/report.json
+    part compare runs/part-42/joint/report.json runs/whisper-base/zero_shot/report.json
 
 Whisper transcribes, and translates into English only: rows of other directions are left out, with their number. It
 writes spoken digits as figures ("4 7 2"); PART learns to spell them. Whisper's English normaliser, which the scoring
