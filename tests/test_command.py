@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_training
 import torch
 from tiny import REPOSITORY
 
@@ -118,3 +119,10 @@ class TestTrain:
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         main(["train", "part"])
         assert [call.config_file for call in launched] == ["my.yaml", None]
+
+    def test_a_launched_recipe_runs(self, tmp_path, tiny_parts, tiny_corpus):
+        recipe = tiny_training.write_recipe(tmp_path, tiny_parts, tiny_corpus)
+        command = [sys.executable, "-m", "modeling_part", "train", str(recipe), "--dry_run", "true"]
+        result = tiny_training.execute(command)
+        assert result.returncode == 0, result.stderr
+        assert "dry run: loss" in result.stderr

@@ -92,9 +92,7 @@ def _predict_batch(model, processor, rows: Sequence[Mapping], max_new_tokens: in
     """Hypotheses of a batch; where the batch fails, of each row alone, and of a row that fails alone its error."""
     try:
         return [{"hypothesis": text} for text in _generate(model, processor, rows, max_new_tokens)]
-    except (
-        Exception
-    ) as error:  # whatever a broken clip or a full memory raises must cost this row only, and be reported
+    except Exception as error:  # what a broken clip or a full memory raises costs this row only, and is reported
         message = f"{type(error).__name__}: {error}"
     # Outside the handler, which would keep the failed batch's tensors alive.
     if torch.cuda.is_available():
