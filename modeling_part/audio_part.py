@@ -1,11 +1,21 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Audio files, bytes and arrays -> mono float32 samples."""
+"""Audio files, bytes and arrays -> mono float32 samples.
 
+What a header says of a file's length is a claim: the samples are those that a whole decode gives, and a file that holds
+much less than its header, its row or the asked piece says is refused.
+"""
+
+import math
+import os
 from collections.abc import Mapping
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+from .mp3_part import Mp3Stream, read_mp3, with_header
 
 
 # Only decoding files and resampling need these two; arrays at the model's rate work without them.
@@ -18,70 +28,451 @@ try:
 except ImportError:
     soxr = None
 
+LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # Hz; outside it is no speech, and resampling would take for ever
+LOUDEST = 32.0  # full scale is 1; more is samples of integers that lost their type
+QUIETEST = 2.0**-15  # of full scale: 32-bit integers below it hold 16-bit samples
+TOLERANCE = 0.1  # seconds, and share of the length, by which a clip may differ from what is said of it
+MARGIN = 0.1  # seconds around a piece that resampling looks at
+LEAD = 2.0  # seconds before a piece from which a decoder comes to the samples of the whole
+BLOCK = 1 << 20
+UNKNOWN = 1 << 40  # more frames than this are those of a FLAC stream without a length
 
-def load_audio(audio, sampling_rate: int = 16_000, start: float | None = None, end: float | None = None) -> np.ndarray:
+# First bytes of what is no audio, or is audio that libsndfile does not decode.
+_NO_AUDIO = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)",
+    b"<!doctype": "a web page, not audio (download it again)",
+    b"<html": "a web page, not audio (download it again)",
+    b"<?xml": "an XML file, not audio",
+    b"\x1f\x8b": "a gzip archive, not audio (unpack it)",
+    b"PK\x03\x04": "a zip archive, not audio (unpack it)",
+    b"\x89PNG": "a picture, not audio",
+    b"\xff\xd8\xff": "a picture, not audio",
+    b"%PDF": "a PDF file, not audio",
+}
+_MEDIA = {
+    b"\x1a\x45\xdf\xa3": "WebM or Matroska",
+    b"#!AMR": "AMR",
+    b"\xff\xf1": "AAC (ADTS)",
+    b"\xff\xf9": "AAC (ADTS)",
+    b"\x30\x26\xb2\x75": "WMA (ASF)",
+    b"FLV": "FLV",
+}
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used. The message names the file and the fix; `reason` is the same for all such files."""
+
+    def __init__(self, message: str, reason: str = "audio cannot be read") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def load_audio(
+    audio: object,
+    sampling_rate: int = 16_000,
+    start: float | None = None,
+    end: float | None = None,
+    array_rate: float | None = None,
+) -> np.ndarray:
     """Decode audio to mono float32 at `sampling_rate`; only the asked seconds of a long file are read.
 
     Args:
         audio: path, encoded bytes, or `{"path": ..., "bytes": ...}` of anything that soundfile reads (wav, flac, mp3,
-            ogg/opus). When both are given the bytes are used.
+            ogg/opus) and, with the extra `media`, that FFmpeg reads (m4a, webm); when path and bytes are given the
+            bytes are used. Or samples: `{"array": ..., "sampling_rate": ...}`, an `AudioDecoder` of datasets, or a
+            `(samples,)` or `(channels, samples)` array or tensor, floats in [-1, 1] or integers of 8, 16 or 32 bits.
         sampling_rate: of the result, Hz.
         start, end: seconds into the file; None means its beginning and its end.
+        array_rate: of an array, Hz; None: it is at `sampling_rate`. All else carries its own.
 
     Returns:
-        `(samples,)` float32 in [-1, 1].
+        `(samples,)` float32, full scale 1.
 
     Raises:
         ImportError: soundfile (or soxr, for another rate) is not installed.
-        ValueError: the audio cannot be decoded, or the asked piece is empty; the message names the file.
+        AudioError: the audio cannot be decoded, is cut off, or the asked piece is empty; the message names the file.
     """
-    if soundfile is None:
-        raise ImportError("Decoding audio files needs soundfile: `pip install soundfile`, or pass arrays.")
-    name, source = _audio_source(audio)
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate = file.samplerate
-            first = round((start or 0.0) * rate)
-            if first:
-                file.seek(min(first, file.frames))
-            frames = -1 if end is None else max(round(end * rate) - first, 0)
-            waveform = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = str(getattr(error, "error_string", error)).rstrip(".")
-        raise ValueError(f"Cannot decode {name}: {reason}. Check that the file is complete audio.") from error
-    if len(waveform) == 0:
-        piece = "" if start is None and end is None else f" from {start} s to {end} s"
-        raise ValueError(f"{name} holds no samples{piece}. Remove the row or fix its `start` and `end`.")
-    return resample(waveform.mean(axis=1), rate, sampling_rate)
+    for name, value in (("start", start), ("end", end)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise AudioError(
+                f"`{name}` is {value!r}; give seconds into the file, 0 or more.", "start or end is no time"
+            )
+    samples, rate = _samples_of(audio)
+    if samples is None:
+        return _load_file(audio, sampling_rate, start, end)
+    rate = array_rate if rate is None else rate
+    rate = sampling_rate if rate is None else check_rate(rate, "The array")
+    span = _span(start, end, rate, sampling_rate)
+    waveform = resample(samples[span.begin : span.stop], rate, sampling_rate)
+    return _checked(span.cut(waveform), "The array", start, end, sampling_rate)
 
 
 def load_clip(row: Mapping, sampling_rate: int = 16_000) -> np.ndarray:
-    """[`load_audio`] of a canonical row: its `audio`, from its `start` to its `end`."""
-    return load_audio(row["audio"], sampling_rate, row.get("start"), row.get("end"))
+    """[`load_audio`] of a canonical row, from its `start` to its `end`.
 
-
-def _audio_source(audio: str | Path | bytes | Mapping) -> tuple[str, str | BytesIO]:
-    """A name for messages and what soundfile opens."""
-    if isinstance(audio, dict):
-        path, encoded = audio.get("path"), audio.get("bytes")
-        if encoded is not None:
-            return f"audio bytes of {path!r}", BytesIO(encoded)
-        audio = path
-    if isinstance(audio, (bytes, bytearray)):
-        return "audio bytes", BytesIO(audio)
-    if not isinstance(audio, (str, Path)):
-        raise ValueError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
-    if not Path(audio).is_file():
-        raise ValueError(
-            f"There is no audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}."
+    Raises:
+        AudioError: see [`load_audio`]; also a clip whose length is not the row's `duration`.
+    """
+    waveform = load_audio(row["audio"], sampling_rate, row.get("start"), row.get("end"))
+    seconds, stated = len(waveform) / sampling_rate, row.get("duration")
+    if stated and not alike(seconds, stated):
+        raise AudioError(
+            f"Its audio lasts {seconds:.2f} s, its `duration` is {stated:.2f} s. Replace the file, or fix the row.",
+            "audio is not as long as its row says",
         )
-    return repr(str(audio)), str(audio)
+    return waveform
+
+
+def alike(seconds: float, stated: float) -> bool:
+    """Whether a length is what was said of it, within 0.1 s or a tenth."""
+    return abs(seconds - stated) <= max(TOLERANCE, TOLERANCE * stated)
+
+
+def audio_seconds(audio: str | Path | bytes) -> float:
+    """Length of an audio file or its bytes without decoding it: from its header, or for MP3 from its frames.
+
+    Raises:
+        AudioError: there is no such file, it is no audio, has no samples, or is shorter than its header says.
+    """
+    source = _open_source(audio)
+    try:
+        with source.open() as file:
+            rate = check_rate(file.samplerate, source.name)
+            frames = file.frames if file.frames <= UNKNOWN else len(_read_from_beginning(file))
+            seconds = frames / rate
+            source.check_whole(file, seconds)
+            if source.mp3 is not None:  # the header may say a little more, or count what the encoder added
+                seconds = min(seconds, source.mp3.seconds)
+    except _decoding_errors() as error:
+        waveform, rate = source.decode_otherwise(error)
+        seconds = len(waveform) / rate
+    if seconds <= 0:
+        raise AudioError(f"{source.name} holds no samples. Remove the row.", "audio without samples")
+    return seconds
+
+
+def check_rate(rate: float, name: str) -> int:
+    """A sampling rate as an integer; `AudioError` if it is none that speech could have."""
+    rate = rate.item() if hasattr(rate, "item") and np.ndim(rate) == 0 else rate  # data loaders make arrays of numbers
+    whole = isinstance(rate, (int, float)) and math.isfinite(rate) and rate == int(rate)
+    if not whole or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(
+            f"{name} has a sampling rate of {rate!r} Hz; it must be a whole number from {LOWEST_RATE} on.",
+            "sampling rate is impossible",
+        )
+    return int(rate)
 
 
 def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
     """Resample `(samples,)` from one rate in Hz to another with soxr (high quality), float32."""
     if source_rate == target_rate:
         return np.ascontiguousarray(waveform, dtype=np.float32)
+    check_rate(source_rate, "The audio")
     if soxr is None:
         raise ImportError(f"Audio at {source_rate} Hz needs soxr to become {target_rate} Hz: `pip install soxr`.")
     return soxr.resample(waveform.astype(np.float32), source_rate, target_rate).astype(np.float32)
+
+
+class _Span(NamedTuple):
+    """Which samples of a file to read (`stop` None: to its end), and which of the resampled ones to keep."""
+
+    begin: int
+    stop: int | None
+    skip: int
+    count: int | None
+
+    def cut(self, waveform: np.ndarray) -> np.ndarray:
+        return waveform[self.skip : None if self.count is None else self.skip + self.count]
+
+
+def _span(start: float | None, end: float | None, rate: int, target: int) -> _Span:
+    """What to read so that a piece has the samples that it has in the whole file, resampled."""
+    first, last = round((start or 0.0) * target), None if end is None else round(end * target)
+    step = rate // math.gcd(rate, target)  # the samples of both rates meet at multiples of it
+    margin = 0 if rate == target else round(MARGIN * rate)
+    begin = max(0, first * rate // target - margin) // step * step
+    stop = None if last is None else max(begin, -(-last * rate // target) + margin)
+    return _Span(begin, stop, first - begin * target // rate, None if last is None else max(0, last - first))
+
+
+def _checked(
+    waveform: np.ndarray, name: str, start: float | None, end: float | None, sampling_rate: int
+) -> np.ndarray:
+    """The waveform itself; `AudioError` if it is empty, ends before `end`, or holds values that are no sound."""
+    if len(waveform) == 0:
+        piece = "" if start is None and end is None else f" from {start} s to {end} s"
+        raise AudioError(
+            f"{name} holds no samples{piece}. Remove the row or fix its `start` and `end`.", "audio without samples"
+        )
+    if end is not None and not alike(seconds := len(waveform) / sampling_rate, end - (start or 0.0)):
+        raise AudioError(
+            f"{name} ends {end - (start or 0.0) - seconds:.2f} s before {end} s, where the piece should end. Fix the row.",
+            "audio ends before its piece",
+        )
+    peak = np.abs(waveform).max()
+    if not np.isfinite(peak):
+        raise AudioError(
+            f"{name} holds NaN or infinite samples. Remove or fix the clip.", "samples that are no numbers"
+        )
+    if peak > LOUDEST:
+        raise AudioError(
+            f"{name} has samples up to {peak:.3g}; floats must be in [-1, 1]. Divide integers by their range.",
+            "samples far outside [-1, 1]",
+        )
+    return waveform
+
+
+# ------------------------------------------------------------------------------------------------------------ arrays
+
+
+def _samples_of(audio: object) -> tuple[np.ndarray | None, float | None]:
+    """Mono samples and their rate (None: not known), or two Nones for what is not yet decoded."""
+    rate = None
+    if hasattr(audio, "get_all_samples"):  # torchcodec's AudioDecoder, which datasets gives
+        decoded = audio.get_all_samples()
+        audio, rate = decoded.data, decoded.sample_rate
+    elif isinstance(audio, Mapping) and audio.get("array") is not None:
+        audio, rate = audio["array"], audio.get("sampling_rate")
+        audio = np.asarray(audio) if isinstance(audio, (list, tuple)) else audio
+    if hasattr(audio, "detach"):  # a tensor; numpy has no bfloat16
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
+    if not isinstance(audio, np.ndarray):
+        return None, None
+    if audio.ndim not in (1, 2):
+        raise AudioError(f"Audio array of shape {audio.shape}; give (samples,) or (channels, samples).")
+    if audio.size == 0:
+        raise AudioError("The audio is empty (0 samples). Remove the clip.", "audio without samples")
+    samples = _full_scale(audio)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))  # channels are the shorter axis
+    return samples, rate
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    """Floats as they are, and integers of 8, 16 or 32 bits (unsigned: centred on half their range) in [-1, 1]."""
+    kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
+    if kind == "f":
+        return samples
+    if kind not in "iu" or bits > 32:
+        raise AudioError(
+            f"Audio array of {samples.dtype}, whose full scale is not known. Give int16, int32, or floats in [-1, 1].",
+            "array of a type that is no audio",
+        )
+    limits = np.iinfo(samples.dtype)
+    half = (limits.max - limits.min + 1) / 2
+    scaled = (samples - (limits.min + half)) / half
+    if bits == 32 and 0 < (peak := np.abs(scaled).max()) < QUIETEST:
+        raise AudioError(
+            f"The array of {samples.dtype} peaks at {peak:.1e} of its range: 16-bit samples? Convert it to int16.",
+            "array of a type that is no audio",
+        )
+    return scaled
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _load_file(audio: object, sampling_rate: int, start: float | None, end: float | None) -> np.ndarray:
+    """Samples of a file or its bytes."""
+    source = _open_source(audio)
+    try:
+        with source.open() as file:
+            rate = check_rate(file.samplerate, source.name)
+            span = _span(start, end, rate, sampling_rate)
+            samples = _read(file, span, source.seekable_before(file, span.begin))
+            if end is None:
+                source.check_whole(file, span.begin / rate + len(samples) / rate)
+    except _decoding_errors() as error:
+        samples, rate = source.decode_otherwise(error)
+        span = _span(start, end, rate, sampling_rate)
+        samples = samples[span.begin : span.stop]
+    waveform = span.cut(resample(samples, rate, sampling_rate)) if len(samples) else samples
+    return _checked(waveform, source.name, start, end, sampling_rate)
+
+
+def _read(file: "soundfile.SoundFile", span: _Span, begin: int) -> np.ndarray:
+    """Mono samples of an open file, decoded from `begin` on, where the decoder comes into step."""
+    if not file.seekable() or file.frames > UNKNOWN:
+        return _read_from_beginning(file)[span.begin : span.stop]
+    file.seek(min(begin, file.frames))
+    stop = file.frames if span.stop is None else min(span.stop, file.frames)
+    # In one call: soundfile seeks after each, and where an MP3 decoder was sought it has to come into step again.
+    samples = file.read(max(0, stop - begin), dtype="float32", always_2d=True)
+    return samples[span.begin - begin :].mean(axis=1)
+
+
+def _read_from_beginning(file: "soundfile.SoundFile") -> np.ndarray:
+    """All that there is, block by block, where nobody knows how much."""
+    file.seekable = lambda: False  # otherwise soundfile seeks after each block, which fails after the last
+    blocks = []
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block.mean(axis=1))
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+
+
+class _Source(NamedTuple):
+    """A file or its bytes, and what has been seen of it."""
+
+    name: str
+    content: str | bytes
+    head: bytes
+    mp3: Mp3Stream | None
+
+    def open(self) -> "soundfile.SoundFile":
+        """The file for soundfile; a header that states the length is put before MP3 that has none or a wrong one."""
+        content, mp3 = self.content, self.mp3
+        if mp3 is not None and (mp3.stated_frames is None or mp3.frames > mp3.stated_frames + 1):
+            content = with_header(_whole(content), mp3)
+        return soundfile.SoundFile(content if isinstance(content, str) else BytesIO(content))
+
+    def seekable_before(self, file: "soundfile.SoundFile", begin: int) -> int:
+        """A sample before `begin` from which decoding gives the samples of the whole file there."""
+        if self.mp3 is not None:  # frames take bits from those before them
+            return max(0, begin - round(LEAD * file.samplerate))
+        if file.subtype == "VORBIS" and begin:  # libsndfile comes to a wrong place in the last page
+            return max(0, min(begin, _last_page_begin(self.content) - 1) - round(LEAD * file.samplerate))
+        return begin
+
+    def check_whole(self, file: "soundfile.SoundFile", seconds: float) -> None:
+        """Raise `AudioError` if a file of so many seconds should have had more."""
+        stated = self.mp3.stated_seconds if self.mp3 is not None else _stated_seconds(file)
+        held = self.mp3.seconds if self.mp3 is not None else seconds
+        if stated and held < stated and not alike(held, stated):
+            raise AudioError(
+                f"Cut off: {self.name} has {held:.2f} s where its header says {stated:.2f} s. Fetch it again.",
+                "audio is cut off",
+            )
+        if self.head.startswith(b"OggS") and _ends_within_page(self.content):
+            raise AudioError(
+                f"Cut off: {self.name} ends within an Ogg page, after {seconds:.2f} s. Fetch it again.",
+                "audio is cut off",
+            )
+
+    def decode_otherwise(self, error: Exception) -> tuple[np.ndarray, int]:
+        """Samples and rate with PyAV of what soundfile does not read; else `AudioError` with what the file is."""
+        start = self.head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+        for magic, described in _NO_AUDIO.items():
+            if start.startswith(magic.lower()):
+                raise AudioError(f"Cannot decode {self.name}: it is {described}.", f"file is {described}") from error
+        media = "M4A or MP4" if self.head[4:8] == b"ftyp" else None
+        media = media or next((kind for magic, kind in _MEDIA.items() if self.head.startswith(magic)), None)
+        if (decoded := _decode_with_av(self.content)) is not None:
+            return decoded
+        if media:
+            raise AudioError(
+                f"Cannot decode {self.name}: it is {media}. `pip install av`, or convert it to WAV or FLAC.",
+                f"audio is {media}",
+            ) from error
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".") or type(error).__name__
+        raise AudioError(f"Cannot decode {self.name}: {reason}. Check that the file is complete audio.") from error
+
+
+def _open_source(audio: object) -> _Source:
+    """Look at a path, bytes, or a mapping of both; `AudioError` if there is nothing to decode."""
+    if soundfile is None:
+        raise ImportError("Decoding audio files needs soundfile: `pip install soundfile`, or pass arrays.")
+    name = "audio bytes"
+    if isinstance(audio, Mapping):
+        path, encoded = audio.get("path"), audio.get("bytes")
+        name = f"audio bytes of {path!r}"
+        audio = path if encoded is None else encoded
+    if isinstance(audio, (bytes, bytearray)):
+        if not audio:
+            raise AudioError(f"Cannot decode {name}: there are none. Fetch the file again.", "audio file is empty")
+        return _Source(name, bytes(audio), bytes(audio[:64]), read_mp3(audio) if _may_be_mp3(audio[:64]) else None)
+    if not isinstance(audio, (str, Path)):
+        raise AudioError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
+    path = Path(audio)
+    if not path.is_file():
+        kind = "a folder or a pipe, no" if path.exists() else "no"
+        raise AudioError(
+            f"There is {kind} audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}.",
+            "audio file not found",
+        )
+    if path.suffix.lower() == ".raw":
+        raise AudioError(
+            f"Cannot decode {str(audio)!r}: a .raw file does not say its sampling rate. Convert it to WAV or FLAC.",
+            "audio without a header",
+        )
+    with path.open("rb") as file:
+        head, status = file.read(64), os.fstat(file.fileno())
+    if not head:
+        raise AudioError(f"Cannot decode {str(audio)!r}: the file is empty. Fetch it again.", "audio file is empty")
+    mp3 = _mp3_of_file(str(path), status.st_size, status.st_mtime_ns) if _may_be_mp3(head) else None
+    return _Source(repr(str(audio)), str(path), head, mp3)
+
+
+@lru_cache(maxsize=4096)  # a long recording is asked for once for each of its pieces
+def _mp3_of_file(path: str, size: int, modified: int) -> Mp3Stream | None:
+    return read_mp3(Path(path).read_bytes())
+
+
+def _may_be_mp3(head: bytes) -> bool:
+    """Whether a file begins with a tag, a frame, or nothing that other formats begin with."""
+    return head.startswith((b"ID3", b"\xff", b"\0"))
+
+
+def _whole(content: str | bytes) -> bytes:
+    return Path(content).read_bytes() if isinstance(content, str) else content
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    """What soundfile raises for a file that it does not read."""
+    return soundfile.SoundFileError, OSError, TypeError, MemoryError, OverflowError
+
+
+def _stated_seconds(file: "soundfile.SoundFile") -> float | None:
+    """What a WAV, AIFF, AU, W64 or RF64 header says, from libsndfile's "data : 35840 (should be 17956)"; else what it reads."""
+    field = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size"}.get(file.format, "data")
+    for line in file.extra_info.splitlines():
+        name, _, numbers = line.partition(":")
+        stated, _, there = numbers.partition("(should be ")
+        if name.strip().lower() == field and there:
+            stated, there = int(stated), int(there.split(")")[0])
+            # A recorder that could not go back leaves the highest number, or nearly.
+            if there < stated < 0x7FFF0000:
+                return file.frames / file.samplerate * stated / max(there, 1)
+    return file.frames / file.samplerate if file.frames <= UNKNOWN else None
+
+
+def _tail(content: str | bytes) -> bytes:
+    """The end of a file, with at least two Ogg pages."""
+    if isinstance(content, bytes):
+        return content[-(1 << 18) :]
+    with open(content, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 18)))
+        return file.read()
+
+
+def _last_page_begin(content: str | bytes) -> int:
+    """The sample at which the last page of an Ogg Vorbis file begins: the position that the page before it states."""
+    tail = _tail(content)
+    before = tail.rfind(b"OggS", 0, max(0, tail.rfind(b"OggS")))
+    position = int.from_bytes(tail[before + 6 : before + 14], "little", signed=True) if before >= 0 else 0
+    return max(0, position)  # -1: no packet ends on that page
+
+
+def _ends_within_page(content: str | bytes) -> bool:
+    """Whether an Ogg file stops before the end of its last page (27 bytes, the sizes of its segments, these)."""
+    content = _tail(content)
+    page = content[content.rfind(b"OggS") :]
+    sizes = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(sizes)
+
+
+def _decode_with_av(content: str | bytes) -> tuple[np.ndarray, int] | None:
+    """Mono samples and rate of anything that FFmpeg decodes; None where it does not, or PyAV is not installed."""
+    try:
+        import av
+    except ImportError:
+        return None
+    try:
+        with av.open(content if isinstance(content, str) else BytesIO(content)) as container:
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp")
+            frames = [*container.decode(stream), None]
+            blocks = [one.to_ndarray().mean(axis=0) for frame in frames for one in resampler.resample(frame)]
+            return np.concatenate(blocks), check_rate(stream.rate, "The audio")
+    except (av.FFmpegError, OSError, ValueError, LookupError):
+        return None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
 
-from .audio_part import load_audio, resample
+from .audio_part import load_audio
 from .configuration_part import convolved_length
 from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, PROMPT_MARK, TASKS
 
@@ -121,8 +121,8 @@ class PARTProcessor(ProcessorMixin):
         """Audio or text, tasks and languages -> a batch for the model.
 
         Args:
-            audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `(samples,)` or `(channels, samples)` array or
-                tensor. None for `task="mt"`.
+            audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `{"array", "sampling_rate"}`, an `AudioDecoder` of
+                datasets, `(samples,)` or `(channels, samples)` array or tensor. None for `task="mt"`.
             task: `"asr"`, `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
             source_lang: BCP-47 code of the speech or the source text; None: not named in the prompt.
             target_lang: BCP-47 code of the answer; not needed for `"asr"`.
@@ -280,30 +280,12 @@ class PARTProcessor(ProcessorMixin):
 
     def waveform(self, audio, sampling_rate: int | None) -> np.ndarray:
         """`(samples,)` float32 at the encoder's rate from a file, bytes, an array or a tensor; checked."""
-        if isinstance(audio, torch.Tensor):
-            audio = audio.detach().cpu()
-            audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-        if isinstance(audio, np.ndarray):
-            if audio.dtype.kind in "iu":  # PCM; unsigned samples are centred on half their range
-                limits = np.iinfo(audio.dtype)
-                half = (limits.max - limits.min + 1) / 2
-                audio = (audio - (limits.min + half)) / half
-            if audio.ndim == 2:
-                audio = audio.mean(axis=int(np.argmin(audio.shape)))  # channels are the shorter axis
-            if audio.ndim != 1:
-                raise ValueError(f"Audio array of shape {audio.shape}; give (samples,) or (channels, samples).")
-            if audio.size == 0:
-                raise ValueError("The audio is empty (0 samples). Remove the clip.")
-            waveform = resample(audio, sampling_rate or self.sampling_rate, self.sampling_rate)
-        else:
-            waveform = load_audio(audio, self.sampling_rate)
+        waveform = load_audio(audio, self.sampling_rate, array_rate=sampling_rate)
         if len(waveform) < MINIMUM_SECONDS * self.sampling_rate:
             raise ValueError(
                 f"Audio of {len(waveform)} samples at {self.sampling_rate} Hz is shorter than {MINIMUM_SECONDS} s, the "
                 "analysis window of the encoders. Remove the clip or raise `min_duration`."
             )
-        if not np.isfinite(waveform).all():
-            raise ValueError("The audio holds NaN or infinite samples. Remove or fix the clip.")
         return waveform
 
     def pad_features(self, features: list[np.ndarray], multiple: int | None = None) -> dict[str, torch.Tensor]:

@@ -1,0 +1,326 @@
+"""What a clip really holds: every way in gives the samples of a whole decode, or one error that names the file."""
+
+import io
+import os
+import struct
+import sys
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from modeling_part.audio_part import AudioError, audio_seconds, load_audio, load_clip
+from modeling_part.mp3_part import read_mp3, with_header
+
+
+RATE = 16_000
+KINDS = {
+    "wav": {"format": "WAV"},
+    "float wav": {"format": "WAV", "subtype": "FLOAT"},
+    "adpcm": {"format": "WAV", "subtype": "MS_ADPCM"},
+    "gsm": {"format": "WAV", "subtype": "GSM610"},
+    "aiff": {"format": "AIFF"},
+    "au": {"format": "AU"},
+    "w64": {"format": "W64"},
+    "rf64": {"format": "RF64"},
+    "flac": {"format": "FLAC"},
+    "vorbis": {"format": "OGG", "subtype": "VORBIS"},
+    "opus": {"format": "OGG", "subtype": "OPUS"},
+    "mp3": {"format": "MP3"},
+    "variable mp3": {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.5},
+}
+
+
+def voice(seconds: float, rate: int = RATE) -> np.ndarray:
+    """A rising tone, loud and nearly silent by turns: variable bit rates vary, and every moment sounds different."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * (200 + 40 * time) * time) * np.clip(np.sin(2 * time), 0.001, 1)).astype("float32")
+
+
+def encoded(kind: str, samples: np.ndarray, rate: int = RATE) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, **KINDS[kind])
+    return buffer.getvalue()
+
+
+@cache
+def eight_seconds(kind: str) -> bytes:
+    return encoded(kind, voice(8.0))
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    return {kind: eight_seconds(kind) for kind in KINDS}
+
+
+def without_xing(mp3: bytes) -> bytes:
+    """As a stream that is recorded: only the frames of sound."""
+    return mp3[read_mp3(mp3).start :]
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None)
+@given(start=st.floats(0, 7.5), length=st.floats(0.1, 8.0), target=st.sampled_from([8_000, 16_000, 22_050]))
+@example(start=3.2, length=0.5, target=16_000)
+def test_a_piece_is_that_piece_of_the_whole(kind, start, length, target):
+    file = eight_seconds(kind)
+    whole = load_audio(file, target)
+    end = min(start + length, 8.0)
+    piece = load_audio(file, target, start, end)
+    expected = whole[round(start * target) : round(end * target)]
+    assert len(piece) == len(expected)
+    np.testing.assert_allclose(piece, expected, atol=1e-5)
+    np.testing.assert_allclose(load_audio(file, target, start), whole[round(start * target) :], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_are_known_without_decoding(files, kind, tmp_path):
+    (tmp_path / "x").write_bytes(files[kind])
+    whole = load_audio(files[kind])
+    assert audio_seconds(files[kind]) == pytest.approx(len(whole) / RATE, abs=0.05)
+    assert audio_seconds(tmp_path / "x") == audio_seconds(files[kind])
+    np.testing.assert_array_equal(load_audio(tmp_path / "x"), whole)
+
+
+# --------------------------------------------------------------------------------------------------------------- MP3
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mp3_without_a_header_frame_is_read_to_its_end(rate, channels):
+    samples = np.stack([voice(6.0, rate)] * channels, axis=1)
+    mp3 = encoded("variable mp3", samples, rate)
+    bare = without_xing(mp3)
+    assert read_mp3(bare).stated_frames is None
+    assert read_mp3(bare).frames == read_mp3(mp3).frames == read_mp3(mp3).stated_frames
+    assert audio_seconds(bare) == pytest.approx(6.0, abs=0.3)
+    sound = load_audio(bare)
+    assert len(sound) / RATE == pytest.approx(6.0, abs=0.3)
+    # The same sound, perhaps with the silence that the encoder put before it.
+    whole = load_audio(mp3)
+    lag = int(np.argmax(np.correlate(sound[: 2 * RATE], whole[RATE // 2 : RATE], "valid"))) - RATE // 2
+    assert 0 <= lag < RATE // 4
+    np.testing.assert_allclose(sound[RATE // 2 + lag : RATE + lag], whole[RATE // 2 : RATE], atol=0.02)
+
+
+def test_mp3_files_one_after_the_other_are_read_whole():
+    both = encoded("mp3", voice(2.0)) + encoded("mp3", voice(3.0))
+    assert audio_seconds(both) == pytest.approx(5.0, abs=0.3)
+    assert len(load_audio(both)) / RATE == pytest.approx(5.0, abs=0.3)
+
+
+def test_tags_around_mp3_are_passed_over():
+    mp3 = encoded("mp3", voice(2.0))
+    size = 300
+    tag = b"ID3\x04\0\0" + bytes([0, 0, size >> 7, size & 127]) + (b"\xff\xfb\x90\x64" * 75)
+    tagged = tag + mp3 + b"TAG" + b"x" * 125
+    assert read_mp3(tagged).frames == read_mp3(mp3).frames
+    np.testing.assert_array_equal(load_audio(tagged), load_audio(mp3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=400), prefix=st.sampled_from([b"", b"\xff\xfb\x90\x64", b"ID3\x04\0\0\0\0\1\1"]))
+def test_bytes_that_are_no_mp3_are_walked_over(data, prefix):
+    stream = read_mp3(prefix + data)
+    assert stream is None or 0 <= stream.start <= len(prefix + data)
+    if stream is not None:
+        assert read_mp3(with_header(prefix + data, stream)).stated_frames == stream.frames
+
+
+# --------------------------------------------------------------------------------------------------- cut, cut, lying
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("flac",)])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_file_that_is_cut_is_refused(files, kind, share):
+    cut = files[kind][: int(len(files[kind]) * share)]
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"Cut off: audio bytes .* Fetch it again|file is malformed") as error:
+            read(cut)
+        assert error.value.reason in ("audio is cut off", "audio cannot be read")
+
+
+def test_a_cut_flac_is_refused_when_it_is_decoded(files):
+    with pytest.raises(AudioError, match="Cannot decode audio bytes"):
+        load_audio(files["flac"][:5000])
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3", "variable mp3", "aiff", "au"])
+def test_what_lacks_a_little_is_used(files, kind):
+    cut = files[kind][: int(len(files[kind]) * 0.96)]
+    assert audio_seconds(cut) == pytest.approx(len(load_audio(cut)) / RATE, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF024])
+def test_a_wav_of_unknown_length_is_read_to_its_end(files, size):
+    wav = files["wav"]
+    place = wav.index(b"data") + 4
+    streamed = wav[:4] + struct.pack("<I", size) + wav[8:place] + struct.pack("<I", size) + wav[place + 4 :]
+    np.testing.assert_array_equal(load_audio(streamed), load_audio(wav))
+    assert audio_seconds(streamed) == 8.0
+
+
+def test_a_flac_stream_without_a_length_is_read_to_its_end(files, monkeypatch):
+    flac = bytearray(files["flac"])
+    flac[21] &= 0xF0  # the 36 bits of the number of samples
+    flac[22:26] = bytes(4)
+    np.testing.assert_array_equal(load_audio(bytes(flac)), load_audio(files["flac"]))
+    np.testing.assert_array_equal(load_audio(bytes(flac), RATE, 2.0, 3.0), load_audio(files["flac"], RATE, 2.0, 3.0))
+    assert audio_seconds(bytes(flac)) == 8.0
+    flac[21] |= 0x0F  # and one that says 50 days
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError):
+        load_audio(bytes(flac))
+
+
+def test_a_clip_must_be_as_long_as_its_row_says(files):
+    row = {"audio": {"path": None, "bytes": files["wav"]}, "start": None, "end": None, "duration": 8.05}
+    assert len(load_clip(row)) == 8 * RATE
+    assert len(load_clip({**row, "start": 1.0, "end": 3.0, "duration": 2.0}, 8000)) == 16_000
+    assert len(load_clip({"audio": row["audio"]})) == 8 * RATE
+    for changes in ({"duration": 25.0}, {"duration": 4.0}, {"start": 1.0, "end": 3.0, "duration": 1.0}):
+        with pytest.raises(AudioError, match=r"Its audio lasts .* s, its `duration` is") as error:
+            load_clip({**row, **changes})
+        assert error.value.reason == "audio is not as long as its row says"
+    with pytest.raises(AudioError, match=r"ends 17\.00 s before 25\.0 s, where the piece should end"):
+        load_clip({**row, "start": 0.0, "end": 25.0, "duration": 25.0})
+
+
+# ------------------------------------------------------------------------------------------------------------ arrays
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "uint8", "float32", "float64", "float16"])
+def test_samples_of_any_type_sound_alike(kind):
+    samples = voice(1.0)
+    scale = {"int16": 2**15, "int32": 2**31, "uint8": 2**7}.get(kind)
+    array = samples.astype(kind) if scale is None else (samples.astype("float64") * scale).astype(kind)
+    if kind == "uint8":
+        array = np.clip(np.round(samples * 128 + 128), 0, 255).astype("uint8")
+    ways = {
+        "array": array,
+        "stereo": np.stack([array, array]),
+        "tensor": torch.from_numpy(array),
+        "mapping": {"array": array, "sampling_rate": RATE},
+        "decoder": SimpleNamespace(
+            get_all_samples=lambda: SimpleNamespace(data=torch.from_numpy(array)[None], sample_rate=RATE)
+        ),
+    }
+    for name, audio in ways.items():
+        np.testing.assert_allclose(load_audio(audio), samples, atol=0.01, err_msg=name)
+        np.testing.assert_allclose(load_audio(audio, RATE, 0.25, 0.5), samples[4000:8000], atol=0.01, err_msg=name)
+    assert load_audio({"array": samples.tolist(), "sampling_rate": 8_000}).shape == (2 * RATE,)
+    assert load_audio(torch.from_numpy(samples).bfloat16()).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        ((voice(1) * 32767).astype("int64"), "int64, whose full scale is not known"),
+        ((voice(1) * 32767).astype("int32"), "16-bit samples? Convert it to int16"),
+        (voice(1) * 32767, r"samples up to 1.\d+e\+04; floats must be in \[-1, 1\]"),
+        (voice(1).astype("complex64"), "complex64, whose full scale"),
+        (voice(1) > 0, "bool, whose full scale"),
+        (np.zeros(9, "datetime64[s]"), "datetime64.* whose full scale"),
+        (np.array([0.0, np.nan, 0.0]), "NaN or infinite samples"),
+        (np.array([0.0, 1e20, 0.0]), r"samples up to 1e\+20"),
+        (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\)"),
+        (np.zeros(0), "empty"),
+    ],
+)
+def test_arrays_that_are_no_sound_are_refused(array, message):
+    with pytest.raises(AudioError, match=message.replace("?", r"\?") if "?" in message else message):
+        load_audio(array)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1, 999, 1e9, float("nan"), float("inf"), 22_050.5, "16000", True])
+def test_impossible_sampling_rates_are_refused_at_once(rate):
+    with pytest.raises(AudioError, match="it must be a whole number from 1000 on"):
+        load_audio(voice(1.0), array_rate=rate)
+    with pytest.raises(AudioError, match="it must be a whole number from 1000 on"):
+        load_audio({"array": voice(1.0), "sampling_rate": rate})
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2**30])
+def test_a_header_with_an_impossible_rate_is_refused_at_once(files, rate):
+    wav = files["wav"][:24] + struct.pack("<I", rate) + files["wav"][28:]
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match="sampling rate of"):
+            read(wav)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5])
+@pytest.mark.parametrize("name", ["start", "end"])
+def test_times_that_are_none_are_refused(files, name, value):
+    with pytest.raises(AudioError, match=rf"`{name}` is {value}; give seconds"):
+        load_audio(files["wav"], **{name: value})
+
+
+# -------------------------------------------------------------------------------------------------------- other files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Not found</body></html>", "a web page"),
+        (b"\xef\xbb\xbf<HTML>", "a web page"),
+        (b"\x1f\x8b\x08" + bytes(50), "gzip archive"),
+        (b"PK\x03\x04" + bytes(50), "zip archive"),
+        (b"\0\0\0\x18ftypM4A " + bytes(500), "M4A or MP4.*pip install av"),
+        (b"\x1a\x45\xdf\xa3" + bytes(500), "WebM or Matroska.*pip install av"),
+        (b"#!AMR\n" + bytes(500), "AMR.*pip install av"),
+        (b"", "there are none|the file is empty"),
+        (b"not audio", "Check that the file is complete audio"),
+    ],
+)
+def test_what_is_no_audio_is_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.m4a").write_bytes(content)
+    for audio in (content, tmp_path / "clip.m4a"):
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(AudioError, match=message):
+                read(audio)
+
+
+def test_files_that_cannot_be_opened_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "clip.raw").write_bytes(bytes(32_000))
+    for name, message in {
+        "pipe.wav": "no audio file .*pipe.wav",
+        "": "no audio file",
+        "none.wav": "no audio file .*none.wav",
+        "clip.raw": "does not say its sampling rate. Convert it to WAV or FLAC",
+    }.items():
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(AudioError, match=message):
+                read(tmp_path / name)
+    with pytest.raises(AudioError, match="NoneType cannot be decoded"):
+        load_audio({"path": None, "bytes": None})
+
+
+@pytest.mark.parametrize("kind", ["m4a", "webm"])
+def test_what_phones_and_browsers_record_is_decoded_with_av(tmp_path, kind):
+    av = pytest.importorskip("av")
+    codec = {"m4a": "aac", "webm": "libopus"}[kind]
+    samples = voice(3.0, 48_000)
+    with av.open(str(tmp_path / f"clip.{kind}"), "w", format={"m4a": "mp4"}.get(kind)) as container:
+        stream = container.add_stream(codec, rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        for one in (frame, None):
+            container.mux(stream.encode(one))
+    path = tmp_path / f"clip.{kind}"
+    for audio in (path, path.read_bytes()):
+        sound = load_audio(audio)
+        assert len(sound) / RATE == pytest.approx(3.0, abs=0.1)
+        assert audio_seconds(audio) == pytest.approx(3.0, abs=0.1)
+        assert np.abs(sound).max() == pytest.approx(0.4, abs=0.15)
+    np.testing.assert_allclose(load_audio(path, RATE, 1.0, 1.5), load_audio(path)[RATE : 3 * RATE // 2], atol=1e-5)
