@@ -124,5 +124,5 @@ class TestTrain:
         recipe = tiny_training.write_recipe(tmp_path, tiny_parts, tiny_corpus)
         command = [sys.executable, "-m", "modeling_part", "train", str(recipe), "--dry_run", "true"]
         result = tiny_training.execute(command)
-        assert result.returncode == 0, result.stderr
-        assert "dry run: loss" in result.stderr
+        assert result.returncode == 0, result.stdout
+        assert "dry run: loss" in result.stdout
