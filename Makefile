@@ -1,5 +1,6 @@
 # make quickstart   train PART on real speech in all four stages and print the report
 # make test         run the tests; the slow ones too: make test PYTEST_OPTIONS='-m "slow or not slow"'
+# make conformance  hold the model and the processor against transformers' own tests, from its source on PyPI
 # make style        check lint and format; make format repairs both
 #
 # Every target makes its own virtual environment in .venv first; PYTHON chooses the interpreter: make test PYTHON=python3.12
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_OPTIONS ?=
 
-.PHONY: quickstart test style format
+.PHONY: quickstart test conformance style format
 
 # Made again when the requirements change.
 $(VENV)/installed: setup.cfg pyproject.toml .ci/constraints.txt
@@ -34,6 +35,10 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)
+
+conformance: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet parameterized
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal tests/conformance $(PYTEST_OPTIONS)
 
 style: $(VENV)/installed
 	$(VENV)/bin/ruff check

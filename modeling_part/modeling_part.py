@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .adapter_part import PARTAdapter, PARTOutputNorm
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
@@ -39,6 +39,7 @@ class PARTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    strict_loading: ClassVar[bool] = True
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -53,28 +54,37 @@ class PARTPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
         use_safetensors: bool = True,
+        strict: bool | None = None,
         **kwargs,
     ):
         """See `PreTrainedModel.from_pretrained`, which is less strict.
 
-        Only safetensors are read, and a checkpoint that does not hold exactly this model's tensors is an error
-        (transformers initialises what is missing).
+        Only safetensors are read, and a checkpoint that does not hold exactly this model's tensors is an error, while
+        transformers initialises what is missing and leaves out what is unexpected.
+
+        Args:
+            strict: False allows that, to build on a checkpoint that holds a part of the model. None: what the class
+                attribute `strict_loading` says, which is True.
 
         Raises:
             OSError: there are no weights in safetensors.
             ValueError: tensors are missing, unexpected or of another shape; the message names them.
         """
+        strict = cls.strict_loading if strict is None else strict
         with explain_missing_safetensors(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, by name
+                ignore_mismatched_sizes=ignore_mismatched_sizes or strict,  # reported below, by name
                 use_safetensors=use_safetensors,
                 **kwargs,
             )
-        reshaped = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
-        check_tensors(pretrained_model_name_or_path, cls, info["missing_keys"], info["unexpected_keys"], reshaped)
+        if strict:
+            mismatched = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
+            check_tensors(
+                pretrained_model_name_or_path, cls, info["missing_keys"], info["unexpected_keys"], mismatched
+            )
         return (model, info) if output_loading_info else model
 
 
@@ -92,6 +102,11 @@ class PARTModel(PARTPreTrainedModel):
             language_model = AutoModelForCausalLM.from_config(config.text_config).base_model
         self.language_model = language_model
         self.post_init()
+
+    @property
+    def multi_modal_projector(self) -> nn.Module:
+        """The adapter, by the name that transformers' exporters look for."""
+        return self.adapter
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -163,24 +178,38 @@ class PARTModel(PARTPreTrainedModel):
             frame_lengths = convolved_length(input_features_mask.sum(-1), self.config.encoder_convolutions)
         embeds = self.adapter(frames, frame_lengths, padding_free)
         return PARTAudioOutput(
-            last_hidden_state=frames, pooler_output=embeds, hidden_states=getattr(output, "hidden_states", None)
+            last_hidden_state=frames,
+            pooler_output=embeds,
+            hidden_states=getattr(output, "hidden_states", None),
+            attentions=getattr(output, "attentions", None),
         )
 
-    def check_placeholders(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor) -> None:
-        """Raise ValueError when `input_ids` do not hold one placeholder per audio embedding."""
-        placeholders = int((input_ids == self.config.audio_token_id).sum())
-        if placeholders != len(audio_embeds):
-            raise ValueError(
-                f"The prompts hold {placeholders} audio placeholders (token {self.config.audio_token_id}) but the "
-                f"features give {len(audio_embeds)} audio embeddings. Build both with the model's own PARTProcessor; "
-                "its `audio_token_convolutions` must be those of the model's config."
-            )
-
-    def place_audio(
-        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, audio_embeds: torch.Tensor
+    def find_placeholders(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, audio_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """Put the audio embeddings `(sum of A, H)` at the placeholders of `input_ids`, in order."""
-        mask = input_ids == self.config.audio_token_id
+        """Where the audio goes, `(B, L)`: at the placeholder's id, or at its embedding when there are no ids.
+
+        Raises:
+            ValueError: there is not one placeholder per audio embedding.
+        """
+        token = self.config.audio_token_id
+        if input_ids is None or input_ids.numel() == 0:
+            placeholder = self.get_input_embeddings()(torch.full((), token, device=inputs_embeds.device))
+            mask = (inputs_embeds == placeholder).all(-1)
+        else:
+            mask = input_ids == token
+        torch_compilable_check(
+            mask[mask].numel() == len(audio_embeds),
+            lambda: (
+                f"The prompts hold {int(mask.sum())} audio placeholders (token {token}) but the features give "
+                f"{len(audio_embeds)} audio embeddings. Build both with the model's own PARTProcessor; its "
+                "`audio_token_convolutions` must be those of the model's config."
+            ),
+        )
+        return mask
+
+    def place_audio(self, mask: torch.Tensor, inputs_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        """Put the audio embeddings `(sum of A, H)` where the mask `(B, L)` says, in order."""
         audio_embeds = audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(mask[..., None].to(inputs_embeds.device), audio_embeds)
 
@@ -215,11 +244,9 @@ class PARTModel(PARTPreTrainedModel):
             )
             mm_encoder_outputs = {"audio": audio}
         if mm_encoder_outputs:
-            if input_ids is None:
-                raise ValueError("`input_features` need `input_ids`, which say where the audio goes.")
-            audio_embeds = mm_encoder_outputs["audio"].pooler_output
-            self.check_placeholders(input_ids, audio_embeds)
-            inputs_embeds = self.place_audio(input_ids, inputs_embeds, audio_embeds)
+            audio_embeds = mm_encoder_outputs["audio"].pooler_output.flatten(0, -2)
+            mask = self.find_placeholders(input_ids, inputs_embeds, audio_embeds)
+            inputs_embeds = self.place_audio(mask, inputs_embeds, audio_embeds)
         if padding_free:
             # transformers knows rows packed into one by their positions, which begin again (no mask, no cache).
             valid = attention_mask.bool()
@@ -256,6 +283,9 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
     >>> processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ```
     """
+
+    _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar = {"lm_head": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: PARTConfig) -> None:
         super().__init__(config)
@@ -296,7 +326,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, PARTAudioOutput] | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | torch.Tensor | None = None,
         loss_chunk_size: int | None = None,
         padding_free: bool = False,
         **kwargs,
@@ -311,8 +341,8 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             labels: `(B, L)`, the answer and its end token, -100 elsewhere.
             mm_encoder_outputs: `{"audio": output of get_audio_features}` instead of `input_features`; `generate` gives
                 it, so that the encoder runs once whatever the number of beams.
-            logits_to_keep: as in transformers: the last so many positions, or a mask. With `labels` the positions
-                that predict a label are kept, so that no others reach the vocabulary matrix.
+            logits_to_keep: as in transformers: the last so many positions (0: all), an index, or a mask. None: all;
+                with `labels` only those that predict one, so that no others reach the vocabulary matrix.
             loss_chunk_size: with `labels`, the logits of so many targets at a time: at a vocabulary of 152k those of
                 1,024 targets take 0.6 GB in float32. The backward pass computes them again. None: all at once.
             padding_free: with `labels`, encoder (see `get_audio_features`), adapter and language model get the valid positions
@@ -339,30 +369,31 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             padding_free=padding_free,
             **kwargs,
         )
-        targets = None
+        loss = logits = token_losses = None
         if labels is not None:
             # Position i predicts label i + 1.
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-            logits_to_keep = targets != -100
-            targets = targets[logits_to_keep]
+            predicts = targets != -100
+            targets = targets[predicts]
             if padding_free:
-                logits_to_keep = logits_to_keep[attention_mask.bool()][None]
-        hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
-        loss = logits = token_losses = None
-        if targets is None:
-            logits = self._logits(hidden_states)
-        elif loss_chunk_size:
-            token_losses = chunked_token_losses(self._logits, hidden_states, targets, loss_chunk_size)
-            loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
-            token_losses = token_losses.detach()
-        else:
-            logits = self._logits(hidden_states)
-            loss = self.loss_function(
-                logits=logits,
-                labels=None,
-                shift_labels=targets,
-                vocab_size=logits.shape[-1],
-                num_items_in_batch=num_items_in_batch,
+                predicts = predicts[attention_mask.bool()][None]
+            hidden_states = keep_positions(outputs.last_hidden_state, predicts)
+            if loss_chunk_size:
+                token_losses = chunked_token_losses(self._logits, hidden_states, targets, loss_chunk_size)
+                loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
+                token_losses = token_losses.detach()
+            else:
+                logits = self._logits(hidden_states)
+                loss = self.loss_function(
+                    logits=logits,
+                    labels=None,
+                    shift_labels=targets,
+                    vocab_size=logits.shape[-1],
+                    num_items_in_batch=num_items_in_batch,
+                )
+        if labels is None or logits_to_keep is not None:
+            logits = self._logits(
+                keep_positions(outputs.last_hidden_state, 0 if logits_to_keep is None else logits_to_keep)
             )
         return PARTCausalLMOutputWithPast(
             loss=loss,
@@ -374,19 +405,29 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             audio_hidden_states=outputs.audio_hidden_states,
         )
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
-    ) -> tuple[torch.Tensor, dict]:
-        """Encode the audio once, then give every beam or returned sequence of a row the same audio embeddings."""
-        if (features := model_kwargs.pop("input_features", None)) is not None:
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict, model_input_name: str | None, generation_config
+    ) -> dict:
+        """Encode the audio before the first step where that step would not be the only one to do so.
+
+        transformers does this for images; audio is left to the first step, which beams, chunks of a prompt and
+        generation without a cache would make run more than once.
+        """
+        expands = max(generation_config.num_beams, generation_config.num_return_sequences) > 1
+        again = expands or generation_config.prefill_chunk_size is not None or generation_config.use_cache is False
+        if again and (features := model_kwargs.pop("input_features", None)) is not None:
             mask = model_kwargs.pop("input_features_mask", None)
             features, mask = (None if value is None else value.to(self.device) for value in (features, mask))
-            output = self.get_audio_features(features, mask)
-            self.model.check_placeholders(input_ids, output.pooler_output)
-            rows = output.pooler_output.split((input_ids == self.config.audio_token_id).sum(-1).tolist())
-            output.pooler_output = torch.cat([row for row in rows for _ in range(expand_size)])
-            model_kwargs["mm_encoder_outputs"] = {"audio": output}
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+            model_kwargs["mm_encoder_outputs"] = {"audio": self.get_audio_features(features, mask)}
+        return model_kwargs
+
+    def _expand_multimodal_outputs(
+        self, input_ids: torch.Tensor, mm_encoder_output: dict, expand_size: int = 1, inputs_embeds=None
+    ) -> dict:
+        """Give every beam or returned sequence of a row the same audio embeddings."""
+        embeds = mm_encoder_output["audio"].pooler_output
+        rows = embeds.split(self.model.find_placeholders(input_ids, inputs_embeds, embeds).sum(-1).tolist())
+        return {"audio": PARTAudioOutput(pooler_output=torch.cat([row for row in rows for _ in range(expand_size)]))}
 
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return scale_logits(self.config.text_config, self.lm_head(hidden_states))

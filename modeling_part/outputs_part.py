@@ -9,22 +9,18 @@ from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 
 
 @dataclass
-class PARTAudioOutput(ModelOutput):
+class PARTAudioOutput(BaseModelOutputWithPooling):
     """Output of `get_audio_features`.
 
     Attributes:
         last_hidden_state: `(B, F, encoder hidden)` encoder frames.
         pooler_output: `(sum of A, H)` audio embeddings of the valid positions, clip after clip.
-        hidden_states: encoder states per layer when `output_hidden_states=True`.
+        hidden_states, attentions: of the encoder's layers, when `output_hidden_states` and `output_attentions`.
     """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -40,8 +36,9 @@ class PARTCausalLMOutputWithPast(ModelOutput):
 
     Attributes:
         loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
-        logits: `(B, L, V)`; `(B, kept, V)` with `logits_to_keep`; `(targets, V)` when `labels` are given, since
-            only positions that predict a label reach the vocabulary matrix; None with `loss_chunk_size`.
+        logits: `(B, L, V)`, or of the positions that `logits_to_keep` asks for. With `labels` and without
+            `logits_to_keep` only the positions that predict a label reach the vocabulary matrix: `(targets, V)`, or
+            None with `loss_chunk_size`.
         token_losses: `(targets,)` nats in float32, without gradient, with `loss_chunk_size`.
         past_key_values, hidden_states, attentions: those of the language model.
         audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.

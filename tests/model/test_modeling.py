@@ -180,19 +180,24 @@ class TestLoss:
         with pytest.raises(ValueError, match=message):
             model.generate(**inputs, max_new_tokens=2)
 
-    def test_audio_needs_ids(self):
-        model = build()
-        inputs = inputs_of(model, "whisper", random_clips("whisper", [40]))
+    @pytest.mark.parametrize("text", ["qwen2", "gemma3", "gpt2"])  # Gemma 3 scales its embeddings
+    @torch.no_grad()
+    def test_audio_finds_its_place_among_embeddings(self, text):
+        model = build(text=text)
+        inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS))
+        expected = model(**inputs).logits
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-        with pytest.raises(ValueError, match="need `input_ids`"):
-            model(**inputs, inputs_embeds=embeds)
+        torch.testing.assert_close(model(**inputs, inputs_embeds=embeds).logits, expected, atol=0, rtol=0)
+        placeholder = model.get_input_embeddings()(torch.tensor(AUDIO_TOKEN))
+        with pytest.raises(ValueError, match="audio placeholders"):
+            model(**inputs, inputs_embeds=torch.cat([embeds[:, :-1], placeholder.expand(3, 1, -1)], 1))
 
     def test_audio_embeddings_land_in_order(self):
         model = build()
         inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS))
         embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
         words = model.get_input_embeddings()(inputs["input_ids"])
-        placed = model.model.place_audio(inputs["input_ids"], words, embeds)
+        placed = model.model.place_audio(inputs["input_ids"] == AUDIO_TOKEN, words, embeds)
         source = iter(embeds)
         for row, position in itertools.product(*map(range, inputs["input_ids"].shape)):
             is_audio = inputs["input_ids"][row, position] == AUDIO_TOKEN
