@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from modeling_part.data.batches import plan_batches
 from modeling_part.data.loading import Rows, load_rows
+from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
 from modeling_part.recipes.stage_record import write_stage_json
@@ -64,7 +65,10 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     args = recipe.training
     set_seed(args.seed)  # then load, then LoRA: the order of the random draws
     model, processor = load_model(stage.parent, recipe.model)
-    trainable = prepare_model(model, stage.plan, recipe)
+    vocabulary_size = model.config.text_config.vocab_size
+    trainable = prepare_model(
+        model, stage.plan, recipe, lambda: count_transcript_tokens(rows, processor, vocabulary_size)
+    )
     checkpoint, progress = stage.find_checkpoint(args)
     batches = plan_batches(stage.plan, rows, processor, recipe, progress)
     record = stage.record(rows, batches, model, trainable, recipe)

@@ -76,6 +76,8 @@ class PARTConfig(PreTrainedConfig):
         adapter_output_scale (`float`, defaults to 0.02):
             Root mean square of a freshly initialised adapter's outputs.
             [`PARTForSpeechSeq2Seq.from_pretrained_parts`] sets it to that of the language model's token embeddings.
+        alignment_scale (`float`, *optional*):
+            Scale of the alignment head's scores, see [`PARTForSpeechSeq2Seq.add_alignment_head`]. None: no such head.
         variable_length (`bool`, defaults to `True`):
             Run Whisper-like encoders on the clip's own length, with positions sliced and padding masked. `False`
             gives the original 30 s window. Other encoders always run on the clip's own length.
@@ -103,6 +105,7 @@ class PARTConfig(PreTrainedConfig):
     adapter_dropout: float | int = 0.0
     adapter_hidden_act: str = "gelu"
     adapter_output_scale: float = 0.02
+    alignment_scale: float | None = None
     variable_length: bool = True
     audio_token_id: int = 0
     initializer_range: float = 0.02

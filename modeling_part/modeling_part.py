@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .adapter_part import PARTAdapter, PARTOutputNorm
+from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower
 from .loading_part import check_tensors, explain_missing_safetensors, load_parts, tied_weights_keys
@@ -45,6 +46,9 @@ class PARTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PARTOutputNorm):
             init.constant_(module.weight, self.config.adapter_output_scale)
+        elif isinstance(module, PARTAlignmentHead):
+            init.zeros_(module.blank)
+            init.zeros_(module.token_bias)
 
     @classmethod
     def from_pretrained(
@@ -269,7 +273,7 @@ class PARTModel(PARTPreTrainedModel):
         )
 
 
-class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
+class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, GenerationMixin):
     """PART with the language model's head: transcribes and translates speech, and translates text.
 
     ```python
@@ -293,6 +297,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         causal_lm = AutoModelForCausalLM.from_config(config.text_config)
         self.model = PARTModel(config, causal_lm.base_model)
         self.lm_head = causal_lm.get_output_embeddings()
+        self.alignment_head = None if config.alignment_scale is None else PARTAlignmentHead(config)
         self._tied_weights_keys = tied_weights_keys(causal_lm)
         # transformers finds the loss by class name, and ours is not in its table.
         self.loss_type = "ForCausalLM"
@@ -329,6 +334,9 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor | None = None,
         loss_chunk_size: int | None = None,
         padding_free: bool = False,
+        transcript_ids: torch.LongTensor | None = None,
+        nll_weight: float = 1.0,
+        ctc_weight: float = 0.0,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
         """Audio and prompts -> logits, and the loss when `labels` are given.
@@ -349,6 +357,10 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                 of all rows as one row: no padding is computed. A gain with flash attention, whose kernels keep the rows
                 apart; sdpa and eager attention mask one large square instead. The language model must mix positions by
                 attention alone.
+            transcript_ids: `(B, U)` tokens of what is said, -100 elsewhere: with `ctc_weight`, the audio tokens are
+                aligned with them (see [`PARTAlignmentHead`]; batches without audio are not).
+            nll_weight: of the answer's negative log-likelihood in the loss. With 0 the language model does not run.
+            ctc_weight: of the alignment in the loss; both are divided by the same number of answer tokens.
             kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest
                 reaches the language model.
 
@@ -356,6 +368,16 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             [`PARTCausalLMOutputWithPast`].
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        alignment = {}
+        if ctc_weight and (input_features is not None or kwargs.get("encoder_frames") is not None):
+            frames = kwargs.pop("encoder_frames", None)
+            audio = self.get_audio_features(
+                input_features, input_features_mask, encoder_frames=frames, padding_free=padding_free
+            )
+            mm_encoder_outputs, input_features = {"audio": audio}, None
+            alignment = self._align(audio.pooler_output, input_ids, transcript_ids)
+        if not nll_weight:
+            return self._alignment_only(alignment, labels, ctc_weight, num_items_in_batch)
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -391,6 +413,10 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
                     vocab_size=logits.shape[-1],
                     num_items_in_batch=num_items_in_batch,
                 )
+            loss = nll_weight * loss
+            if alignment:
+                items = len(targets) if num_items_in_batch is None else num_items_in_batch
+                loss = loss + ctc_weight * alignment["ctc_losses"].sum() / items
         if labels is None or logits_to_keep is not None:
             logits = self._logits(
                 keep_positions(outputs.last_hidden_state, 0 if logits_to_keep is None else logits_to_keep)
@@ -403,6 +429,7 @@ class PARTForSpeechSeq2Seq(PARTPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,
+            **alignment,
         )
 
     def _maybe_prepare_encoder_kwargs_for_generation(

@@ -42,6 +42,8 @@ class PARTCausalLMOutputWithPast(ModelOutput):
         token_losses: `(targets,)` nats in float32, without gradient, with `loss_chunk_size`.
         past_key_values, hidden_states, attentions: those of the language model.
         audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.
+        ctc_losses, ctc_counted: `(B,)` nats of each clip and whether it counts, with `ctc_weight` and audio.
+        ctc_tokens: `(sum of A,)` the most probable token of each audio token, -1 for the blank, while evaluating.
     """
 
     loss: torch.Tensor | None = None
@@ -51,3 +53,6 @@ class PARTCausalLMOutputWithPast(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
+    ctc_losses: torch.Tensor | None = None
+    ctc_counted: torch.Tensor | None = None
+    ctc_tokens: torch.Tensor | None = None

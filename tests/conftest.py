@@ -1,19 +1,17 @@
 """Fixtures that several test modules use; the builders themselves are in tiny.py."""
 
+import clean_environment  # noqa: F401, I001  before torch is imported
+
 import os
 from pathlib import Path
-
-from tiny import REPOSITORY
-
-
-# One thread per test process, set before torch is imported: tiny matrices gain nothing from more, and the processes of
-# pytest-xdist would fight for the cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import tiny
 import torch
+from tiny import REPOSITORY
+
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

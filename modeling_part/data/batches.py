@@ -17,6 +17,7 @@ from .loading import Rows, check_prompts
 from .mixture import Mixture, RowTable
 from .sampling import TaskBatchSampler
 from .streaming import StreamingTaskBatches
+from .transcripts import count_too_long
 
 
 if TYPE_CHECKING:
@@ -89,15 +90,18 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.
         whole = _sampler(stage, table, budget, recipe) if progress.history else sampler
         report = whole.epoch_report(0)
+    aligns = bool(stage.losses.get("ctc"))
+    if aligns:
+        report |= {"transcripts_too_long": count_too_long(rows, processor)}
     multiples = (data.pad_seconds_multiple, data.pad_tokens_multiple)
     augmentation = build_augmentation(data.augmentation)
     return Batches(
         train_rows=sampler if rows.is_streamed else rows.train,
         sampler=sampler,
-        collator=PARTCollator(processor, *multiples, augmentation, seed, skip_broken=True),
+        collator=PARTCollator(processor, *multiples, augmentation, seed, skip_broken=True, with_transcripts=aligns),
         eval_rows=rows.eval,
         eval_batches=None if rows.eval is None else plan_eval_batches(rows.eval, processor, budget),
-        eval_collator=PARTCollator(processor, *multiples, skip_broken=True),
+        eval_collator=PARTCollator(processor, *multiples, skip_broken=True, with_transcripts=aligns),
         report=report,
         max_bad_fraction=data.max_bad_fraction,
         progress=progress,

@@ -23,6 +23,7 @@ class PARTCollator:
     {"input_ids":           (1, L)        <prompt with audio placeholders> bonjour <end>,
      "attention_mask":      (1, L)        1 for valid positions,
      "labels":              (1, L)        -100 ... -100 bonjour <end>,
+     "transcript_ids":      (1, U)        bonjour, with `with_transcripts`; -100 where there is none,
      "input_features":      (1, mel, T),
      "input_features_mask": (1, T),
      "batch_info":          {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [1.7],
@@ -37,6 +38,7 @@ class PARTCollator:
         seed: of the augmentation, which depends on it, the row and the rows beside it only.
         skip_broken: leave a row whose audio cannot be used out of the loss (silence stands in for it, and its labels
             are -100), and say in `batch_info["broken"]` what is wrong. Default: such a row raises.
+        with_transcripts: also give the tokens of what is said, for the alignment loss.
         encoder_outputs: frames of the frozen encoder by row, computed before; the batch then holds `encoder_frames`
             `(B, F, encoder hidden)` instead of `input_features`, and no audio is decoded. Rows that were broken then
             are as with `skip_broken`.
@@ -53,6 +55,7 @@ class PARTCollator:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         skip_broken: bool = False,
+        with_transcripts: bool = False,
         encoder_outputs: EncoderOutputs | None = None,
     ) -> None:
         if encoder_outputs is not None:
@@ -63,9 +66,11 @@ class PARTCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.skip_broken = skip_broken
+        self.with_transcripts = with_transcripts
         self.encoder_outputs = encoder_outputs
 
     def __call__(self, rows: list[dict]) -> dict:
+        """Rows of one task -> a batch."""
         tasks = {row["task"] for row in rows}
         if len(tasks) != 1:
             raise ValueError(
@@ -78,8 +83,12 @@ class PARTCollator:
         broken: dict[int, str] = {}  # place in the batch -> what is wrong
         cached = self.encoder_outputs is not None and any(row["audio"] is not None for row in rows)
         batch = self._cached_batch(rows, broken) if cached else self._batch(rows, broken)
+        if self.with_transcripts and task != "mt":
+            batch["transcript_ids"] = self._transcript_ids(rows)
         for index in broken:
             batch["labels"][index] = -100
+            if "transcript_ids" in batch:
+                batch["transcript_ids"][index] = -100
         seconds = [float(row["duration"] or 0.0) for row in rows]
         batch["batch_info"] = {
             "task": task,
@@ -130,6 +139,13 @@ class PARTCollator:
         )
         return batch
 
+    def _transcript_ids(self, rows: list[dict]) -> torch.Tensor:
+        """`(B, U)` tokens of what is said."""
+        texts = [transcript(row["task"], row["text"], row["source_text"]) or "" for row in rows]
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        width = max(1, *map(len, ids))
+        return torch.tensor([row + [-100] * (width - len(row)) for row in ids])
+
     @property
     def _feature_multiple(self) -> int:
         return max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
@@ -145,6 +161,11 @@ class PARTCollator:
             waveform = self.augmentation.augment_waveform(waveform, rate, generator)
             features = self.processor.extract_features(waveform)
             return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
+
+
+def transcript(task: str, text: str, source_text: str | None) -> str | None:
+    """What is said in a row's clip: None for text tasks, and where a corpus of translations does not tell."""
+    return {"asr": text, "s2tt": source_text}.get(task)
 
 
 def _scored_text(task: str, text: str, source_text: str | None) -> str:

@@ -58,7 +58,7 @@ class RowTable:
     weight: np.ndarray
     groups: tuple[Group, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("task", "group", "audio_seconds", "target_tokens")}
         if len({*lengths.values(), len(self.weight)}) != 1:
             raise ValueError(
@@ -140,7 +140,7 @@ class Mixture:
     temperature: float = 1.0
     direction_weights: Mapping[str, float] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = sorted(set(self.task_weights) - set(TASKS))
         if unknown:
             raise ValueError(f"task_weights names {unknown}; the tasks are {TASKS}")

@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from ..prompts_part import TASKS
 from .suggestions import did_you_mean
@@ -11,12 +11,14 @@ from .suggestions import did_you_mean
 
 # What a stage may train -> how the names of its parameters begin.
 PARTS = {
-    "adapter": ("model.adapter.",),
+    "adapter": ("model.adapter.", "alignment_head."),
     "encoder": ("model.audio_tower.",),
     "language_model": ("model.language_model.", "lm_head."),
 }
 GATES = ("task_gated", "frozen", "always")
 TUNINGS = ("lora", "full")
+# Of the answer given audio and prompt (the paper's only one), and of the transcript given audio (see alignment_part.py).
+LOSSES = ("nll", "ctc")
 
 # Tasks whose answer is in another language than the input: the ones that may train the language model.
 CROSS_LANGUAGE_TASKS = ("s2tt", "mt")
@@ -60,6 +62,9 @@ class Stage:
         tuning: how the language model trains, `lora` (Interspeech version) or `full` (arXiv v1).
         lora_rank, lora_alpha, lora_dropout: LoRA of all linear layers of the language model, see `peft.LoraConfig`.
             The paper names no values.
+        losses: weight of each loss. `nll`: the answer's negative log-likelihood, the paper's only loss. `ctc`: alignment
+            of the audio with the transcript's tokens in the language model's embedding space (ours, see
+            `alignment_part.py`). Without `nll` the language model does not run in the stage.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Stage:
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
+    losses: dict[str, float] = field(default_factory=lambda: {"nll": 1.0})
 
     def __post_init__(self) -> None:
         where = f"Stage {self.name!r}"
@@ -81,6 +87,7 @@ class Stage:
         _check_known(where, "part in `learning_rates`", self.learning_rates, PARTS)
         _check_known(where, "gate", [self.gate], GATES)
         _check_known(where, "tuning", [self.tuning], TUNINGS)
+        _check_known(where, "loss in `losses`", self.losses, LOSSES)
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits and underscores (a folder).")
         if not any(self.tasks.values()) or not self.learning_rates:
@@ -99,6 +106,15 @@ class Stage:
         for part, rate in self.learning_rates.items():
             if not rate > 0.0:
                 raise ValueError(f"Stage {self.name!r}: the learning rate of {part} is {rate}; leave the part out.")
+        if not any(self.losses.values()) or any(weight < 0 for weight in self.losses.values()):
+            raise ValueError(
+                f"Stage {self.name!r}: `losses` is {self.losses}; give {' or '.join(LOSSES)} a positive weight."
+            )
+        if not self.losses.get("nll") and ("mt" in self.active_tasks or "language_model" in self.learning_rates):
+            raise ValueError(
+                f"Stage {self.name!r}: without `nll` in `losses` the language model does not run; leave it out of "
+                "`learning_rates`, and `mt` out of `tasks`."
+            )
         if "mt" in self.active_tasks and not self.opens_language_model("mt"):
             raise ValueError(
                 f"Stage {self.name!r}: `mt` can only train the language model, which stays frozen; leave `mt` out of `tasks`."
@@ -159,7 +175,7 @@ def build_plan(stages: Sequence[Mapping | str] | Mapping[str, Mapping | None] | 
     plan = []
     for entry in _entries(stages):
         _check_known(f"Stage {entry['name']!r}", "field", entry, [one.name for one in fields(Stage)])
-        for key in ("learning_rates", "tasks"):
+        for key in ("learning_rates", "tasks", "losses"):
             if isinstance(entry.get(key), dict):
                 entry[key] = {name: _number(f"{key}: {name}", value) for name, value in entry[key].items()}
         if "warmup_ratio" in entry:

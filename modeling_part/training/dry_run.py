@@ -32,7 +32,22 @@ def log_plan(trainer: PARTTrainer) -> None:
         logger.info("  the encoder has %d layers, fewer than %d: all of them train", layers, stage.encoder_layers)
     for group, rows in report["rows"].items():
         logger.info("  %-15s %d rows, %.2f h per epoch", group, rows, report["hours"][group])
+    _report_too_long(report.get("transcripts_too_long", {}), trainer)
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
+
+
+def _report_too_long(counts: dict[str, tuple[int, int]], trainer: PARTTrainer) -> None:
+    """Which transcripts the alignment leaves out because their clip has too few audio tokens, and what cures it."""
+    left_out = {language: numbers for language, numbers in counts.items() if numbers[0]}
+    if left_out:
+        told = ", ".join(f"{language} {wrong:,} of {total:,}" for language, (wrong, total) in sorted(left_out.items()))
+        stride = trainer.model.config.adapter_conv_stride
+        logger.warning(
+            "  Transcripts with more tokens than their clip has audio tokens are left out of the alignment: %s. A smaller "
+            "`adapter_conv_stride` (now %d) gives more audio tokens.",
+            told,
+            stride,
+        )
 
 
 def dry_run(trainer: PARTTrainer) -> None:
@@ -46,7 +61,7 @@ def dry_run(trainer: PARTTrainer) -> None:
     info = inputs.pop("batch_info")
     trainer.broken_rows.warn(info)
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        loss = trainer.model(**inputs).loss
+        loss = trainer.model(**inputs, **trainer.loss_options).loss
     logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
     config, args = trainer.model.config, trainer.args
     steps = max(batch["input_features_mask"].numel() if "input_features_mask" in batch else 0 for batch in batches)

@@ -22,6 +22,8 @@ def trainable_patterns(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
         if part == "language_model" and not stage.trains_language_model:
             continue
         patterns[part] = [f"^{re.escape(prefix)}" for prefix in PARTS[part]]
+        if part == "adapter" and not stage.losses.get("ctc"):
+            patterns[part] = [r"^model\.adapter\."]  # nothing else reaches the alignment head
         if part == "encoder" and stage.encoder_layers is not None:
             patterns[part] = _top_encoder_patterns(model, stage.encoder_layers)
         if part == "language_model" and stage.tuning == "lora":

@@ -27,6 +27,18 @@ def batch_losses(groups: list[tuple[str, str, str]], labels: torch.Tensor, token
     return losses
 
 
+def batch_ctc_losses(
+    groups: list[tuple[str, str, str]], transcript_ids: torch.Tensor, ctc_losses: torch.Tensor, counted: torch.Tensor
+) -> GroupLosses:
+    """`(B, U)` tokens of what is said, `(B,)` nats and which of them count -> nats and transcript tokens per group."""
+    tokens = (transcript_ids != -100).sum(-1).tolist()
+    losses: GroupLosses = {}
+    for group, nats, size, counts in zip(groups, ctc_losses.tolist(), tokens, counted.tolist(), strict=True):
+        if counts and math.isfinite(nats):
+            add_losses(losses, {group: (nats, size)})
+    return losses
+
+
 def add_losses(total: GroupLosses, losses: GroupLosses) -> None:
     """Add `losses` to `total`, in place."""
     for group, (nats, tokens) in losses.items():
@@ -42,16 +54,25 @@ def losses_over_ranks(losses: GroupLosses) -> GroupLosses:
     return total
 
 
-def mean_losses(losses: GroupLosses, prefix: str) -> dict[str, float]:
-    """`{prefix}asr_loss`, `{prefix}asr/fr_loss`, ... in nats per target token."""
+def mean_losses(losses: GroupLosses, prefix: str, name: str = "loss") -> dict[str, float]:
+    """`{prefix}asr_loss`, `{prefix}asr/fr_loss`, ... in nats per token; `name` stands in the place of `loss`."""
     means = {}
     for task in TASKS:
         members = {group: sums for group, sums in sorted(losses.items()) if group[0] == task and sums[1] > 0}
         if members:
-            means[f"{prefix}{task}_loss"] = sum(n for n, _ in members.values()) / sum(t for _, t in members.values())
+            means[f"{prefix}{task}_{name}"] = sum(n for n, _ in members.values()) / sum(t for _, t in members.values())
         for (_, source, target), (nats, tokens) in members.items():
-            means[f"{prefix}{task}/{direction(source, target)}_loss"] = nats / tokens
+            means[f"{prefix}{task}/{direction(source, target)}_{name}"] = nats / tokens
     return means
+
+
+def add_output(losses: GroupLosses, ctc_losses: GroupLosses, info: dict, inputs: dict, outputs: dict) -> None:
+    """Add what a forward pass over a batch of the collator gave: of the answers, and of the alignment."""
+    if outputs.get("token_losses") is not None:
+        add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
+    if outputs.get("ctc_losses") is not None:
+        parts = (inputs["transcript_ids"], outputs["ctc_losses"], outputs["ctc_counted"])
+        add_losses(ctc_losses, batch_ctc_losses(info["groups"], *parts))
 
 
 class StepStatistics:
@@ -63,6 +84,8 @@ class StepStatistics:
     def reset(self) -> None:
         """Begin a new line."""
         self.losses: GroupLosses = {}
+        self.ctc_losses: GroupLosses = {}
+        self.clips_left_out = 0  # of the alignment
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
         self.part_norms: dict[str, float] = {}
         self.open_batches = self.batches = 0
@@ -70,7 +93,9 @@ class StepStatistics:
 
     def add_batch(self, info: dict, inputs: dict, outputs: dict, gate_is_open: bool) -> None:
         """Add a batch of the collator: its `batch_info`, the model's inputs and outputs."""
-        add_losses(self.losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
+        add_output(self.losses, self.ctc_losses, info, inputs, outputs)
+        if outputs.get("ctc_counted") is not None:
+            self.clips_left_out += int((~outputs["ctc_counted"]).sum())
         mask = inputs["attention_mask"]
         padded = info["padded_seconds"] * len(info["ids"])
         sums = [mask.numel(), float(mask.sum()), sum(info["audio_seconds"]), padded]
@@ -91,6 +116,7 @@ class StepStatistics:
         seconds = time.perf_counter() - self.since
         positions, valid, audio, padded = totals.tolist()
         figures = mean_losses(losses_over_ranks(self.losses), "")
+        figures |= mean_losses(losses_over_ranks(self.ctc_losses), "", "ctc_loss")
         figures |= {f"grad_norm/{part}": norm for part, norm in self.part_norms.items()}
         return figures | {
             "tokens_per_second": valid / seconds,

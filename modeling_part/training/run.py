@@ -184,6 +184,7 @@ class StageRun:
     def finish(self, trainer: PARTTrainer, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> None:
         """Save, predict with what was saved, and write `stage.json` last: it says that the stage is finished."""
         metrics = trainer.evaluate() if trainer.batches.eval_batches else {}
+        metrics |= trainer.check_listening()
         trainer.save_model(str(self.folder))
         state = PartialState()
         if state.is_main_process:

@@ -5,6 +5,7 @@ import copy
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -64,8 +65,16 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
     return model, processor
 
 
-def prepare_model(model: nn.Module, stage: Stage, recipe: Recipe) -> dict[str, list[str]]:
-    """Inject LoRA where the stage uses it, freeze what it does not train, and give that its dtype.
+def prepare_model(
+    model: nn.Module, stage: Stage, recipe: Recipe, token_counts: Callable[[], torch.Tensor] | None = None
+) -> dict[str, list[str]]:
+    """Add the alignment head and LoRA where the stage uses them, freeze what it does not train, and give that its dtype.
+
+    Args:
+        model: as loaded.
+        stage: to train.
+        recipe: of the run.
+        token_counts: gives `(V,)` counts of the tokens in the training transcripts; asked where a head is new.
 
     Returns:
         Names of the trainable parameters of each part.
@@ -73,6 +82,8 @@ def prepare_model(model: nn.Module, stage: Stage, recipe: Recipe) -> dict[str, l
     Raises:
         ValueError: a part has no parameters to train, or `padding_free` would mix the rows.
     """
+    if stage.losses.get("ctc") and model.alignment_head is None:
+        model.add_alignment_head(token_counts())
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     trainable = set_trainable(stage, model)

@@ -6,8 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, repeat
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,12 +19,13 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..data.batches import Batches
 from ..prompts_part import TASKS
-from ..recipes.stages import Stage
+from ..recipes.stages import LOSSES, Stage
 from .broken_rows import BrokenRows
 from .checkpoints import INCOMPLETE, publish_checkpoint, restore_weights, save_weights
+from .dev_loss import dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
 from .kernels import COMPILED_VARIANTS, use_liger_kernels
-from .losses import GroupLosses, StepStatistics, add_losses, batch_losses, losses_over_ranks, mean_losses
+from .losses import StepStatistics
 from .stopping import StopCallback
 
 
@@ -270,15 +270,17 @@ class PARTTrainer(Trainer):
                 # Layers recompute their activations only in training mode.
                 if not any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
                     module.eval()
-        inputs |= self._loss_options
+        inputs |= self.loss_options
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self._statistics.add_batch(info, inputs, outputs, self.gate.is_open and bool(self.gate.parameters))
         # Trainer multiplies by the world size because DDP averages gradients; that is the loss it wants back.
         return (loss, outputs) if return_outputs else loss
 
     @property
-    def _loss_options(self) -> dict:
-        return {"loss_chunk_size": self.args.loss_chunk_size, "padding_free": self.args.padding_free}
+    def loss_options(self) -> dict:
+        """What the model's forward is told about the loss."""
+        weights = {f"{name}_weight": self.stage.losses.get(name, 0.0) for name in LOSSES}
+        return {"loss_chunk_size": self.args.loss_chunk_size, "padding_free": self.args.padding_free, **weights}
 
     def _clip_grad_norm(self, model) -> torch.Tensor | float | None:
         self._statistics.part_norms = gradient_norms(self.model, self.trainable_names)
@@ -334,35 +336,11 @@ class PARTTrainer(Trainer):
 
         Every rank takes its share of the dev batches and must make the call.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None or not self.batches.eval_batches:
+        if self.eval_dataset is None or not self.batches.eval_batches:
             raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
         started = time.perf_counter()
-        mine = self.batches.eval_batches[self.args.process_index :: self.args.world_size]
-        loader = DataLoader(dataset, batch_sampler=mine, collate_fn=self.batches.eval_collator)
-        model, was_training = self.model_wrapped, self.model.training
-        # FSDP gathers weights inside forward, so every rank must run as many forwards as the one with the most.
-        rounds = math.ceil(len(self.batches.eval_batches) / self.args.world_size)
-        model.eval()
-        losses: GroupLosses = {}
-        last = None
-        for index, batch in enumerate(_padded(loader, rounds)):
-            batch = last if batch is None else batch
-            if batch is None:
-                batch = self.batches.eval_collator([dataset[row] for row in self.batches.eval_batches[0]])
-            last = batch
-            inputs = self._prepare_inputs(dict(batch))
-            info = inputs.pop("batch_info")
-            self.broken_rows.warn(info)
-            with self.compute_loss_context_manager():
-                outputs = model(**inputs, **self._loss_options)
-            if index < len(mine):
-                add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
-        if was_training:
-            model.train()
-        losses = losses_over_ranks(losses)
-        nats, tokens = (sum(values) for values in zip(*losses.values(), strict=True))
-        metrics = {f"{metric_key_prefix}_loss": nats / max(tokens, 1)} | mean_losses(losses, f"{metric_key_prefix}_")
+        sums = dev_sums(self, self.batches, self.loss_options)
+        metrics = sums.figures(f"{metric_key_prefix}_")
         if self.generation_monitor is not None:
             figures = self.generation_monitor(
                 self.model, self.accelerator, self.state.global_step, self.compute_loss_context_manager
@@ -372,6 +350,20 @@ class PARTTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def check_listening(self) -> dict[str, float | bool]:
+        """Say it aloud where the stage has not learned to use its audio; every rank must make the call."""
+        found = listens(self, self.batches, self.loss_options) if self.batches.eval_batches else None
+        if found is not None and not found["listens"]:
+            logger.warning(
+                "Stage %s does not use its audio: the dev loss is %.3f with each row's own clip and %.3f with another "
+                "row's. It has learned what the texts look like and not yet to listen. Align first (`losses: {ctc: 1}` "
+                "in a stage before it, as in the recipe `part_aligned`), or train longer.",
+                self.stage.name,
+                found["own_clip_loss"],
+                found["other_clip_loss"],
+            )
+        return found or {}
 
     # ---- checkpoints ----
 
@@ -421,8 +413,3 @@ class PARTTrainer(Trainer):
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         restore_weights(self.model if model is None else model, Path(resume_from_checkpoint), self.stage)
-
-
-def _padded(items: DataLoader, size: int) -> Iterator:
-    """`items`, then None until there are `size`."""
-    yield from chain(items, repeat(None, size - len(items)))

@@ -1,0 +1,214 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Within-language alignment made explicit: CTC in the language model's own embedding space.
+
+Not the paper's. Its stages align speech with a frozen language model through the answer's likelihood alone, which lies
+on a plateau until it falls, at a step that nobody knows. Here every audio token is scored against the language model's
+token embeddings (never trained by it), and CTC (Graves et al. 2006) says which tokens of the transcript must be found in
+which order. No language model runs, so that a step costs a fraction.
+
+Prior art: CTC tied to a language model's input embeddings in wenet-e2e/wesr (`speech_llm.py`), LegoSLM (arXiv
+2505.11352), CJST (arXiv 2411.07607), CTC drafts for speech language models (arXiv 2603.11243). Ours: the learned blank,
+the scale, the bias by token frequency (which lets the whole vocabulary compete), and the order, CTC alone first.
+
+Shapes are written with B clips, A audio tokens of a clip, N of all clips, U tokens of a transcript, H the language
+model's width, V its vocabulary, K the tokens that occur in a batch.
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .configuration_part import PARTConfig
+from .encoder_part import lengths_to_mask
+from .outputs_part import PARTCausalLMOutputWithPast
+
+
+# What an audio token scores that equals a token's embedding, whatever the language model.
+MATCH_SCORE = 10.0
+# Share of the probability of the bias that is spread evenly over the vocabulary, for tokens that were not counted.
+EVEN_SHARE = 0.01
+# Audio tokens whose scores over the vocabulary are computed at a time: 1,024 x 152k float32 are 0.6 GB.
+CHUNK_SIZE = 1024
+
+
+class PARTAlignmentHead(nn.Module):
+    """Scores of audio tokens against the language model's token embeddings and one learned blank.
+
+    `score(e, token) = scale * e . E[token] + bias[token]` and `score(e, blank) = scale * e . blank`, a softmax over
+    all of them. `bias` is the log-frequency of the token in the training transcripts, 0 for the most frequent one.
+    """
+
+    def __init__(self, config: PARTConfig) -> None:
+        super().__init__()
+        self.scale = config.alignment_scale
+        self.blank = nn.Parameter(torch.zeros(config.text_config.hidden_size))
+        self.register_buffer("token_bias", torch.zeros(config.text_config.vocab_size))
+
+    @torch.no_grad()
+    def set_token_frequencies(self, counts: torch.Tensor) -> None:
+        """Set the bias from `(V,)` counts of the tokens in the training transcripts.
+
+        A small share is spread evenly over the vocabulary, so that a token that was never counted can still be found.
+        """
+        counts = counts.to(self.token_bias.device, torch.float64)
+        shares = (1 - EVEN_SHARE) * counts / counts.sum().clamp(min=1) + EVEN_SHARE / len(counts)
+        self.token_bias.copy_((shares / shares.max()).log())
+
+    def losses(
+        self,
+        audio_embeds: torch.Tensor,
+        audio_lengths: torch.Tensor,
+        transcript_ids: torch.Tensor,
+        embeddings: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """CTC of each clip.
+
+        Args:
+            audio_embeds: `(N, H)`, clip after clip.
+            audio_lengths: `(B,)` audio tokens of each clip.
+            transcript_ids: `(B, U)`, -100 where there is none; a row of -100 has no transcript.
+            embeddings: `(V, H)` token embeddings, as the language model's layers see them.
+
+        Returns:
+            `(B,)` nats, 0 where a clip is left out, and `(B,)` which are counted: clips with a transcript that fits,
+            one audio token for each of its tokens and one more between two that are the same.
+        """
+        given = transcript_ids != -100
+        transcript_lengths = given.sum(-1)
+        repeats = (transcript_ids[:, 1:] == transcript_ids[:, :-1]) & given[:, 1:]
+        is_counted = (transcript_lengths > 0) & (transcript_lengths + repeats.sum(-1) <= audio_lengths)
+        # Classes of this batch: 0 is the blank, then the tokens that occur.
+        tokens, classes = torch.unique(transcript_ids.clamp(min=0), return_inverse=True)
+        log_probs = self.log_probs(audio_embeds, tokens, embeddings)
+        valid = lengths_to_mask(audio_lengths, int(audio_lengths.max()))
+        padded = log_probs.new_zeros(*valid.shape, log_probs.shape[-1])
+        padded[valid] = log_probs
+        nats = ctc_nats(padded, valid, classes + 1, audio_lengths, transcript_lengths, is_counted)
+        return nats, is_counted
+
+    def log_probs(self, audio_embeds: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """`(N, H)` and `(K,)` -> `(N, 1 + K)`: of the blank and of these tokens, among the whole vocabulary."""
+
+        def of_chunk(chunk: torch.Tensor) -> torch.Tensor:
+            scores = self.scores(chunk, embeddings)
+            total = scores.logsumexp(-1, keepdim=True)
+            wanted = torch.cat([tokens.new_zeros(1), tokens + 1])
+            return scores[:, wanted] - total
+
+        chunks = audio_embeds.split(CHUNK_SIZE)
+        if len(chunks) == 1:  # small enough to be kept for the backward pass
+            return of_chunk(audio_embeds)
+        return torch.cat([checkpoint(of_chunk, chunk, use_reentrant=False) for chunk in chunks])
+
+    def scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """`(n, H)` -> `(n, 1 + V)` in float32, the blank first."""
+        table = torch.cat([self.blank[None].to(embeddings.dtype), embeddings])
+        products = (audio_embeds.to(table.dtype) @ table.T).float()
+        return self.scale * products + nn.functional.pad(self.token_bias.float(), (1, 0))
+
+    @torch.no_grad()
+    def best_tokens(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """`(N, H)` -> `(N,)` the most probable token of each audio token, -1 for the blank."""
+        chunks = audio_embeds.split(CHUNK_SIZE)
+        return torch.cat([self.scores(chunk, embeddings).argmax(-1) for chunk in chunks]) - 1
+
+
+def ctc_nats(
+    log_probs: torch.Tensor,
+    valid: torch.Tensor,
+    targets: torch.Tensor,
+    audio_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    is_counted: torch.Tensor,
+) -> torch.Tensor:
+    """CTC over log-probabilities of some of the classes.
+
+    `torch.nn.functional.ctc_loss` returns the gradient of scores before a softmax over *its* classes. Ours are some of
+    the vocabulary's, so that the loss is written once more with the expected visits of each class, whose gradient is
+    that of the log-probabilities (Graves et al. 2006, equation 15).
+
+    Args:
+        log_probs: `(B, A, 1 + K)`, the blank first.
+        valid: `(B, A)`, true for a clip's own audio tokens.
+        targets: `(B, U)` classes.
+        audio_lengths, target_lengths: `(B,)`.
+        is_counted: `(B,)`; the others give 0 and no gradient.
+
+    Returns:
+        `(B,)` nats.
+    """
+    steps = log_probs.detach().float().transpose(0, 1).requires_grad_()
+    with torch.enable_grad():
+        nats = nn.functional.ctc_loss(
+            steps, targets, audio_lengths, target_lengths, reduction="none", zero_infinity=True
+        )
+        (gradient,) = torch.autograd.grad(nats.sum(), steps)
+    visits = (steps.detach().exp() - gradient).transpose(0, 1)
+    visits = torch.where((valid & is_counted[:, None])[..., None], visits, 0.0)
+    written = -(visits * log_probs).sum((1, 2))
+    return torch.where(is_counted, nats.detach(), 0.0) + written - written.detach()
+
+
+def collapse(best: list[int]) -> list[int]:
+    """What greedy CTC writes: repeats once, then no blanks (-1).
+
+    >>> collapse([-1, 5, 5, -1, 5, 7])
+    [5, 5, 7]
+    """
+    return [token for token, before in zip(best, [-1, *best], strict=False) if token not in (-1, before)]
+
+
+def alignment_scale(embeddings: torch.Tensor) -> float:
+    """The factor by which an audio token that equals a token's embedding scores `MATCH_SCORE`, for `(V, H)`."""
+    return MATCH_SCORE / embeddings.float().pow(2).sum(-1).mean().item()
+
+
+class AlignmentMixin:
+    """What [`PARTForSpeechSeq2Seq`] does with its alignment head."""
+
+    def _align(
+        self, audio_embeds: torch.Tensor, input_ids: torch.Tensor, transcript_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """CTC of every clip, and what greedy CTC would write while evaluating."""
+        if self.alignment_head is None:
+            raise ValueError(
+                "The model has no alignment head; call `add_alignment_head` first, or set `ctc_weight` to 0."
+            )
+        embeddings = self.get_input_embeddings().weight.detach()
+        lengths = (input_ids == self.config.audio_token_id).sum(-1)
+        losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings)
+        alignment = {"ctc_losses": losses, "ctc_counted": counted}
+        if not self.training:
+            alignment["ctc_tokens"] = self.alignment_head.best_tokens(audio_embeds, embeddings)
+        return alignment
+
+    def _alignment_only(
+        self, alignment: dict[str, torch.Tensor], labels: torch.Tensor, ctc_weight: float, num_items_in_batch
+    ) -> PARTCausalLMOutputWithPast:
+        """The output of a step in which the language model does not run."""
+        if not alignment:
+            raise ValueError(
+                "There is nothing to learn from: `nll_weight` is 0, and `ctc_weight` or the audio is missing."
+            )
+        items = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return PARTCausalLMOutputWithPast(loss=ctc_weight * alignment["ctc_losses"].sum() / items, **alignment)
+
+    @torch.no_grad()
+    def add_alignment_head(self, token_counts: torch.Tensor) -> None:
+        """Give the model a new [`PARTAlignmentHead`], scaled to its language model's embeddings.
+
+        The blank begins as a random embedding of their size: from zero, take-off is a matter of the seed.
+
+        Args:
+            token_counts: `(V,)`, how often each token occurs in the training transcripts.
+        """
+        embed = self.get_input_embeddings()
+        factor = float(getattr(embed, "embed_scale", 1.0))  # Gemma 3 scales what it looks up
+        self.config.alignment_scale = alignment_scale(embed.weight * factor) * factor
+        head = PARTAlignmentHead(self.config).to(embed.weight.device)
+        head.blank.copy_(torch.randn(head.blank.shape) * embed.weight.float().pow(2).mean().sqrt().cpu())
+        head.set_token_frequencies(token_counts)
+        self.alignment_head = head
+
+
+__all__ = ["AlignmentMixin", "PARTAlignmentHead"]

@@ -1,0 +1,161 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Dev losses: of the answers and of the alignment, what greedy CTC reads, and whether the model listens at all."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
+
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from ..alignment_part import collapse
+from ..data.batches import Batches
+from ..data.collator import transcript
+from ..evaluation.metrics import count_edits
+from ..evaluation.normalization import normalize_text, scored_units
+from .losses import GroupLosses, add_losses, add_output, mean_losses
+
+
+# A model that listens loses more than this with the clip of another row, in nats per token.
+LEAST_GAIN = 0.1
+
+# language -> errors and reference units
+Errors = dict[str, tuple[int, int]]
+
+
+@dataclass
+class DevSums:
+    """Sums over dev batches that add up over ranks.
+
+    Attributes:
+        answers: nats and tokens of the answers by group.
+        alignment: nats and tokens of the transcripts by group.
+        errors: of greedy CTC on transcription, errors and reference units by language.
+    """
+
+    answers: GroupLosses = field(default_factory=dict)
+    alignment: GroupLosses = field(default_factory=dict)
+    errors: Errors = field(default_factory=dict)
+
+    def over_ranks(self) -> "DevSums":
+        """The sums of all ranks; every rank must make the call."""
+        total = DevSums()
+        for one in gather_object([self]):
+            add_losses(total.answers, one.answers)
+            add_losses(total.alignment, one.alignment)
+            _add_errors(total.errors, one.errors)
+        return total
+
+    def loss(self) -> float:
+        """Nats per token of the answers; of the alignment where the language model does not run."""
+        sums = (self.answers or self.alignment).values()
+        return sum(nats for nats, _ in sums) / max(sum(tokens for _, tokens in sums), 1)
+
+    def figures(self, prefix: str) -> dict[str, float]:
+        """`{prefix}loss`, `{prefix}asr/fr_loss`, `{prefix}asr_ctc_loss`, `{prefix}ctc/fr_error_rate`, ..."""
+        figures = {f"{prefix}loss": self.loss()} | mean_losses(self.answers, prefix)
+        figures |= mean_losses(self.alignment, prefix, "ctc_loss")
+        rates = {language: errors / units for language, (errors, units) in sorted(self.errors.items()) if units}
+        if rates:
+            figures[f"{prefix}ctc_error_rate"] = sum(rates.values()) / len(rates)
+        return figures | {f"{prefix}ctc/{language}_error_rate": rate for language, rate in rates.items()}
+
+
+def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = False) -> DevSums:
+    """One pass over the dev batches; every rank takes its share and must make the call.
+
+    Args:
+        trainer: whose model, device and precision are used.
+        batches: with the dev rows.
+        options: of the model's forward, the losses' weights among them.
+        swap: give each row the clip of its neighbour in the batch; batches of one row are left out.
+    """
+    args, rows = trainer.args, batches.eval_rows
+    planned = [batch for batch in batches.eval_batches if len(batch) > 1 or not swap]
+    if not options["nll_weight"]:  # the language model does not run
+        planned = [batch for batch in planned if rows[batch[0]]["task"] != "mt"]
+    mine = planned[args.process_index :: args.world_size]
+
+    def collate(chosen: list[dict]) -> dict:
+        return batches.eval_collator(swap_clips(chosen) if swap else chosen) | {"rows": chosen}
+
+    model, was_training = trainer.model_wrapped, trainer.model.training
+    # FSDP gathers weights inside forward, so every rank must run as many forwards as the one with the most.
+    rounds = math.ceil(len(planned) / args.world_size)
+    loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate)
+    model.eval()
+    sums = DevSums()
+    last = None
+    for index, batch in enumerate(_padded(loader, rounds)):
+        batch = last if batch is None else batch
+        if batch is None:
+            batch = collate([rows[row] for row in planned[0]])
+        last = batch
+        inputs = trainer._prepare_inputs({name: value for name, value in batch.items() if name != "rows"})
+        info = inputs.pop("batch_info")
+        trainer.broken_rows.warn(info)
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            outputs = model(**inputs, **options)
+        if index < len(mine):
+            add_output(sums.answers, sums.alignment, info, inputs, outputs)
+            if outputs.get("ctc_tokens") is not None and info["task"] == "asr":
+                _add_errors(sums.errors, greedy_errors(batch["rows"], inputs, outputs, trainer))
+    if was_training:
+        model.train()
+    return sums.over_ranks()
+
+
+def swap_clips(rows: Sequence[dict]) -> list[dict]:
+    """Each row with the clip of the next one, the last with that of the first."""
+    others = [*rows[1:], rows[0]]
+    names = ("audio", "start", "end", "duration")
+    return [{**row, **{name: other.get(name) for name in names}} for row, other in zip(rows, others, strict=True)]
+
+
+def greedy_errors(rows: Sequence[dict], inputs: dict, outputs: dict, trainer: Trainer) -> Errors:
+    """Errors of what greedy CTC writes for a batch of transcription, by language."""
+    lengths = (inputs["input_ids"] == trainer.model.config.audio_token_id).sum(-1).tolist()
+    tokens = outputs["ctc_tokens"].cpu().split(lengths)
+    errors: Errors = {}
+    for row, best in zip(rows, tokens, strict=True):
+        language = row["source_lang"]
+        hypothesis = trainer.processing_class.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True)
+        reference = transcript(row["task"], row["text"], row["source_text"])
+        units = [scored_units(normalize_text(text, language), language) for text in (reference, hypothesis)]
+        counts = count_edits(*units)
+        _add_errors(errors, {language: (counts.errors, counts.reference_units)})
+    return errors
+
+
+def listens(trainer: Trainer, batches: Batches, options: dict) -> dict[str, float | bool] | None:
+    """Whether the model uses its audio: the dev loss with the clips of other rows is higher than with their own.
+
+    A model on the plateau has learned what the texts look like and not yet to listen; both losses are then alike.
+
+    Returns:
+        `own_clip_loss`, `other_clip_loss` (over the same batches) and `listens`; None without a batch of two rows.
+    """
+    tasks = {task for task in trainer.stage.active_tasks if task != "mt"}
+    of_speech = [
+        batch for batch in batches.eval_batches if len(batch) > 1 and batches.eval_rows[batch[0]]["task"] in tasks
+    ]
+    if not of_speech:
+        return None
+    speech = replace(batches, eval_batches=of_speech)
+    own = dev_sums(trainer, speech, options).loss()
+    other = dev_sums(trainer, speech, options, swap=True).loss()
+    return {"own_clip_loss": own, "other_clip_loss": other, "listens": other - own > LEAST_GAIN}
+
+
+def _add_errors(total: Errors, errors: Errors) -> None:
+    for language, (wrong, units) in errors.items():
+        before = total.get(language, (0, 0))
+        total[language] = (before[0] + wrong, before[1] + units)
+
+
+def _padded(items: DataLoader, size: int) -> Iterator:
+    """`items`, then None until there are `size`."""
+    yield from chain(items, repeat(None, size - len(items)))
