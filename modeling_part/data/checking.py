@@ -2,15 +2,25 @@
 """Rows that are broken or filtered out, counted by reason."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..audio_part import alike
 from ..prompts_part import TASKS
 from .corpus_spec import CorpusSpec
-from .rows import EXAMPLES_PER_REASON, CorpusError, audio_durations, group_name, too_many_broken
+from .rows import (
+    EXAMPLES_PER_REASON,
+    BrokenRowError,
+    CorpusError,
+    audio_durations,
+    group_name,
+    shortened,
+    too_many_broken,
+)
 
 
 class DataReport:
@@ -42,6 +52,10 @@ class DataReport:
         examples = self.examples.setdefault((corpus, reason), [])
         if len(examples) < EXAMPLES_PER_REASON:
             examples.append(row_id)
+
+    def drop_line(self, corpus: str, where: str, error: BrokenRowError) -> None:
+        """Count one row that could not be read, by the place where it stands."""
+        self.drop(corpus, f"{where}: {error.detail}" if error.detail else where, error.reason, broken=True)
 
     def add(self, other: "DataReport") -> None:
         """Add the counts of another report to this one."""
@@ -108,6 +122,16 @@ class RowFilters:
     max_characters_per_second: float | None = None
     languages: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("min_duration", "max_duration", "min_characters_per_second", "max_characters_per_second"):
+            value = getattr(self, name)
+            if value is None and name.endswith("second"):
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:  # NaN neither
+                raise CorpusError(f"`{name}` is {value!r}; it must be a number, 0 or more")
+            if name.startswith("max") and not value > 0:
+                raise CorpusError(f"`{name}` is {value!r}, which leaves out every row")
+
     def reason(self, row: dict) -> str | None:
         """Why the row is left out; None if it stays."""
         if self.languages and not {row["source_lang"], row["target_lang"]} <= set(self.languages):
@@ -140,19 +164,69 @@ class FolderListings:
         return name in self._names[folder]
 
 
-def admit(rows: list[dict], filters: RowFilters, report: DataReport, listings: FolderListings) -> list[dict]:
-    """The rows that can be used and that the filters keep, with their durations; the others go to the report."""
-    measured = measure_durations(rows)
-    kept = []
-    for row in rows:
-        broken = fault(row, measured, listings)
-        reason = broken or filters.reason(row)
-        if reason:
-            report.drop(row["corpus"], row["id"], reason, broken=broken is not None)
-        else:
-            report.keep(row)
-            kept.append(row)
-    return kept
+class Admission:
+    """Decides row by row what is used: what is neither broken nor filtered out, and has an id of its own.
+
+    Args:
+        filters: which usable rows to leave out.
+        unique: whether to compare the ids of all rows, which takes some 100 bytes for each. Default: True.
+    """
+
+    def __init__(self, filters: RowFilters, unique: bool = True) -> None:
+        self.filters = filters
+        self.listings = FolderListings()
+        self._seen: set[int] | None = set() if unique else None
+
+    def admit(self, rows: list[dict], report: DataReport) -> list[dict]:
+        """The rows that can be used and that the filters keep, with their durations; the others go to the report."""
+        faults = [misshapen(row) for row in rows]
+        measured = measure_durations([row for row, broken in zip(rows, faults, strict=True) if broken is None])
+        kept = []
+        for row, broken in zip(rows, faults, strict=True):
+            broken = broken or fault(row, measured, self.listings)
+            reason = broken or self.filters.reason(row)
+            if reason is None and self._is_known(row):
+                reason = broken = "id of an earlier row of its task and languages; give each its own"
+            if reason:
+                report.drop(shortened(row["corpus"]), shortened(row["id"]), reason, broken=broken is not None)
+            else:
+                report.keep(row)
+                kept.append(row)
+        return kept
+
+    def _is_known(self, row: dict) -> bool:
+        """Whether a row with the same corpus, id, task and languages has been kept; notes this one."""
+        if self._seen is None:
+            return False
+        names = ("corpus", "task", "source_lang", "target_lang", "id")
+        key = hash(tuple(row[name] for name in names))
+        known = key in self._seen
+        self._seen.add(key)
+        return known
+
+
+def misshapen(row: dict) -> str | None:
+    """What is wrong with the types of a row's values; None if each is of its column's."""
+    for name in ("id", "corpus", "text", "source_text"):
+        value = row[name]
+        if value is None and name in ("text", "source_text"):
+            continue
+        if not isinstance(value, str):
+            return f"'{name}' is no text but {type(value).__name__}"
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return f"'{name}' holds half of a surrogate pair, which is no character"
+    for name in ("duration", "start", "end"):
+        value = row[name]
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return f"'{name}' is no number of seconds but {type(value).__name__}"
+        if not math.isfinite(value):
+            return f"'{name}' is {value}, no number of seconds"
+    path = (row["audio"] or {}).get("path")
+    return None if path is None or isinstance(path, str) else f"'audio' is no path but {type(path).__name__}"
 
 
 def measure_durations(rows: Sequence[dict]) -> dict[str | bytes, float | CorpusError]:
@@ -181,6 +255,8 @@ def fault(row: dict, measured: Mapping, listings: FolderListings) -> str | None:
         row["duration"] = length - (row["start"] or 0.0)
     if row["duration"] <= 0 or (row["start"] or 0.0) < 0:
         return "start and end leave no audio"
+    if row["end"] is not None and not alike(row["end"] - (row["start"] or 0.0), row["duration"]):
+        return "duration is not the time from start to end"
     return None if data is not None or path in listings else "audio file not found"
 
 
@@ -191,7 +267,7 @@ def refuse_if_broken(spec: CorpusSpec, report: DataReport, max_bad_fraction: flo
     if not too_many_broken(broken, seen, max_bad_fraction, at_least):
         return
     lines = [
-        f"  {count:,} rows: {reason}, such as {', '.join(report.examples[corpus, reason])}"
+        f"  {count:,} {'row' if count == 1 else 'rows'}: {reason}, such as {', '.join(report.examples[corpus, reason])}"
         for (corpus, reason), count in report.broken.items()
         if count
     ]

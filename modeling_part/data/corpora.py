@@ -70,6 +70,8 @@ def read_corpora(
         CorpusError: a setting, path or file is not as it must be, a corpus gives no rows, or too many are broken.
     """
     checked = [CorpusSpec.from_dict(spec) for spec in specs]
+    if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+        raise CorpusError(f"`max_bad_fraction` is {max_bad_fraction!r}; it must be a share from 0 to 1")
     if not checked:
         raise CorpusError("The recipe names no corpora")
     corpus_weights((spec.corpus, spec.weight) for spec in checked if spec.name or spec.reader != "manifest")

@@ -149,7 +149,7 @@ def fits(value: object, kind: object) -> bool:
 
 def described(kind: object) -> str:
     """An annotation in words, for messages."""
-    words = {str: "text", bool: "true or false", float: "a number", Mapping: "a mapping", NoneType: "none"}
+    words = {str: "text", bool: "true or false", float: "a number", Mapping: "a mapping", list: "a list"}
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     return " or ".join(words.get(get_origin(one) or one, str(one)) for one in kinds if one is not NoneType)
 

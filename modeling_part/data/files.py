@@ -1,13 +1,20 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Tables, JSONL files and archives of corpora, read with file and line in every message."""
 
+import codecs
+import csv
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .rows import COLUMNS, CorpusError
+from .rows import COLUMNS, BrokenRowError, CorpusError
+
+
+OnBroken = Callable[[str, BrokenRowError], None]
+LINES_PER_FIELD = 50  # a quoted field of CSV that goes on for longer was never closed
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
@@ -35,37 +42,168 @@ def unpack_tar(archive: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def read_table(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a tab-separated file with a header and no quoting, as in Common Voice and CoVoST 2.
+def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of a UTF-8 file, without its end; a byte order mark at the beginning is left out.
+
+    Lines end with a line feed (and maybe a carriage return before it); other separators stay within a text.
+
+    Args:
+        path: of the file.
+        on_broken: is given the place of each line that is not UTF-8, and what is wrong. Default: it raises.
 
     Raises:
-        CorpusError: a row has more or fewer fields than the header.
+        CorpusError: the file cannot be opened or is no text.
     """
-    with path.open(encoding="utf-8", newline="\n") as lines:  # a field may hold any other line separator
-        header = next(lines, "").rstrip("\r\n").split("\t")
-        for number, line in enumerate(lines, start=2):
-            values = line.rstrip("\r\n").split("\t")
-            if len(values) != len(header):
-                raise CorpusError(f"{path}, line {number}: {len(values)} fields, but the header has {len(header)}")
-            yield dict(zip(header, values, strict=True))
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number and JSON object of each line that is not blank; `CorpusError` for one that is no JSON object."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, parse_record(line, f"{path}, line {number}")
-
-
-def parse_record(line: str, where: str) -> dict:
-    """The JSON object in one line of a JSONL file."""
     try:
-        record = json.loads(line)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if number == 1:
+                    _check_text(path, line)
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    byte = (
+                        f"byte 0x{line[error.start]:02x} after {line[: error.start][-20:].decode(errors='replace')!r}"
+                    )
+                    fault = BrokenRowError("not UTF-8 (convert the file, for example with `iconv -t utf-8`)", byte)
+                    handle(on_broken, f"{path}, line {number}", fault)
+                    continue
+                yield number, text.removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check_text(path: Path, line: bytes) -> None:
+    """Raise `CorpusError` if a file that begins with this line is no UTF-8 text at all."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CorpusError(f"{path} is UTF-16; convert it with `iconv -f utf-16 -t utf-8`")
+    if line.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")):
+        raise CorpusError(f"{path} is compressed; unpack it")
+    if b"\0" in line:
+        raise CorpusError(f"{path} is no text: its first line holds NUL bytes")
+
+
+def handle(on_broken: OnBroken | None, where: str, error: BrokenRowError) -> None:
+    """Count a broken row, or raise where nobody counts."""
+    if on_broken is None:
+        raise CorpusError(f"{where}: {error}") from error
+    on_broken(where, error)
+
+
+def read_table(
+    path: Path,
+    columns: Sequence[str] = (),
+    on_broken: OnBroken | None = None,
+    split: Callable[[str], list[str]] = lambda line: line.split("\t"),
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and fields by column of a tab-separated file with a header and no quoting, as in Common Voice.
+
+    Args:
+        path: of the file.
+        columns: that the header must have.
+        on_broken: is given each line with more or fewer fields than the header. Default: it raises.
+        split: the fields of a line; may raise `BrokenRowError`.
+
+    Raises:
+        CorpusError: the header lacks a column, or has one twice.
+    """
+    lines = text_lines(path, on_broken)
+    header = next(lines, (1, ""))[1].split("\t")
+    check_header(path, header, columns)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            values = split(line)
+            if len(values) != len(header):
+                raise BrokenRowError(f"not the header's {len(header)} fields", f"{len(values)} fields")
+        except BrokenRowError as error:
+            handle(on_broken, f"{path}, line {number}", error)
+        else:
+            yield number, dict(zip(header, values, strict=True))
+
+
+def check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise `CorpusError` if a table's header lacks one of the columns, or has one twice."""
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise CorpusError(f"{path} has no column {missing[0]!r}; its header is {', '.join(header)[:200]}")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise CorpusError(f"{path} has two columns {twice[0]!r}; rename or remove one of them")
+
+
+def read_csv(path: Path, columns: Sequence[str] = (), on_broken: OnBroken | None = None) -> Iterator[tuple[int, dict]]:
+    """Line number and fields by column of a CSV file with a header, whose quoted fields may go over several lines.
+
+    A quote that is never closed would swallow the rest of the file: that line alone is broken.
+    """
+    lines = list(text_lines(path, on_broken))
+    header, position = None, 0
+    while position < len(lines):
+        number, fields, used = lines[position][0], None, 0
+        for used in range(1, LINES_PER_FIELD + 1):
+            fields = _csv_fields([text for _, text in lines[position : position + used]])
+            if fields is not None or position + used >= len(lines):
+                break
+        if header is None:
+            header = fields or lines[position][1].split(",")
+            check_header(path, header, columns)
+        elif fields and len(fields) == len(header):
+            yield number, dict(zip(header, fields, strict=True))
+        elif fields is None or lines[position][1].strip():
+            reason = f"not the header's {len(header)} fields" if fields else "a quote is never closed"
+            handle(on_broken, f"{path}, line {number}", BrokenRowError(reason, lines[position][1]))
+        position += used if fields is not None else 1
+
+
+def _csv_fields(lines: list[str]) -> list[str] | None:
+    """The fields of one CSV record; None if these lines are none."""
+    try:
+        records = list(csv.reader(("\n".join(lines),), strict=True))
+    except csv.Error:
+        return None
+    return records[0] if len(records) == 1 else [] if not records else None
+
+
+def read_jsonl(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[int, dict]]:
+    """Line number and JSON object of each line that is not blank.
+
+    Args:
+        path: of the file.
+        on_broken: is given each line that is no JSON object. Default: it raises `CorpusError`.
+    """
+    for number, line in text_lines(path, on_broken):
+        if line.strip():
+            try:
+                record = parse_record(line)
+            except BrokenRowError as error:
+                handle(on_broken, f"{path}, line {number}", error)
+            else:
+                yield number, record
+
+
+def parse_record(line: str) -> dict:
+    """The JSON object in one line of a JSONL file; `BrokenRowError` if it is none or has a field twice."""
+    try:
+        record = json.loads(line, object_pairs_hook=_fields_once)
+    except BrokenRowError:
+        raise
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: no valid JSON ({error})") from error
+        raise BrokenRowError("no valid JSON", f"{error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise BrokenRowError("no valid JSON", str(error)) from error
     if not isinstance(record, dict):
-        raise CorpusError(f"{where}: a JSON object is needed, not {line.strip()[:60]!r}")
+        raise BrokenRowError("no JSON object", line.strip())
+    return record
+
+
+def _fields_once(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise BrokenRowError("a field stands twice in a row", repr(twice[0]))
     return record
 
 

@@ -18,7 +18,6 @@ Nothing here decodes audio: `audio_part.load_audio` does, row by row, when a bat
 """
 
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..audio_part import AudioError, audio_seconds
 from ..prompts_part import TASKS
 
 
@@ -56,6 +56,21 @@ _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?
 
 class CorpusError(ValueError):
     """A corpus, manifest or recipe entry that cannot be read as asked: the message names what, why and the fix."""
+
+
+class BrokenRowError(CorpusError):
+    """One row that cannot be used: `reason` is the same for all rows with this fault, `detail` says what this one has."""
+
+    def __init__(self, reason: str, detail: object = "") -> None:
+        self.reason = reason
+        self.detail = shortened(detail)
+        super().__init__(f"{reason}: {self.detail}" if self.detail else reason)
+
+
+def shortened(value: object, longest: int = 60) -> str:
+    """A value as messages show it."""
+    shown = value if isinstance(value, str) and value.isprintable() else "" if value == "" else repr(value)
+    return shown if len(shown) <= longest else f"{shown[:longest]}…"
 
 
 @contextmanager
@@ -88,15 +103,16 @@ def check_language(code: str, where: str) -> str:
     return code
 
 
-def check_direction(task: str, source_lang: str, target_lang: str, where: str) -> None:
-    """Raise `CorpusError` for an unknown task, a malformed language code, or languages that do not fit the task."""
+def check_direction(task: str, source_lang: str, target_lang: str) -> None:
+    """Raise `BrokenRowError` for an unknown task, a malformed language code, or languages that do not fit the task."""
     if task not in TASKS:
-        raise CorpusError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
-    check_language(source_lang, where)
-    check_language(target_lang, where)
+        raise BrokenRowError(f"'task' is none of {', '.join(TASKS)}", repr(task))
+    for name, code in (("source_lang", source_lang), ("target_lang", target_lang)):
+        if not isinstance(code, str) or not _LANGUAGE_CODE.fullmatch(code):
+            raise BrokenRowError(f"'{name}' is not a BCP 47 language code such as 'en' or 'pt-BR'", repr(code))
     if (task == "asr") != (source_lang == target_lang):
-        raise CorpusError(
-            f"{where}: {task} from {source_lang!r} to {target_lang!r}; asr, and only asr, keeps the language"
+        raise BrokenRowError(
+            "asr, and only asr, keeps the language", f"{task} from {source_lang!r} to {target_lang!r}"
         )
 
 
@@ -174,19 +190,13 @@ def audio_duration(audio: str | Path | bytes) -> float:
     """Seconds of an audio file (or its bytes), from its header or, for mp3, its frames, without decoding.
 
     Raises:
-        CorpusError: the file does not exist, is no audio that libsndfile reads, or holds no samples.
+        CorpusError: the file does not exist, is no audio, is cut off, or holds no samples; the message is the reason
+            alone, the same for all such files.
     """
-    import soundfile
-
-    if not isinstance(audio, bytes) and not os.path.exists(audio):
-        raise CorpusError("audio file not found")
     try:
-        info = soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio))
-    except soundfile.LibsndfileError as error:
-        raise CorpusError("audio cannot be read") from error
-    if info.frames <= 0:
-        raise CorpusError("audio without samples")
-    return info.frames / info.samplerate
+        return audio_seconds(audio)
+    except AudioError as error:
+        raise CorpusError(error.reason) from error
 
 
 def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | CorpusError]:

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checking import DataReport, FolderListings, RowFilters, admit, refuse_if_broken
+from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
 from .readers.registry import find_reader
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, CorpusError, canonical_features
@@ -26,7 +26,8 @@ def load_corpora(
 ) -> tuple["datasets.Dataset", dict]:
     """The map-style dataset of all specs, memory-mapped if there is a `cache_dir`, and the report."""
     reports = [DataReport() for _ in specs]
-    chunks = [corpus_chunks(*each, filters, max_bad_fraction) for each in zip(specs, reports, strict=True)]
+    admission = Admission(filters)
+    chunks = [corpus_chunks(*each, admission, max_bad_fraction) for each in zip(specs, reports, strict=True)]
     dataset = write_arrow(chain.from_iterable(chunks), cache_dir)
     total = DataReport()
     corpora = []
@@ -50,15 +51,16 @@ def corpus_weights(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def corpus_chunks(
-    spec: CorpusSpec, report: DataReport, filters: RowFilters, max_bad_fraction: float
+    spec: CorpusSpec, report: DataReport, admission: Admission, max_bad_fraction: float
 ) -> Iterator[list[dict]]:
     """Rows of one corpus that can be used and are wanted, in chunks; stops if too many are broken."""
     from tqdm import tqdm
 
-    listings = FolderListings()
+    languages: set[str] = set()
     rows = find_reader(spec.reader)(spec, report, **spec.settings)
     for chunk in chunked(tqdm(rows, desc=spec.corpus, unit=" rows", disable=None)):
-        yield admit(chunk, filters, report, listings)
+        languages.update(code for row in chunk for code in (row["source_lang"], row["target_lang"]))
+        yield admission.admit(chunk, report)
         refuse_if_broken(spec, report, max_bad_fraction, at_least=ROWS_BEFORE_JUDGEMENT)
     refuse_if_broken(spec, report, max_bad_fraction)
     if not report.rows:
@@ -66,6 +68,11 @@ def corpus_chunks(
         raise CorpusError(
             f"{spec.reader} at {spec.path} gives no rows for split {spec.split!r}, tasks {spec.tasks or 'all'}, "
             f"languages {spec.languages or 'all'}{'; ' + dropped if dropped else ''}"
+        )
+    asked = {*(spec.languages or ()), *(spec.target_languages or () if spec.wants("s2tt") or spec.wants("mt") else ())}
+    if missing := sorted(asked - languages):
+        raise CorpusError(
+            f"{spec.reader} at {spec.path} has no rows in {', '.join(missing)}; it has {', '.join(sorted(languages))}"
         )
 
 

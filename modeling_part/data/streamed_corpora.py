@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
-from .checking import DataReport, FolderListings, RowFilters, admit, refuse_if_broken
+from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
-from .readers.dataset import check_columns, local_folder, open_dataset, record_rows
+from .readers.dataset import check_columns, errors_of_dataset, local_folder, open_dataset, rows_of
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, canonical_features
 from .stored_corpora import load_corpora
 
@@ -56,7 +57,8 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
 
     settings = dict(spec.settings)
     columns = settings.pop("columns", None)
-    dataset = open_dataset(spec, **settings)
+    with errors_of_dataset(spec):
+        dataset = open_dataset(spec, **settings)
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
     check_columns(spec, columns, dataset.column_names)
@@ -74,7 +76,8 @@ class StreamedRows:
     """Turns a table of a streamed dataset into a table of canonical rows, and counts the broken ones."""
 
     def __init__(self, spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float) -> None:
-        self.spec, self.filters, self.max_bad_fraction = spec, filters, max_bad_fraction
+        self.spec, self.max_bad_fraction = spec, max_bad_fraction
+        self.admission = Admission(filters, unique=False)
         self.report = DataReport()
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
@@ -82,9 +85,10 @@ class StreamedRows:
         import pyarrow
 
         folder, columns = local_folder(self.spec), self.spec.settings.get("columns")
-        rows = [row for record in table.to_pylist() for row in record_rows(record, self.spec, columns, folder)]
         before = sum(self.report.broken.values())
-        kept = admit(rows, self.filters, self.report, FolderListings())
+        records = ((f"{self.spec.path}, a record of a stream", None, record) for record in table.to_pylist())
+        rows = list(rows_of(records, self.spec, columns, folder, partial(self.report.drop_line, self.spec.corpus)))
+        kept = self.admission.admit(rows, self.report)
         if sum(self.report.broken.values()) > before:
             logger.warning("%s: broken rows so far: %s", self.spec.path, dict(self.report.broken))
         refuse_if_broken(self.spec, self.report, self.max_bad_fraction, at_least=ROWS_BEFORE_JUDGEMENT)

@@ -94,7 +94,9 @@ def test_a_manifest_gives_exactly_the_canonical_rows(clips):
 
 
 def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
-    dataset, _ = read_lines(clips, [asr("a"), {**asr("b"), "audio": "clips/long.opus", "start": 1.0, "end": 2.0}, MT])
+    dataset, _ = read_lines(
+        clips, [asr("a"), asr("b", audio="clips/long.opus", start=1.0, end=2.0, duration=None), MT]
+    )
     (clips / "elsewhere").mkdir()
     write_manifest(dataset, clips / "elsewhere" / "train.jsonl")
     again, _ = read_corpora([{"reader": "manifest", "path": str(clips / "elsewhere" / "train.jsonl")}])
@@ -105,27 +107,56 @@ def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (asr("a", txt="x"), "line 2: unknown field 'txt'"),
-        ({key: value for key, value in asr("a").items() if key != "text"}, "line 2: no 'text'"),
-        (asr("a", task="st"), "line 2: task 'st' is none of asr, s2tt, mt"),
-        (asr("a", source_lang="French", target_lang="French"), "'French' is not a BCP 47 language code"),
-        (asr("a", target_lang="en"), "only asr, keeps the language"),
-        (asr("a", text=None), "'text' must be a string, not None"),
-        (asr("a", duration="1.5"), "'duration' must be a number of seconds"),
+        (asr("a", txt="x"), "unknown field 'txt'. Did you mean 'text'? The fields are id"),
+        ({key: value for key, value in asr("a").items() if key != "text"}, "no 'text'; every row needs"),
+        (asr("a", task="st"), "'task' is none of asr, s2tt, mt|'st'"),
+        (asr("a", source_lang="French", target_lang="French"), "'source_lang' is not a BCP 47 language code|'French'"),
+        (asr("a", target_lang="en"), "only asr, keeps the language|asr from 'fr' to 'en'"),
+        (asr("a", text=None), "'text' must be a string|None"),
+        (asr("a", text=7), "'text' must be a string|7"),
+        (asr(5), "'id' must be a string|5"),
+        (asr("a", source_text=["a"]), "'source_text' must be a string|['a']"),
+        (asr("a", duration="1.5"), "'duration' must be a number of seconds|'1.5'"),
+        (asr("a", duration=True), "'duration' must be a number of seconds|True"),
+        (asr("a", duration=float("nan")), "'duration' must be a number of seconds|nan"),
+        (asr("a", start=float("inf")), "'start' must be a number of seconds|inf"),
+        (asr("a", end=float("-inf")), "'end' must be a number of seconds|-inf"),
         (asr("a", audio=None), "an asr row needs 'audio'"),
+        (asr("a", audio=""), "an asr row needs 'audio'"),
         ({**MT, "audio": "clips/a.flac"}, "an mt row has a 'source_text' and no 'audio'"),
     ],
 )
-def test_a_manifest_of_another_shape_is_refused_with_its_line(clips, record, message):
-    with pytest.raises(CorpusError, match=r"train\.jsonl") as error:
-        read_lines(clips, [asr("fine"), record])
-    assert message in str(error.value)
+def test_a_row_of_another_shape_is_named_with_its_line_and_counted(clips, record, message):
+    rows = [asr(f"fine{number}") for number in range(9)]
+    with pytest.raises(CorpusError, match=r"train\.jsonl, line 10") as error:
+        read_lines(clips, [*rows, record])
+    for part in message.split("|"):
+        assert part in str(error.value)
+    dataset, report = read_lines(clips, [*rows, record], max_bad_fraction=0.1)
+    assert len(dataset) == 9
+    assert sum(entry["broken"] for entry in report["dropped"]["train"].values()) == 1
 
 
-def test_a_line_that_is_no_json_is_refused(clips):
-    (clips / "bad.jsonl").write_text('{"id": "a",\n', encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"bad.jsonl, line 1: no valid JSON"):
-        read_corpora([{"reader": "manifest", "path": str(clips / "bad.jsonl")}])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"id": "a",', "no valid JSON|line 2: Expecting"),
+        (b"[1, 2]", "no JSON object|[1, 2]"),
+        (b"[" * 100_000, "no valid JSON"),
+        (b'{"id": ' + b"9" * 5000 + b"}", "no valid JSON"),
+        (b'{"id": "a", "text": "one", "text": "two"}', "a field stands twice in a row|'text'"),
+        ('{"id": "caf\xe9"}'.encode("latin-1"), "not UTF-8 (convert the file|byte 0xe9 after"),
+    ],
+)
+def test_a_line_that_is_no_json_is_named_and_counted(clips, line, message):
+    path = clips / "bad.jsonl"
+    path.write_bytes(json.dumps(asr("a")).encode() + b"\n" + line + b"\n\n" + json.dumps(asr("b")).encode())
+    spec = {"reader": "manifest", "path": str(path)}
+    with pytest.raises(CorpusError, match=r"1 of 3 rows are broken[^$]*bad.jsonl, line 2") as error:
+        read_corpora([spec])
+    for part in message.split("|"):
+        assert part in str(error.value)
+    assert read_corpora([spec], max_bad_fraction=0.5)[0]["id"][:] == ["a", "b"]
 
 
 # ------------------------------------------------------------------------------------- broken rows, filters, report
@@ -501,12 +532,22 @@ def test_speech_bounds_find_the_sound_between_silences():
         speech_bounds(np.zeros(RATE), RATE)
 
 
-def test_a_table_keeps_quotes_and_refuses_ragged_lines(tmp_path):
-    (tmp_path / "t.tsv").write_text('a\tb\n"x\ty"\n', encoding="utf-8")
-    assert list(read_table(tmp_path / "t.tsv")) == [{"a": '"x', "b": 'y"'}]
-    (tmp_path / "t.tsv").write_text("a\tb\nx\n", encoding="utf-8")
-    with pytest.raises(CorpusError, match="line 2: 1 fields, but the header has 2"):
-        list(read_table(tmp_path / "t.tsv"))
+def test_a_table_keeps_quotes_and_counts_ragged_lines(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text('a\tb\n"x\ty"\n', encoding="utf-8")
+    assert list(read_table(path)) == [(2, {"a": '"x', "b": 'y"'})]
+    path.write_text("a\tb\nx\n1\t2\tand\n\n3\t4\n", encoding="utf-8-sig")
+    with pytest.raises(CorpusError, match="line 2: not the header's 2 fields: 1 fields"):
+        list(read_table(path))
+    broken = []
+    rows = list(read_table(path, ("a", "b"), lambda where, error: broken.append((where, error.detail))))
+    assert rows == [(5, {"a": "3", "b": "4"})]
+    assert broken == [(f"{path}, line 2", "1 fields"), (f"{path}, line 3", "3 fields")]
+    with pytest.raises(CorpusError, match="has no column 'c'; its header is a, b"):
+        list(read_table(path, ("c",)))
+    path.write_text("a\tb\ta\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="has two columns 'a'; rename or remove one"):
+        list(read_table(path))
 
 
 # ------------------------------------------------------------------------------------------------------- real data

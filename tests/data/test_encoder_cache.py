@@ -98,7 +98,7 @@ def small(shared, tmp_path):
         rows.append(
             {
                 "id": str(number), "corpus": "c", "task": "asr", "source_lang": "en", "target_lang": "en", "text": "one",
-                "source_text": None, "duration": 0.5, "start": None, "end": None,
+                "source_text": None, "duration": 0.25, "start": None, "end": None,
                 "audio": {"path": str(path), "bytes": None},
             }
         )  # fmt: skip
@@ -108,7 +108,7 @@ def small(shared, tmp_path):
 
 def write(small, folder):
     model, processor, rows = small
-    return write_encoder_outputs(model, processor, rows, range(len(rows)), folder, max_audio_seconds=1.1)
+    return write_encoder_outputs(model, processor, rows, range(len(rows)), folder, max_audio_seconds=0.55)
 
 
 def test_frames_are_those_of_the_encoder(small, tmp_path):

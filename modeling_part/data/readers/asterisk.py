@@ -48,8 +48,11 @@ def read_texts(path: Path, language: str, report: DataReport) -> dict[str, str |
     None stands for a text that cannot be used; why goes to `report`.
     """
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as lines:
-        entries = [line.partition(":")[::2] for line in lines if ":" in line and not line.startswith(";")]
+    try:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
+            entries = [line.partition(":")[::2] for line in lines if ":" in line and not line.startswith(";")]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} could not be read as UTF-8 text ({error}); unpack it again") from error
     texts: dict[str, str | None] = {}
     for prompt_id, text in entries:
         if prompt_id in texts:

@@ -1,15 +1,20 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """CoVoST 2: translations of Common Voice 4."""
 
-import csv
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
-from ..rows import CorpusError, language_code, speech_row, text_row
+from ..files import OnBroken, read_table
+from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
 from .common_voice import clip_durations
+
+
+COLUMNS = ("path", "translation", "split")
+SPLITS_OF_TABLES = ("train", "train_covost", "dev", "test")
 
 
 def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | None = None) -> Iterator[dict]:
@@ -25,6 +30,7 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
         common_voice: folder of the Common Voice release whose clips are translated. Default: the spec's `path`.
     """
     splits = {"train": ("train", "train_covost")}.get(spec.split, (spec.split,))
+    on_broken = partial(report.drop_line, spec.corpus)
     release = Path(common_voice).expanduser() if common_voice else spec.folder()
     tables = {}
     for path in sorted(spec.folder().rglob("covost_v2.*.tsv")):
@@ -32,13 +38,15 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
             tables[match[1], match[2]] = path
     names = chosen({source: language_code(source) for source, _ in tables}, spec)
     for source_name, source in names.items():
-        sentences = validated_sentences(release / source_name)
+        sentences = validated_sentences(release / source_name, on_broken)
         durations = clip_durations(release / source_name)
         transcribed = set()
         for (_, target_name), table in ((key, table) for key, table in tables.items() if key[0] == source_name):
             target = language_code(target_name)
-            for record in covost_table(table):
+            for number, record in read_table(table, COLUMNS, on_broken, escaped_fields):
                 if record["split"] not in splits:
+                    if record["split"] not in SPLITS_OF_TABLES:
+                        on_broken(f"{table}, line {number}", BrokenRowError("unknown 'split'", repr(record["split"])))
                     continue
                 clip, translation = record["path"], record["translation"]
                 if clip not in sentences:
@@ -57,13 +65,26 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
                     yield text_row(row_id, spec.corpus, source, target, translation, sentence)
 
 
-def covost_table(path: Path) -> Iterator[dict[str, str]]:
-    """Records of a CoVoST 2 or Common Voice 4 table as its authors read it: tabs, no quoting, backslash escapes."""
-    with path.open(encoding="utf-8", newline="") as lines:
-        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\")
+def escaped_fields(line: str) -> list[str]:
+    """Fields of a CoVoST 2 or Common Voice 4 table as its authors read them: tabs, no quoting, backslash escapes.
+
+    Raises:
+        BrokenRowError: a backslash at the end, which would make the next line a part of this one.
+    """
+    if "\\" not in line:
+        return line.split("\t")
+    fields, characters = [""], iter(line)
+    for character in characters:
+        if character == "\t":
+            fields.append("")
+            continue
+        if character == "\\" and not (character := next(characters, "")):
+            raise BrokenRowError("a backslash at the end of a line", line[-40:])
+        fields[-1] += character
+    return fields
 
 
-def validated_sentences(folder: Path) -> dict[str, str]:
+def validated_sentences(folder: Path, on_broken: OnBroken | None = None) -> dict[str, str]:
     """Clip -> sentence of `validated.tsv` in a Common Voice locale."""
     table = folder / "validated.tsv"
     if not table.exists():
@@ -71,4 +92,5 @@ def validated_sentences(folder: Path) -> dict[str, str]:
             f"covost2: {table} does not exist; CoVoST 2 needs the Common Voice 4 release of its source languages: "
             "give the folder that holds its locales as `common_voice`"
         )
-    return {record["path"]: record["sentence"] for record in covost_table(table)}
+    rows = read_table(table, ("path", "sentence"), on_broken, escaped_fields)
+    return {record["path"]: record["sentence"] for _, record in rows}

@@ -5,13 +5,15 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
-from ..files import read_jsonl
-from ..rows import COLUMNS, CorpusError, check_direction, speech_row, text_row
+from ..files import OnBroken, handle, read_csv, read_jsonl
+from ..rows import COLUMNS, BrokenRowError, CorpusError, check_direction, speech_row, text_row
 
 
 if TYPE_CHECKING:
@@ -21,42 +23,65 @@ if TYPE_CHECKING:
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
-def record_rows(
-    record: dict, spec: CorpusSpec, columns: Mapping[str, str] | None = None, folder: Path | None = None
+def rows_of(
+    records: Iterable[tuple[str, int | None, dict]],
+    spec: CorpusSpec,
+    columns: Mapping[str, str] | None,
+    folder: Path | None,
+    on_broken: OnBroken,
 ) -> Iterator[dict]:
-    """The canonical rows of one record of a dataset or of one text pair.
+    """The canonical rows of records, each given with the place where it stands and its number (None in streams)."""
+    for where, number, record in records:
+        try:
+            rows = list(record_rows(record, spec, columns, folder, number))
+        except BrokenRowError as error:
+            handle(on_broken, where, error)
+        else:
+            yield from rows
+
+
+def record_rows(
+    record: dict,
+    spec: CorpusSpec,
+    columns: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    number: int | None = None,
+) -> Iterator[dict]:
+    """The canonical rows of one record of a dataset or of one text pair; `BrokenRowError` if it cannot be one.
 
     Without a task column the record gives a row for each of the spec's tasks: `source_text` is what is spoken or to be
     translated and `text` the translation; with asr alone, `text` may be the transcript.
     """
     names = {name: name for name in COLUMNS} | dict(columns or {})
     value = {name: record.get(column) for name, column in names.items()}
-    source_lang = value["source_lang"] or only(spec, "languages", "source_lang")
+    source_lang = value["source_lang"] or only(spec, "languages", "source_lang", names["source_lang"] in record)
     for task in (value["task"],) if value["task"] else spec.tasks or ():
-        where = f"{spec.reader} at {spec.path}"
         if task == "asr":
             target_lang = source_lang
         else:
-            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang")
-        check_direction(task, source_lang, target_lang, where)
+            has_column = names["target_lang"] in record
+            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang", has_column)
+        check_direction(task, source_lang, target_lang)
         if not spec.wants(task, source_lang, target_lang):
             continue
         transcript = value["source_text"] if value["source_text"] is not None else value["text"]
         text = transcript if task == "asr" and not value["task"] else value["text"]
-        row_id = str(value["id"]) if value["id"] is not None else record_id(value)
+        row_id = str(value["id"]) if value["id"] is not None else record_id(value, number)
         if task == "mt":
-            yield text_row(row_id, spec.corpus, source_lang, target_lang, text or "", value["source_text"] or "")
+            yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"])
             continue
         source_text = text if task == "asr" else value["source_text"]
-        speech = (source_lang, target_lang, text or "", source_text, value["duration"])
+        speech = (source_lang, target_lang, text, source_text, value["duration"])
         audio = audio_source(value["audio"], folder)
         yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]))
 
 
-def only(spec: CorpusSpec, setting: str, column: str) -> str:
-    """The one language that `spec` names under `setting`, for data without a column for it."""
+def only(spec: CorpusSpec, setting: str, column: str, has_column: bool) -> str:
+    """The one language that `spec` names under `setting`, for data or rows without one."""
     languages = getattr(spec, setting)
     if not languages or len(languages) != 1:
+        if has_column:
+            raise BrokenRowError(f"no {column!r}")
         raise CorpusError(
             f"{spec.reader} at {spec.path}: no column gives {column!r}; name one language under {setting!r}, "
             f"or the column under 'columns'"
@@ -64,14 +89,19 @@ def only(spec: CorpusSpec, setting: str, column: str) -> str:
     return languages[0]
 
 
-def record_id(value: dict) -> str:
-    """An id for a record without one: the audio file's name, or a hash of its texts."""
+def record_id(value: dict, number: int | None) -> str:
+    """An id for a record without one: the audio file's path in its folder, the record's number, or a hash of it."""
     audio = value["audio"]
     path = audio.get("path") if isinstance(audio, dict) else audio
     if isinstance(path, str):
-        return Path(path).stem
-    texts = f"{value['source_text']}\t{value['text']}"
-    return hashlib.sha256(texts.encode("utf-8")).hexdigest()[:16]
+        path = Path(path)
+        return path.stem if path.is_absolute() else path.with_suffix("").as_posix()
+    if number is not None:
+        return str(number)
+    content = (
+        f"{value['source_text']}\t{value['text']}\t{audio if not isinstance(audio, dict) else audio.get('bytes')!r}"
+    )
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def audio_source(audio: str | bytes | dict | None, folder: Path | None) -> str | bytes | None:
@@ -122,12 +152,36 @@ def read_dataset(
         config: of the dataset.
         revision: of a Hub dataset.
     """
-    dataset = open_dataset(spec, streaming=streaming, config=config, revision=revision)
-    check_columns(spec, columns, dataset.column_names)
-    folder = local_folder(spec)
-    for batch in dataset.with_format("arrow").iter(batch_size=100):
-        for record in batch.to_pylist():
-            yield from record_rows(record, spec, columns, folder)
+    on_broken = partial(report.drop_line, spec.corpus)
+    with errors_of_dataset(spec):
+        records: Iterable[dict] | None = audiofolder_records(spec, on_broken)
+        if records is None:
+            dataset = open_dataset(spec, streaming, config, revision)
+            available = dataset.column_names
+            batches = dataset.with_format("arrow").iter(batch_size=100)
+            records = (record for batch in batches for record in batch.to_pylist())
+        else:
+            available = list(dict.fromkeys(name for record in records for name in record))
+        check_columns(spec, columns, available)
+        placed = ((f"{spec.path}, record {number}", number, record) for number, record in enumerate(records))
+        yield from rows_of(placed, spec, columns, local_folder(spec), on_broken)
+
+
+@contextmanager
+def errors_of_dataset(spec: CorpusSpec) -> Iterator[None]:
+    """Say which dataset an error of reading it is about."""
+    import datasets
+    import pyarrow
+
+    try:
+        yield
+    except CorpusError:
+        raise
+    except (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CorpusError(
+            f"{spec.reader}: {spec.path} could not be read ({type(error).__name__}: {reason}). Is it whole?"
+        ) from error
 
 
 def local_folder(spec: CorpusSpec) -> Path | None:
@@ -156,7 +210,7 @@ def open_dataset(
         return datasets.load_from_disk(str(path))
     if (path / "dataset_dict.json").exists():
         return choose_split(datasets.load_from_disk(str(path)), spec)
-    if (records := audiofolder_records(path, spec)) is not None:
+    if (records := audiofolder_records(spec)) is not None:
         return datasets.Dataset.from_list(records)
     return choose_split(datasets.load_dataset(str(path), name=config, streaming=True), spec)
 
@@ -199,13 +253,14 @@ def choose_split(splits: Mapping, spec: CorpusSpec) -> "datasets.Dataset | datas
     raise CorpusError(f"{spec.reader}: {spec.path} has no split {spec.split!r}; it has {', '.join(splits)}")
 
 
-def audiofolder_records(folder: Path, spec: CorpusSpec) -> list[dict] | None:
+def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> list[dict] | None:
     """Records of the split of an audiofolder: `metadata.jsonl` or `.csv` with `file_name`, beside the files.
 
     Read here because 🤗 Datasets wants torchcodec even for the paths. None if the folder is no audiofolder.
     """
-    import csv
-
+    folder = Path(spec.path).expanduser()
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return None
     if not any(folder.rglob("metadata.jsonl")) and not any(folder.rglob("metadata.csv")):
         return None
     places = [folder / name for name in SPLIT_NAMES[spec.split] if (folder / name).is_dir()]
@@ -214,15 +269,15 @@ def audiofolder_records(folder: Path, spec: CorpusSpec) -> list[dict] | None:
     records = []
     for place in places:
         for path in sorted((*place.rglob("metadata.jsonl"), *place.rglob("metadata.csv"))):
-            if path.suffix == ".csv":
-                with path.open(encoding="utf-8", newline="") as lines:
-                    found: Iterable[dict] = list(csv.DictReader(lines))
-            else:
-                found = [record for _, record in read_jsonl(path)]
-            for record in found:
-                if "file_name" not in record:
-                    raise CorpusError(f"{path}: a record without 'file_name': {record}")
-                records.append({**record, "audio": os.path.abspath(path.parent / record["file_name"])})
+            read = partial(read_csv, columns=("file_name",)) if path.suffix == ".csv" else read_jsonl
+            for number, record in read(path, on_broken=on_broken):
+                name = record.get("file_name")
+                if not isinstance(name, str) or not name:
+                    handle(on_broken, f"{path}, line {number}", BrokenRowError("no 'file_name'", repr(name)))
+                    continue
+                audio = os.path.abspath(path.parent / name)
+                own_id = os.path.splitext(os.path.relpath(audio, place))[0]
+                records.append({"id": own_id, **record, "audio": audio})
     if not records:
         raise CorpusError(f"dataset: no metadata.jsonl or metadata.csv for the split {spec.split!r} in {folder}")
     return records

@@ -1,16 +1,16 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """FLEURS: from the Hub, or a folder of its archives."""
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
-from ..files import unpack_tar
-from ..rows import CorpusError, language_code, speech_row, text_row
-from .dataset import SPLIT_NAMES, is_hub_id, unreachable
+from ..files import OnBroken, handle, text_lines, unpack_tar
+from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
+from .dataset import SPLIT_NAMES, errors_of_dataset, is_hub_id, unreachable
 
 
 def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = None) -> Iterator[dict]:
@@ -27,10 +27,18 @@ def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = 
         revision: of the Hub repository.
     """
     root = fleurs_folder(spec, revision)
+    with errors_of_dataset(spec):
+        yield from fleurs_rows(spec, root, partial(report.drop_line, spec.corpus))
+
+
+def fleurs_rows(spec: CorpusSpec, root: Path, on_broken: OnBroken) -> Iterator[dict]:
+    """The rows of `read_fleurs` from a folder."""
     names = {path.parent.name: language_code(path.parent.name) for path in fleurs_tables(root, "*", spec.split)}
     sources = chosen(names, spec)
     targets = chosen(names, replace(spec, languages=spec.target_languages or spec.languages))
-    texts = {code: fleurs_sentences(root, name, spec.split) for name, code in {**sources, **targets}.items()}
+    texts = {}
+    for name, code in {**sources, **targets}.items():
+        texts[code] = fleurs_sentences(root, name, spec.split, on_broken)
     for name, source in sources.items():
         spoken = spec.wants("asr") or spec.wants("s2tt")
         recordings = fleurs_recordings(root, name, spec.split) if spoken else []
@@ -81,12 +89,15 @@ def fleurs_tables(root: Path, name: str, split: str) -> list[Path]:
     return sorted(folder for folder in folders if any(folder.glob("*.parquet")))
 
 
-def fleurs_sentences(root: Path, name: str, split: str) -> dict[int, str]:
+def fleurs_sentences(root: Path, name: str, split: str, on_broken: OnBroken) -> dict[int, str]:
     """Number of the sentence -> raw transcription, of one language."""
-    return {record["id"]: record["raw_transcription"] for record in fleurs_records(root, name, split, [])}
+    records = fleurs_records(root, name, split, on_broken=on_broken)
+    return {record["id"]: record["raw_transcription"] for record in records}
 
 
-def fleurs_records(root: Path, name: str, split: str, more: list[str]) -> Iterator[dict]:
+def fleurs_records(
+    root: Path, name: str, split: str, more: Sequence[str] = (), on_broken: OnBroken | None = None
+) -> Iterator[dict]:
     """id, raw_transcription, num_samples and path of every recording; from parquet also the columns `more`."""
     table = fleurs_tables(root, name, split)[0]
     if table.is_dir():
@@ -97,13 +108,15 @@ def fleurs_records(root: Path, name: str, split: str, more: list[str]) -> Iterat
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
                 yield from batch.to_pylist()
         return
-    with table.open(encoding="utf-8", newline="") as lines:
-        for fields in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-            if len(fields) != 7:
-                raise CorpusError(f"{table}: {len(fields)} columns where FLEURS has 7: {fields[:3]}")
-            number, path, raw_transcription, _, _, num_samples, _ = fields
-            texts = {"path": path, "raw_transcription": raw_transcription}
-            yield {"id": int(number), "num_samples": int(num_samples), **texts}
+    for line_number, line in text_lines(table, on_broken):
+        fields = line.split("\t")
+        numbers = (fields[0], fields[5]) if len(fields) == 7 else ()
+        if numbers and all(one.isascii() and one.isdigit() for one in numbers):
+            texts = {"path": fields[1], "raw_transcription": fields[2]}
+            yield {"id": int(fields[0]), "num_samples": int(fields[5]), **texts}
+        elif line.strip():
+            fault = BrokenRowError("not 7 fields, the first and the sixth of them numbers", line)
+            handle(on_broken, f"{table}, line {line_number}", fault)
 
 
 def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path, str, float]]:
@@ -120,14 +133,14 @@ def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path
             unpack_tar(archive, audio)
     return [
         (record["id"], audio / Path(record["path"]).name, record["raw_transcription"], record["num_samples"] / 16000)
-        for record in fleurs_records(root, name, split, [])
+        for record in fleurs_records(root, name, split, on_broken=lambda where, error: None)  # counted with the texts
     ]
 
 
 def unpack_parquet(root: Path, name: str, split: str, folder: Path) -> None:
     """Write the audio in FLEURS's parquet files to files, so that the rows of many directions need not repeat it."""
-    partial = folder.with_name("audio.partial")
-    partial.mkdir(exist_ok=True)
+    unpacked = folder.with_name("audio.partial")
+    unpacked.mkdir(exist_ok=True)
     for record in fleurs_records(root, name, split, ["audio"]):
-        (partial / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
-    partial.rename(folder)
+        (unpacked / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
+    unpacked.rename(folder)

@@ -3,12 +3,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import read_jsonl, read_table
 from ..rows import CorpusError
-from .dataset import check_columns, record_rows
+from .dataset import check_columns, rows_of
 
 
 def read_text_pairs(
@@ -24,14 +26,15 @@ def read_text_pairs(
         columns: canonical column -> column of the file. Default: each has the canonical name.
     """
     path = spec.folder()
+    on_broken = partial(report.drop_line, spec.corpus)
     if path.suffix == ".tsv":
-        records = read_table(path)
+        records = read_table(path, on_broken=on_broken)
     elif path.suffix == ".jsonl":
-        records = (record for _, record in read_jsonl(path))
+        records = read_jsonl(path, on_broken)
     else:
         raise CorpusError(f"text_pairs: {path} is neither .tsv (with a header) nor .jsonl")
-    spec = replace(spec, tasks=("mt",))
-    for number, record in enumerate(records, start=1):
-        if number == 1:
-            check_columns(spec, columns, list(record))
-        yield from record_rows(record, spec, columns)
+    if (first := next(records, None)) is None:
+        return
+    check_columns(replace(spec, tasks=("mt",)), columns, list(first[1]))
+    placed = ((f"{path}, line {number}", number, record) for number, record in chain([first], records))
+    yield from rows_of(placed, replace(spec, tasks=("mt",)), columns, None, on_broken)

@@ -1,0 +1,310 @@
+"""Text, types, ids and languages as they come: each row is used as it is, or counted with its place and the reason."""
+
+import csv
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_part.data.corpora import read_corpora
+from modeling_part.data.files import read_csv, text_lines
+from modeling_part.data.rows import COLUMNS, CorpusError
+
+
+RATE = 16_000
+
+
+def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def write_lines(path, records) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def asr(name: str, **changes) -> dict:
+    record = {"id": name, "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": f"Texte {name}."}
+    return {**record, "audio": "clips/a.flac", "duration": 1.5, **changes}
+
+
+MT = {"id": "m", "task": "mt", "source_lang": "fr", "target_lang": "en", "text": "Red.", "source_text": "Rouge."}
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder with clips/a.flac (1.5 s), clips/b.mp3 (2 s), clips/long.opus (6 s: 440 Hz, then 880 Hz)."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    soundfile.write(folder / "a.flac", tone(1.5), RATE)
+    soundfile.write(folder / "b.mp3", tone(2.0), RATE)
+    soundfile.write(
+        folder / "long.opus", np.concatenate([tone(3.0), tone(3.0, 880)]), RATE, format="OGG", subtype="OPUS"
+    )
+    return tmp_path
+
+
+def read_lines(clips, records, **settings):
+    return read_corpora([{"reader": "manifest", "path": write_lines(clips / "train.jsonl", records)}], **settings)
+
+
+def encoded(seconds: float, kind: str = "FLAC") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(seconds), RATE, format=kind)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\tb\n".encode("utf-16"), "is UTF-16; convert it with `iconv -f utf-16"),
+        (b"\x1f\x8b\x08\0\0", "is compressed; unpack it"),
+        (b"a\0b\n", "is no text: its first line holds NUL bytes"),
+    ],
+)
+def test_files_that_are_no_text_are_refused_as_a_whole(tmp_path, content, message):
+    for name, reader in (("x.tsv", "text_pairs"), ("x.jsonl", "manifest")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CorpusError, match=message):
+            read_corpora([{"reader": reader, "path": str(tmp_path / name)}], max_bad_fraction=1.0)
+    with pytest.raises(CorpusError, match="cannot be read"):
+        list(text_lines(tmp_path))
+
+
+field = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.tuples(field, field | st.just('a "quote", and\nanother line')), max_size=6), bom=st.booleans())
+def test_a_csv_file_is_read_as_it_was_written(tmp_path_factory, rows, bom):
+    path = tmp_path_factory.mktemp("csv") / "metadata.csv"
+    with path.open("w", encoding="utf-8-sig" if bom else "utf-8", newline="") as file:
+        csv.writer(file).writerows([("file_name", "text"), *rows])
+    read = [(record["file_name"], record["text"]) for _, record in read_csv(path, ("file_name",))]
+    assert read == [row for row in rows if any(row)] or read == rows
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path):
+    path = tmp_path / "metadata.csv"
+    path.write_text('file_name,text\n1.wav,one\n2.wav,"two\n3.wav,three\n4.wav,"fo\nur"\n5.wav\n', encoding="utf-8")
+    broken = []
+    read = list(read_csv(path, ("file_name",), lambda where, error: broken.append((where, error.reason))))
+    assert [(number, record["text"]) for number, record in read] == [(2, "one"), (4, "three"), (5, "fo\nur")]
+    assert broken == [(f"{path}, line 3", "a quote is never closed"), (f"{path}, line 7", "not the header's 2 fields")]
+    with pytest.raises(CorpusError, match="has no column 'path'; its header is file_name, text"):
+        list(read_csv(path, ("path",)))
+
+
+# ------------------------------------------------------------------------------------------------- text as it comes
+
+
+def test_a_byte_order_mark_changes_nothing(clips, tmp_path):
+    lines = "".join(json.dumps(record) + "\r\n" for record in (asr("a"), asr("b")))
+    (clips / "m.jsonl").write_text(lines, encoding="utf-8-sig", newline="")
+    dataset, _ = read_corpora([{"reader": "manifest", "path": str(clips / "m.jsonl")}], max_bad_fraction=0)
+    assert dataset["id"][:] == ["a", "b"]
+    (tmp_path / "p.tsv").write_text("source_text\ttext\r\nJa\tYes\r\n", encoding="utf-8-sig", newline="")
+    spec = {"reader": "text_pairs", "path": str(tmp_path / "p.tsv"), "languages": ["de"], "target_languages": ["en"]}
+    dataset, _ = read_corpora([spec], max_bad_fraction=0)
+    assert (dataset[0]["source_text"], dataset[0]["text"]) == ("Ja", "Yes")
+
+
+def test_text_in_another_encoding_is_never_guessed(tmp_path):
+    path = tmp_path / "p.tsv"
+    path.write_bytes("source_text\ttext\ncaf\xe9\tcoffee\noui\tyes\n".encode("latin-1"))
+    spec = {"reader": "text_pairs", "path": str(path), "languages": ["fr"], "target_languages": ["en"]}
+    with pytest.raises(CorpusError, match=r"not UTF-8 \(convert[^$]*p.tsv, line 2: byte 0xe9 after 'caf'"):
+        read_corpora([spec])
+    dataset, _ = read_corpora([spec], max_bad_fraction=0.5)
+    assert dataset["text"][:] == ["yes"]
+
+
+@pytest.mark.parametrize("column", ["id", "text", "source_text", "corpus"])
+def test_half_a_surrogate_pair_is_a_broken_row(clips, column):
+    records = [asr("a"), {**asr("b"), "source_text": "Texte.", "corpus": "train", column: "x\ud83d"}]
+    path = clips / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    dataset, report = read_corpora(
+        [{"reader": "manifest", "path": str(path)}], max_bad_fraction=0.5, report_path=clips / "report.json"
+    )
+    assert dataset["id"][:] == ["a"]
+    reasons = [reason for dropped in report["dropped"].values() for reason in dropped]
+    assert reasons == [f"'{column}' holds half of a surrogate pair, which is no character"]
+
+
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=2)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from([*COLUMNS, "speaker", "other"]), values, min_size=1, max_size=3))
+def test_whatever_a_row_holds_it_is_used_as_it_is_or_counted(manifest_folder, changes):
+    path = manifest_folder / "m.jsonl"
+    path.write_text(
+        json.dumps(asr("fine")) + "\n" + json.dumps({**asr("odd"), **changes}) + "\n", encoding="utf-8", newline="\n"
+    )
+    dataset, report = read_corpora([{"reader": "manifest", "path": str(path)}], max_bad_fraction=1.0)
+    assert dataset[0]["id"] == "fine"
+    dropped = sum(entry["rows"] for reasons in report["dropped"].values() for entry in reasons.values())
+    assert len(dataset) + dropped == 2
+    if len(dataset) == 2:
+        for name, value in changes.items():
+            if value is not None and name not in ("audio", "speaker", "corpus"):
+                assert dataset[1][name] == pytest.approx(value)
+
+
+@pytest.fixture(scope="module")
+def manifest_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("manifest")
+    (folder / "clips").mkdir()
+    soundfile.write(folder / "clips" / "a.flac", tone(1.5), RATE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept", "reason"),
+    [
+        ([1, 2, 3], 0, "'text' is no text but int"),
+        ([1.5, float("nan"), 2.0], 0, "'text' is no text but float"),
+        (["a", None, " "], 1, "no text"),
+    ],
+)
+def test_texts_that_are_none_are_counted(tmp_path, texts, kept, reason):
+    audio = [{"path": None, "bytes": encoded(1.0)}] * 3
+    datasets.Dataset.from_dict({"audio": audio, "text": texts}).to_parquet(tmp_path / "x.parquet")
+    spec = {"reader": "dataset", "path": str(tmp_path / "x.parquet"), "tasks": ["asr"], "languages": ["en"]}
+    if kept:
+        dataset, report = read_corpora([spec], max_bad_fraction=1.0)
+        assert len(dataset) == kept and report["dropped"]["dataset"][reason]["broken"] == 3 - kept
+    else:
+        with pytest.raises(CorpusError, match=f"gives no rows .* 3 dropped: {reason}"):
+            read_corpora([spec], max_bad_fraction=1.0)
+    stream, _ = read_corpora([{**spec, "streaming": True}])  # judged after 1,000 rows
+    assert len(list(stream)) == kept
+
+
+def test_an_audiofolder_with_odd_records_is_read_without_them(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1.0), RATE)
+    soundfile.write(tmp_path / "b.wav", tone(1.0), RATE)
+    records = [{"file_name": "a.wav", "text": "one"}, {"file_name": None, "text": "two"}, {"text": "three"}]
+    write_lines(tmp_path / "metadata.jsonl", [*records, {"file_name": "b.wav", "text": 4}])
+    spec = {"reader": "dataset", "path": str(tmp_path), "tasks": ["asr"], "languages": ["en"]}
+    dataset, report = read_corpora([spec], max_bad_fraction=0.9)
+    assert (dataset["text"][:], dataset["id"][:]) == (["one"], ["a"])
+    assert {reason: entry["broken"] for reason, entry in report["dropped"]["dataset"].items()} == {
+        "no 'file_name'": 2,
+        "'text' is no text but int": 1,
+    }
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.wav,"one\nb.wav,two\n', encoding="utf-8-sig")
+    dataset, _ = read_corpora([spec], max_bad_fraction=0.5)
+    assert dataset["text"][:] == ["two"]
+    (tmp_path / "metadata.csv").write_text("file,text\na.wav,one\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="has no column 'file_name'; its header is file, text"):
+        read_corpora([spec])
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(100))
+    spec = {"reader": "dataset", "path": str(tmp_path / "x.parquet"), "tasks": ["asr"], "languages": ["en"]}
+    for streaming in (False, True):
+        with pytest.raises(CorpusError, match=r"x.parquet could not be read \(.*Is it whole"):
+            read_corpora([{**spec, "streaming": streaming}])
+
+
+# ---------------------------------------------------------------------------------------------- ids, languages, times
+
+
+def test_an_id_that_comes_twice_is_a_broken_row(clips):
+    records = [asr(f"a{number}") for number in range(9)] + [asr("a3", text="Autre.")]
+    records += [asr("a3", source_lang="de", target_lang="de"), {**MT, "id": "a3"}]  # other languages, other tasks
+    with pytest.raises(CorpusError, match=r"1 row: id of an earlier row of its task and languages.* such as a3"):
+        read_lines(clips, records, max_bad_fraction=0.05)
+    dataset, _ = read_lines(clips, records, max_bad_fraction=0.1)
+    assert len(dataset) == 11 and dataset[3]["text"] == "Texte a3."
+    spec = {"reader": "manifest", "path": write_lines(clips / "train.jsonl", [asr("a")]), "name": "mine"}
+    with pytest.raises(CorpusError, match="id of an earlier row"):
+        read_corpora([spec, spec])
+
+
+def test_pairs_and_clips_without_ids_get_their_own(tmp_path):
+    pair = {"source_text": "Ja", "text": "Yes"}
+    spec = {"reader": "text_pairs", "languages": ["de"], "target_languages": ["en"]}
+    path = write_lines(tmp_path / "pairs.jsonl", [pair, pair])
+    assert len(set(read_corpora([{**spec, "path": path}], max_bad_fraction=0)[0]["id"])) == 2
+    for speaker in ("x", "y"):
+        (tmp_path / "train" / speaker).mkdir(parents=True)
+        soundfile.write(tmp_path / "train" / speaker / "1.wav", tone(1.0), RATE)
+    records = [{"file_name": f"{speaker}/1.wav", "text": "one"} for speaker in ("x", "y")]
+    write_lines(tmp_path / "train" / "metadata.jsonl", records)
+    spec = {"reader": "dataset", "path": str(tmp_path), "tasks": ["asr"], "languages": ["en"]}
+    assert read_corpora([spec], max_bad_fraction=0)[0]["id"][:] == ["x/1", "y/1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"languages": ["fr", "xx"]}, "has no rows in xx; it has en, fr"),
+        ({"target_languages": ["en", "zz"]}, "has no rows in zz; it has en, fr"),
+        ({"languages": ["fr", "yy"], "target_languages": ["zz"], "tasks": ["asr"]}, "has no rows in yy; it has fr"),
+    ],
+)
+def test_languages_that_are_nowhere_are_refused(clips, settings, message):
+    path = write_lines(clips / "train.jsonl", [asr("a"), MT])
+    with pytest.raises(CorpusError, match=message):
+        read_corpora([{"reader": "manifest", "path": path, **settings}])
+    read_corpora([{"reader": "manifest", "path": path, "languages": ["fr"], "target_languages": ["en"]}])
+
+
+def test_times_that_contradict_each_other_are_counted(clips):
+    records = [
+        asr("right", audio="clips/long.opus", start=1.0, end=3.0, duration=2.05),
+        asr("wrong", audio="clips/long.opus", start=1.0, end=3.0, duration=5.0),
+    ]
+    dataset, report = read_lines(clips, records, max_bad_fraction=0.5)
+    assert dataset["id"][:] == ["right"]
+    assert "duration is not the time from start to end" in report["dropped"]["train"]
+
+
+def test_what_a_clip_holds_is_measured_not_believed(clips):
+    whole = (clips / "clips" / "b.mp3").read_bytes()
+    (clips / "clips" / "half.mp3").write_bytes(whole[: len(whole) // 2])
+    (clips / "clips" / "clip.raw").write_bytes(bytes(32_000))
+    (clips / "clips" / "pointer.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    names = ("half.mp3", "clip.raw", "pointer.wav")
+    records = [asr("a"), *(asr(name, audio=f"clips/{name}", duration=None) for name in names)]
+    dataset, report = read_lines(clips, records, max_bad_fraction=0.8)
+    assert dataset["id"][:] == ["a"]
+    reasons = {entry["examples"][0]: reason for reason, entry in report["dropped"]["train"].items()}
+    assert reasons["half.mp3"] == "audio is cut off"
+    assert reasons["clip.raw"] == "audio without a header"
+    assert reasons["pointer.wav"].startswith("file is a Git LFS pointer")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_bad_fraction": 50},
+        {"max_bad_fraction": float("nan")},
+        {"max_bad_fraction": -0.1},
+        {"max_bad_fraction": None},
+        {"min_duration": float("nan")},
+        {"max_duration": -1},
+        {"max_duration": "30"},
+        {"max_characters_per_second": 0},
+        {"min_characters_per_second": True},
+    ],
+)
+def test_filters_that_filter_nothing_or_all_are_refused(clips, settings):
+    with pytest.raises(CorpusError, match=f"`{next(iter(settings))}` is "):
+        read_lines(clips, [asr("a")], **settings)
