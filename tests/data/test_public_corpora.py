@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from modeling_part import load_audio
 from modeling_part.data.corpora import read_corpora
+from modeling_part.data.readers.common_voice import unquoted
+from modeling_part.data.readers.covost2 import escaped_fields
 from modeling_part.data.readers.wenetspeech import json_array
 from modeling_part.data.rows import CorpusError, split_of
 
@@ -120,6 +122,50 @@ def test_common_voice_counts_clips_that_are_missing(tmp_path):
     assert dataset["text"][:] == ["Eins"]
     assert report["dropped"]["common_voice"]["audio file not found"]["examples"] == ["b"]
     with pytest.raises(CorpusError, match="1 of 2 rows are broken"):
+        read("common_voice", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ('"""Good-bye,"" said the boy."', '"Good-bye," said the boy.'),
+        ('"He said ""yes"" twice."', 'He said "yes" twice.'),
+        ('"""Hello."""', '"Hello."'),
+        ('He said "yes".', 'He said "yes".'),
+        ('"Open quote', '"Open quote'),
+        ('"Hello."', '"Hello."'),  # CSV does not quote what needs no quoting
+        ('"One" and "two"', '"One" and "two"'),
+        ('""', '""'),
+        ('""""', '"'),
+        ('"', '"'),
+    ],
+)
+def test_common_voice_quotes_are_those_of_the_sentence(written, sentence):
+    assert unquoted(written) == sentence
+
+
+@given(st.text(alphabet="a\"b ,'", min_size=1, max_size=12))
+def test_what_csv_has_quoted_is_what_was_said(sentence):
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter="\t", lineterminator="").writerow([sentence, ""])
+    assert unquoted(buffer.getvalue().removesuffix("\t")) == sentence
+
+
+def test_a_line_of_common_voice_with_a_tab_too_many_is_counted(tmp_path):
+    clips = [(f"{number}.mp3", f"Satz {number}", 1.0) for number in range(9)]
+    folder = common_voice(tmp_path, "de", "15", {"train": clips})
+    table = folder / "train.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("Satz 4", "Satz\t4"), encoding="utf-8-sig")
+    (folder / "clip_durations.tsv").write_bytes(b"clip\tduration[ms]\nx\n\xff\t9\n0.mp3\t\xc2\xb2\n1.mp3\t1500\n")
+    dataset, report = read("common_voice", tmp_path, max_bad_fraction=0.2)
+    assert len(dataset) == 8
+    assert dataset["duration"][:2] == pytest.approx([1.0, 1.5], abs=0.1)
+    entry = report["dropped"]["common_voice"]["not the header's 11 fields"]
+    assert entry == {"rows": 1, "broken": 1, "examples": [f"{table}, line 6: 12 fields"]}
+    with pytest.raises(CorpusError, match=r"train.tsv, line 6: 12 fields"):
+        read("common_voice", tmp_path)
+    table.write_text(table.read_text(encoding="utf-8-sig").replace("sentence", "text", 1), encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"train.tsv has no column 'sentence'; its header is client_id, path, text"):
         read("common_voice", tmp_path)
 
 
@@ -225,6 +271,33 @@ def test_fleurs_pairs_the_languages_asked_for_and_reads_unpacked_audio_again(fle
         read("fleurs", fleurs_archives, split="dev", languages=["en"])
 
 
+def test_odd_lines_of_fleurs_are_counted(fleurs_archives):
+    table = fleurs_archives / "data" / "de_de" / "dev.tsv"
+    lines = table.read_bytes().splitlines(keepends=True)
+    odd = [
+        b"id\tpath\traw\ttext\tspelled\tnum_samples\tgender\n",
+        b"7\tx.wav\tcaf\xe9\ta\ta\t9\tF\n",
+        b"short\n",
+        b"\n",
+    ]
+    table.write_bytes(b"".join([odd[0], *lines, *odd[1:]]))
+    dataset, report = read("fleurs", fleurs_archives, split="dev", languages=["de"], max_bad_fraction=0.8)
+    assert len(dataset) == 3
+    reasons = report["dropped"]["fleurs"]
+    assert sum(entry["broken"] for entry in reasons.values()) == 3
+    examples = [example for entry in reasons.values() for example in entry["examples"]]
+    assert all(f"dev.tsv, line {number}" in " ".join(examples) for number in (1, 5, 6))
+    with pytest.raises(CorpusError, match="3 of 6 rows are broken"):
+        read("fleurs", fleurs_archives, split="dev", languages=["de"])
+
+
+def test_damaged_fleurs_parquet_is_named(fleurs_parquet):
+    file = fleurs_parquet / "de_de" / "validation" / "0000.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CorpusError, match=r"fleurs: .* could not be read"):
+        read("fleurs", fleurs_parquet, split="dev", languages=["de"])
+
+
 def test_an_archive_that_would_lose_files_or_is_cut_off_is_refused(fleurs_archives):
     archive = fleurs_archives / "data" / "de_de" / "audio" / "dev.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -322,6 +395,34 @@ def test_covost_joins_common_voice(covost):
         read("covost2", tables)
 
 
+def test_odd_lines_of_covost_are_counted_not_lost(covost):
+    tables, release = covost
+    table = tables / "covost_v2.sv-SE_en.tsv"
+    odd = ["sv_0.mp3\tHi", "sv_0.mp3\tHi\tthere\ttrain\tx", "sv_0.mp3\tHi\tTrain\tx", "sv_0.mp3\tHi\ttrain \tx"]
+    odd += ["sv_0.mp3\tHi\ttrain\tx\\"]
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([lines[0], *odd, *lines[1:]]) + "\n", encoding="utf-8")
+    dataset, report = read("covost2", tables, common_voice=str(release), languages=["sv"], max_bad_fraction=0.9)
+    assert len(dataset) == 3, "the row after the backslash is whole"
+    reasons = report["dropped"]["covost2"]
+    assert {reason: entry["broken"] for reason, entry in reasons.items()} == {
+        "not the header's 4 fields": 2,
+        "unknown 'split'": 2,
+        "a backslash at the end of a line": 1,
+    }
+    assert "line 4: 'Train'" in reasons["unknown 'split'"]["examples"][0]
+    table.write_text("path\ttext\tsplit\tclient_id\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"covost_v2.sv-SE_en.tsv has no column 'translation'"):
+        read("covost2", tables, common_voice=str(release), languages=["sv"])
+
+
+def test_covost_escapes_are_those_of_its_authors():
+    assert escaped_fields('a\\\tb\tc\\"d\\\\') == ["a\tb", 'c"d\\']
+    assert escaped_fields("a\t\tb") == ["a", "", "b"]
+    with pytest.raises(CorpusError, match="a backslash at the end of a line"):
+        escaped_fields("a\tb\\")
+
+
 def test_covost_agrees_with_the_join_of_its_authors(covost):
     """The recipe of facebookresearch/covost's get_covost_splits.py, in pandas."""
     import pandas
@@ -404,6 +505,33 @@ def test_wenetspeech_subsets_confidence_and_splits(wenetspeech):
     assert report["dropped"]["wenetspeech"]["confidence under 0.99"]["broken"] == 0
     with pytest.raises(CorpusError, match="asr in zh only"):
         read("wenetspeech", wenetspeech, languages=["de"])
+
+
+def test_odd_segments_of_wenetspeech_are_counted(wenetspeech):
+    index = json.loads((wenetspeech / "WenetSpeech.json").read_text(encoding="utf-8"))
+    segments = index["audios"][0]["segments"]
+    segments += [
+        {},
+        None,
+        {**segments[0], "sid": 7},
+        {**segments[0], "begin_time": "0"},
+        {**segments[0], "text": None},
+    ]
+    index["audios"] += [{"aid": "no segments"}, {**index["audios"][0], "aid": "T1", "duration": None}]
+    (wenetspeech / "WenetSpeech.json").write_text(json.dumps(index), encoding="utf-8-sig")
+    dataset, report = read("wenetspeech", wenetspeech, max_bad_fraction=1.0)
+    assert dataset["id"][:] == ["Y0_S0", "Y0_S1"]
+    reasons = report["dropped"]["wenetspeech"]
+    assert {"'sid' must be text", "'begin_time' must be a number", "'text' must be text"} < set(reasons)
+    assert "an audio without 'segments'" in reasons
+    with pytest.raises(CorpusError, match=r"subset 'XL' is none of S, M, L"):
+        read("wenetspeech", wenetspeech, subset="XL")
+    (wenetspeech / "WenetSpeech.json").write_bytes('{"audios": [{"aid": "\xe9"}]}'.encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"WenetSpeech.json is not UTF-8"):
+        read("wenetspeech", wenetspeech)
+    (wenetspeech / "WenetSpeech.json").write_text('{"audios": [5]}', encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"holds 5, which is no object"):
+        read("wenetspeech", wenetspeech)
 
 
 @settings(max_examples=60, deadline=None)
