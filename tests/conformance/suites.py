@@ -29,6 +29,11 @@ CANNOT_APPLY: dict[str, tuple[set[str], str]] = {
         "SAN-M's first layer takes the features, which need no gradient, so that a reentrant checkpoint skips it; "
         "transformers' own FunAsrNano model does the same",
     ),
+    "test_subprocessor_defaults_3_audio": (
+        {"whisper", "qwen2_audio", "wav2vec2"},
+        "Whisper's feature extractor pads to its window, PART to the longest clip (unless `variable_length=False`), and "
+        "wav2vec2's calls its mask `attention_mask`, which in PART is the prompt's",
+    ),
 }
 
 
@@ -82,7 +87,6 @@ def add_module(name: str, **members) -> None:
 def leave_out(case: type, *parts: str) -> type:
     """Skip what cannot apply to a model of these parts, with its reason."""
     for name, (kinds, reason) in CANNOT_APPLY.items():
-        if kinds.intersection(parts):
-            assert hasattr(case, name), f"{name} is no longer there"
+        if kinds.intersection(parts) and hasattr(case, name):
             setattr(case, name, lambda self, reason=reason: self.skipTest(reason))
     return case

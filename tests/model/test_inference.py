@@ -249,7 +249,7 @@ def test_whole_prompts_with_placeholders_are_filled(processor):
     for row, (entry,) in enumerate(offsets):
         count = int((expected["input_ids"][row] == processor.audio_token_id).sum())
         assert (entry["type"], entry["replacement"]) == ("audio", "<|audio|>" * count)
-    with pytest.raises(ValueError, match=r"2 placeholders .* for 1 clips"):
+    with pytest.raises(ValueError, match=r"2 placeholders for 1 clips"):
         processor(text=[prompt, prompt], audio=clips[:1], return_text_replacement_offsets=True)
 
 

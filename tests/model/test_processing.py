@@ -240,8 +240,6 @@ class TestPrompt:
             processor([sine(0.1)] * 3, source_lang=["en", "fr"])
         with pytest.raises(TypeError, match="langauge"):
             processor(sine(0.1), langauge="en")
-        with pytest.raises(ValueError, match="PyTorch tensors"):
-            processor(sine(0.1), return_tensors="np")
 
     def test_languages_agree_with_the_cldr(self):
         babel = pytest.importorskip("babel")
@@ -292,6 +290,149 @@ class TestLabels:
         batch = processor([sine(0.1), sine(0.1)], text=["hi", None])
         assert (batch["labels"][1] == -100).all()
         assert (batch["labels"][0] != -100).any()
+
+
+class TestConventions:
+    """What callers of transformers' other processors rely on."""
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_padding_and_truncation(self, processor, nested):
+        def call(**options):
+            arguments = {"text_kwargs": options} if nested else options
+            return processor([sine(0.1), sine(0.3)], text=["one", "twenty-two"], **arguments)
+
+        longest = call()["input_ids"].shape[1]
+        padded = call(padding="max_length", max_length=longest + 7)
+        assert padded["input_ids"].shape == padded["labels"].shape == (2, longest + 7)
+        assert padded["attention_mask"].sum(-1).tolist() == call()["attention_mask"].sum(-1).tolist()
+        assert call(padding="max_length", max_length=8)["input_ids"].shape[1] == longest  # nothing is cut unasked
+        cut = call(truncation=True, max_length=longest - 4)
+        assert torch.equal(cut["input_ids"], call()["input_ids"][:, : longest - 4])
+        assert torch.equal(cut["labels"], call()["labels"][:, : longest - 4])
+        left = call(padding_side="left")
+        assert left["attention_mask"][0, 0] == 0 and left["attention_mask"][:, -1].all()
+        with pytest.raises(ValueError, match="would cut off audio"):
+            call(truncation=True, max_length=20)
+        with pytest.raises(ValueError, match="unequal lengths"):
+            call(padding=False)
+        with pytest.raises(ValueError, match="unequal lengths"):
+            call(padding="do_not_pad")
+
+    def test_kinds_of_arrays(self, processor):
+        tensors = processor([sine(0.1), sine(0.3)], text=["a", "b"])
+        arrays = processor([sine(0.1), sine(0.3)], text=["a", "b"], return_tensors="np")
+        lists = processor([sine(0.1), sine(0.3)], text=["a", "b"], common_kwargs={"return_tensors": None})
+        assert tensors.keys() == arrays.keys() == lists.keys()
+        for name, tensor in tensors.items():
+            assert isinstance(arrays[name], np.ndarray) and isinstance(lists[name], list)
+            np.testing.assert_array_equal(arrays[name], tensor)
+            np.testing.assert_array_equal(np.asarray(lists[name], arrays[name].dtype), tensor)
+
+    def test_audio_kwargs(self, processor):
+        expected = processor(sine(0.3, rate=8_000), sampling_rate=8_000)
+        nested = processor(sine(0.3, rate=8_000), audio_kwargs={"sampling_rate": 8_000})
+        assert torch.equal(nested["input_features"], expected["input_features"])
+        batch = processor(sine(0.3), audio_kwargs={"pad_features_to_multiple_of": 64}, pad_to_multiple_of=64)
+        assert batch["input_features"].shape[-1] == 64 and batch["input_ids"].shape[1] % 64 == 0
+        with pytest.raises(ValueError, match="passed two times"):
+            processor(sine(0.3), audio_kwargs={"sampling_rate": 8_000}, sampling_rate=16_000)
+        with pytest.raises(ValueError, match=r"hold \['max_length', 'padding'\]"):
+            processor(sine(0.3), audio_kwargs={"padding": "max_length", "max_length": 9})
+        with pytest.raises(ValueError, match="no images"):
+            processor(sine(0.3), images=[1])
+        with pytest.raises(ValueError, match=r"\['return_offsets_mapping'\] can be asked of whole prompts"):
+            processor(sine(0.3), return_offsets_mapping=True)
+
+    def test_kinds_of_tokens(self, processor):
+        batch = processor([sine(0.1), sine(0.3)], return_mm_token_type_ids=True)
+        assert torch.equal(batch["mm_token_type_ids"] == 3, batch["input_ids"] == processor.audio_token_id)
+
+    def test_a_text_with_the_placeholder_is_a_prompt_or_an_answer(self, processor):
+        text = f"{AUDIO}\nsay this"
+        prompt = processor(sine(0.1), text=text)
+        assert "labels" not in prompt
+        assert processor.tokenizer.decode(prompt["input_ids"][0]) == f"{AUDIO * 2}\nsay this"
+        answer = processor(sine(0.1), text=text, source_lang="en")
+        placeholder = processor.audio_token_id
+        assert (answer["input_ids"] == placeholder).sum() == 2 and not (answer["labels"] == placeholder).any()
+        assert processor.tokenizer.decode(processor(text="no audio")["input_ids"][0]) == "no audio"
+
+    @pytest.mark.parametrize("system_prompt", [None, "", "Listen well."])
+    def test_a_chat_asks_as_a_call_does(self, system_prompt, tmp_path):
+        processor = build(system_prompt=system_prompt)
+        clip = sine(0.3, rate=8_000)
+        path = tmp_path / "clip.wav"
+        path.write_bytes(encoded(clip, 8_000))
+        for chat, call in (
+            ([{"type": "audio", "path": str(path)}, {"type": "text", "text": "Transcribe the French speech."}], "fr"),
+            ([{"type": "audio", "audio": path}], None),  # audio alone asks for a transcript
+            ([{"type": "audio", "audio": path.read_bytes()}], None),
+        ):
+            batch = processor.apply_chat_template(
+                [{"role": "user", "content": chat}], tokenize=True, return_dict=True, add_generation_prompt=True
+            )
+            expected = processor(path, source_lang=call)
+            assert batch.keys() == expected.keys()
+            for name, tensor in expected.items():
+                assert torch.equal(batch[name], tensor), name
+
+    def test_a_chat_of_several_clips_and_turns(self, processor):
+        clip = {"type": "audio", "audio": sine(0.1)}
+        chat = [
+            {"role": "system", "content": "Listen."},
+            {
+                "role": "user",
+                "content": [clip, {"type": "audio", "audio": sine(0.3)}, {"type": "text", "text": "Which?"}],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "The second."}]},
+            {"role": "user", "content": [{"type": "text", "text": "And now?"}, clip]},
+        ]
+        first, second = (AUDIO * int((processor(sine(s))["input_ids"] == 259).sum()) for s in (0.1, 0.3))
+        batch = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+        assert processor.tokenizer.decode(batch["input_ids"][0]) == (
+            f"<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\n{first}\n{second}\nWhich?<|im_end|>\n"
+            f"<|im_start|>assistant\nThe second.<|im_end|>\n<|im_start|>user\nAnd now?\n{first}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+        assert batch["input_features"].shape[0] == 3
+        with pytest.raises(Exception, match="content of type 'audio' and 'text', not 'image'"):
+            processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "image": "x"}]}])
+
+    def test_base_models_have_no_chat(self):
+        processor = build()
+        processor.tokenizer.chat_template = None
+        with pytest.raises(ValueError, match="no chat template"):
+            processor.apply_chat_template([{"role": "user", "content": "hi"}])
+
+    def test_transcription_requests(self, processor):
+        clips = [sine(0.1), sine(0.3)]
+        for given, codes in ((None, None), ("French", "fr"), (["de", "Spanish"], ["de", "es"])):
+            batch = processor.apply_transcription_request(clips, language=given)
+            expected = processor(clips, source_lang=codes)
+            assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
+            prompts = processor.apply_transcription_request(clips, language=given, tokenize=False)
+            filled = processor(text=prompts, audio=clips)
+            assert all(torch.equal(filled[name], tensor) for name, tensor in expected.items())
+        asked = processor.apply_transcription_request(clips[0], prompt="What is heard?")
+        assert "What is heard?" in processor.decode(asked["input_ids"][0])
+        eight = processor.apply_transcription_request(sine(0.3, rate=8_000), sampling_rate=8_000)
+        assert eight["input_features"].shape == processor(sine(0.3))["input_features"].shape
+        with pytest.raises(ValueError, match="Unknown language 'Klingon'"):
+            processor.apply_transcription_request(clips, language="Klingon")
+        with pytest.raises(ValueError, match="`keywords` are not supported"):
+            processor.apply_transcription_request(clips, keywords=["PART"])
+
+    def test_decoding_one_or_many(self, processor):
+        ids = processor.tokenizer(" one two")["input_ids"] + [processor.tokenizer.eos_token_id]
+        for one in (ids, np.array(ids), torch.tensor(ids)):
+            assert processor.decode(one) == " one two<|im_end|>"
+            assert processor.decode(one, skip_special_tokens=True) == " one two"
+        for many in ([ids, ids], torch.tensor([ids, ids]), [torch.tensor(ids)] * 2):
+            assert processor.decode(many, skip_special_tokens=True) == [" one two"] * 2
+            assert processor.decode(many, return_format="transcription_only") == ["one two"] * 2
+        assert processor.decode(ids, return_format="parsed") == {"language": None, "transcription": "one two"}
+        with pytest.raises(ValueError, match="`return_format` is 'srt'"):
+            processor.decode(ids, return_format="srt")
 
 
 class TestSaving:
