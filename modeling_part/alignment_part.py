@@ -24,7 +24,7 @@ from .outputs_part import PARTCausalLMOutputWithPast
 
 
 # What an audio token scores that equals a token's embedding, whatever the language model.
-MATCH_SCORE = 10.0
+MATCH_SCORE = 20.0
 # Share of the probability of the bias that is spread evenly over the vocabulary, for tokens that were not counted.
 EVEN_SHARE = 0.01
 # Audio tokens whose scores over the vocabulary are computed at a time: 1,024 x 152k float32 are 0.6 GB.

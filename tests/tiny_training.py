@@ -17,8 +17,10 @@ from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.batches import Batches, plan_eval_batches
 from modeling_part.data.budget import Budget
 from modeling_part.data.collator import PARTCollator, count_tokens
+from modeling_part.data.loading import Rows
 from modeling_part.data.mixture import Mixture, RowTable
 from modeling_part.data.sampling import TaskBatchSampler
+from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage
 from modeling_part.training.setup import prepare_model
@@ -120,7 +122,7 @@ def make_trainer(
         table, Mixture(stage.tasks), budget, num_steps=steps, gradient_accumulation_steps=accumulation
     )
     args = PARTTrainingArguments(**settings | arguments)
-    collator = PARTCollator(processor)
+    collator = PARTCollator(processor, with_transcripts=bool(stage.losses.get("ctc")))
     batches = Batches(
         train_rows=dataset,
         sampler=sampler,
@@ -131,7 +133,11 @@ def make_trainer(
         max_bad_fraction=max_bad_fraction,
     )
     torch.manual_seed(0)
-    trainable = prepare_model(model, stage, Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), args))
+
+    def counts() -> torch.Tensor:
+        return count_transcript_tokens(Rows(dataset), processor, model.config.text_config.vocab_size)
+
+    trainable = prepare_model(model, stage, Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), args), counts)
     return PARTTrainer(
         model=model,
         args=args,

@@ -1,0 +1,125 @@
+"""Alignment while training: what trains, what the dev figures say, and the warning of a model that does not listen."""
+
+import logging
+from itertools import chain
+
+import pytest
+import tiny_training
+import torch
+
+from modeling_part.data.collator import PARTCollator, transcript
+from modeling_part.data.loading import Rows
+from modeling_part.data.transcripts import count_too_long, count_transcript_tokens
+from modeling_part.recipes.stages import Stage, part_of
+from modeling_part.training.dev_loss import dev_sums, swap_clips
+
+
+def aligning_stage(**changes) -> Stage:
+    settings = {"tasks": {"asr": 1.0}, "learning_rates": {"adapter": 3e-3}, "losses": {"ctc": 1.0}}
+    return Stage("adapter", **settings | {"warmup_ratio": 0.0} | changes)
+
+
+def make_trainer(folder, stage, **options):
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    dataset = tiny_training.tiny_dataset(count=8, words=(1, 1))
+    return tiny_training.make_trainer(
+        folder, stage, dataset=dataset, eval_dataset=dataset, model=model, processor=processor, **options
+    )
+
+
+def test_alignment_alone_trains_the_adapter_and_the_blank_and_falls(tmp_path):
+    trainer = make_trainer(tmp_path, aligning_stage(), steps=60)
+    before = tiny_training.snapshot(trainer.model)
+    first = trainer.evaluate()
+    trainer.train()
+    last = trainer.evaluate()
+    moved = tiny_training.changed(before, tiny_training.snapshot(trainer.model))
+    assert {part_of(name) for name in moved} == {"adapter"} and "alignment_head.blank" in moved
+    assert last["eval_asr_ctc_loss"] < 0.6 * first["eval_asr_ctc_loss"]
+    assert last["eval_loss"] == pytest.approx(dev_sums(trainer, trainer.batches, trainer.loss_options).loss())
+    assert 0.0 <= last["eval_ctc_error_rate"] and "eval_asr_loss" not in last
+    logged = [entry for entry in trainer.state.log_history if "asr_ctc_loss" in entry]
+    assert {"asr/en_ctc_loss", "asr/fr_ctc_loss"} <= set(logged[0]) | set(logged[1])
+
+
+def test_both_losses_with_lora_leave_the_gate_as_it_is(tmp_path):
+    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5}, tasks={"asr": 1.0})
+    trainer = make_trainer(tmp_path, stage, steps=3)
+    before = tiny_training.snapshot(trainer.model)
+    trainer.train()
+    moved = tiny_training.changed(before, tiny_training.snapshot(trainer.model))
+    assert {part_of(name) for name in moved} == {"adapter", "encoder"}
+
+
+def test_a_model_that_ignores_its_audio_is_reported(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, Stage("adapter", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3}))
+    trainer.model.model.adapter.output_norm.register_forward_hook(lambda module, arguments, output: 0 * output)
+    with caplog.at_level(logging.WARNING):
+        found = trainer.check_listening()
+    assert found["own_clip_loss"] == pytest.approx(found["other_clip_loss"], abs=1e-2) and not found["listens"]
+    assert "does not use its audio" in caplog.text and "part_aligned" in caplog.text
+
+
+def test_a_model_that_listens_is_not(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, aligning_stage(), steps=120)
+    trainer.train()
+    with caplog.at_level(logging.WARNING):
+        found = trainer.check_listening()
+    assert found["listens"] and found["other_clip_loss"] > found["own_clip_loss"]
+    assert "does not use its audio" not in caplog.text
+
+
+def test_clips_go_one_row_on():
+    rows = [{"text": name, "audio": {"path": name}, "duration": float(i)} for i, name in enumerate("abc")]
+    swapped = swap_clips(rows)
+    assert [row["text"] for row in swapped] == ["a", "b", "c"]
+    assert [row["audio"]["path"] for row in swapped] == ["b", "c", "a"]
+    assert [row["duration"] for row in swapped] == [1.0, 2.0, 0.0]
+
+
+def test_the_transcript_is_what_is_said():
+    assert transcript("asr", "bonjour", None) == "bonjour"
+    assert transcript("s2tt", "hello", "bonjour") == "bonjour"
+    assert transcript("s2tt", "hello", None) is None
+    assert transcript("mt", "hello", "bonjour") is None
+
+
+def test_a_batch_holds_the_tokens_of_what_is_said():
+    _, processor = tiny_training.tiny_model()
+    rows = [row for row in tiny_training.tiny_dataset() if row["task"] == "s2tt"][:2]
+    rows[1] = {**rows[1], "source_text": None}
+    batch = PARTCollator(processor, with_transcripts=True)(rows)
+    ids = processor.tokenizer(rows[0]["source_text"], add_special_tokens=False)["input_ids"]
+    assert batch["transcript_ids"].tolist() == [ids, [-100] * len(ids)]
+    assert "transcript_ids" not in PARTCollator(processor)(rows)
+
+
+def test_transcripts_are_counted_and_those_that_do_not_fit_are_found():
+    _, processor = tiny_training.tiny_model()
+    dataset = tiny_training.tiny_dataset(tasks=("asr",), count=3)
+    rows = Rows(train=dataset)
+    counts = count_transcript_tokens(rows, processor, 300)
+    ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in dataset["text"]]
+    assert counts.sum() == sum(map(len, ids))
+    assert torch.equal(counts, torch.bincount(torch.tensor(list(chain(*ids))), minlength=300))
+    assert count_too_long(rows, processor)["en"][1] == 3
+    short = dataset.map(lambda row: {"duration": 0.05})
+    assert count_too_long(Rows(train=short), processor) == {"en": (3, 3), "fr": (3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({"ctc": 0.0}, "a positive weight"),
+        ({"nll": -1.0}, "a positive weight"),
+        ({"cct": 1.0}, "Did you mean 'ctc'"),
+    ],
+)
+def test_losses_that_make_no_sense_are_refused(losses, message):
+    with pytest.raises(ValueError, match=message):
+        aligning_stage(losses=losses)
+
+
+def test_a_stage_without_the_answers_loss_cannot_train_the_language_model():
+    with pytest.raises(ValueError, match="the language model does not run"):
+        tiny_training.joint_stage(losses={"ctc": 1.0})
