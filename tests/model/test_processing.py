@@ -312,7 +312,7 @@ class TestConventions:
         left = call(padding_side="left")
         assert left["attention_mask"][0, 0] == 0 and left["attention_mask"][:, -1].all()
         with pytest.raises(ValueError, match="would cut off audio"):
-            call(truncation=True, max_length=20)
+            call(truncation=True, max_length=8)
         with pytest.raises(ValueError, match="unequal lengths"):
             call(padding=False)
         with pytest.raises(ValueError, match="unequal lengths"):
@@ -406,11 +406,11 @@ class TestConventions:
 
     def test_transcription_requests(self, processor):
         clips = [sine(0.1), sine(0.3)]
-        for given, codes in ((None, None), ("French", "fr"), (["de", "Spanish"], ["de", "es"])):
-            batch = processor.apply_transcription_request(clips, language=given)
+        for spoken, codes in ((None, None), ("French", "fr"), (["de", "Spanish"], ["de", "es"])):
+            batch = processor.apply_transcription_request(clips, language=spoken)
             expected = processor(clips, source_lang=codes)
             assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
-            prompts = processor.apply_transcription_request(clips, language=given, tokenize=False)
+            prompts = processor.apply_transcription_request(clips, language=spoken, tokenize=False)
             filled = processor(text=prompts, audio=clips)
             assert all(torch.equal(filled[name], tensor) for name, tensor in expected.items())
         asked = processor.apply_transcription_request(clips[0], prompt="What is heard?")
