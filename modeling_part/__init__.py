@@ -11,7 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .audio_part import load_audio
 from .configuration_part import PARTConfig
 from .modeling_part import PARTForSpeechSeq2Seq, PARTModel, PARTPreTrainedModel
-from .pipeline_part import PARTPipeline
+from .pipeline_part import PARTPipeline, SpeechRecognitionPipeline
 from .processing_part import PARTProcessor
 
 
@@ -23,6 +23,8 @@ AutoModelForSpeechSeq2Seq.register(PARTConfig, PARTForSpeechSeq2Seq)
 AutoModelForMultimodalLM.register(PARTConfig, PARTForSpeechSeq2Seq)
 AutoProcessor.register(PARTConfig, PARTProcessor)
 PIPELINE_REGISTRY.register_pipeline("speech-to-text", PARTPipeline, AutoModelForSpeechSeq2Seq)
+# transformers takes its pipeline for speech by the model's class name, and would take PART for a CTC model.
+PIPELINE_REGISTRY.supported_tasks["automatic-speech-recognition"]["impl"] = SpeechRecognitionPipeline
 
 __all__ = [
     "PARTConfig",

@@ -10,9 +10,11 @@ from threading import Thread
 
 import numpy as np
 import torch
-from transformers import TextIteratorStreamer
+from transformers import AutoProcessor, TextIteratorStreamer
+from transformers.pipelines.automatic_speech_recognition import AutomaticSpeechRecognitionPipeline
 from transformers.pipelines.base import ChunkPipeline
 
+from .configuration_part import PARTConfig
 from .processing_part import PARTProcessor
 from .windows_part import cut_windows, join_window, merge_texts, overlap_share, split_units
 
@@ -50,6 +52,7 @@ class PARTPipeline(ChunkPipeline):
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much;
             a twelfth of `chunk_length_s` by default.
+        return_timestamps: True is taken as in transformers' own pipeline; the times of the windows are always given.
         batch_size: windows per forward pass, whichever recordings they come from.
         max_new_tokens, generate_kwargs: for `generate`; the model's generation config gives the rest. A
             `TextStreamer` goes here too: `generate_kwargs={"streamer": streamer}`; see also `stream`.
@@ -116,6 +119,7 @@ class PARTPipeline(ChunkPipeline):
         prompt: str | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | None = None,
+        return_timestamps: bool | str | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict | None = None,
     ) -> tuple[dict, dict, dict]:
@@ -127,6 +131,10 @@ class PARTPipeline(ChunkPipeline):
             "chunk_length_s": chunk_length_s,
             "stride_length_s": stride_length_s,
         }
+        if return_timestamps not in (None, False, True):
+            raise ValueError(
+                f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True), in `chunks`."
+            )
         forward = {"max_new_tokens": max_new_tokens, "generate_kwargs": generate_kwargs}
         if (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
             raise ValueError(
@@ -228,6 +236,25 @@ class PARTPipeline(ChunkPipeline):
         return {"text": "".join(texts).strip(), "chunks": chunks}
 
 
+class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
+    """What the task "automatic-speech-recognition" makes: [`PARTPipeline`] of a PART, transformers' own of others."""
+
+    # Loaded where they can be: a PART needs its processor instead.
+    _load_tokenizer = None
+    _load_feature_extractor = None
+
+    def __new__(cls, model, **kwargs) -> AutomaticSpeechRecognitionPipeline | PARTPipeline:
+        """The pipeline for a model, ready made."""
+        if getattr(model.config, "model_type", None) != PARTConfig.model_type:
+            return AutomaticSpeechRecognitionPipeline(model=model, **kwargs)
+        for name in ("tokenizer", "feature_extractor", "decoder"):
+            kwargs.pop(name, None)
+        processor = kwargs.pop("processor", None)
+        if processor is None:
+            processor = AutoProcessor.from_pretrained(model.name_or_path)
+        return PARTPipeline(model=model, processor=processor, **kwargs)
+
+
 class _WindowThread(Thread):
     """Generates the text of one window while its streamer is read elsewhere."""
 
@@ -255,4 +282,4 @@ class _WindowThread(Thread):
         return self.output
 
 
-__all__ = ["CUSTOM_PIPELINES", "PARTPipeline"]
+__all__ = ["CUSTOM_PIPELINES", "PARTPipeline", "SpeechRecognitionPipeline"]

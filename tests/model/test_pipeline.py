@@ -10,10 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import soundfile
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TextStreamer, pipeline
+from transformers import AutomaticSpeechRecognitionPipeline, TextStreamer, Wav2Vec2ForCTC, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_part import PARTPipeline
@@ -307,7 +308,29 @@ def test_impossible_options_are_refused(pipe, clip, options, message):
         pipe(clip, **options)
 
 
+def test_the_task_of_transformers_makes_our_pipeline(tiny_checkpoint, pipe, clip, tmp_path):
+    task, folder = "automatic-speech-recognition", str(tiny_checkpoint)
+    parts = {"tokenizer": pipe.processor.tokenizer, "feature_extractor": pipe.processor.feature_extractor}
+    for arguments in (
+        {"model": folder},
+        {"model": pipe.model},
+        {"model": pipe.model, "processor": pipe.processor},
+        {"model": pipe.model, **parts},
+    ):
+        named = pipeline(task, **arguments, max_new_tokens=6, device="cpu")
+        assert type(named) is PARTPipeline
+        assert named(clip, return_timestamps=True) == pipe(clip)
+    Wav2Vec2ForCTC(tiny.tiny_audio_config("wav2vec2")).save_pretrained(tmp_path)
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    tiny.tiny_feature_extractor("wav2vec2").save_pretrained(tmp_path)
+    stock = pipeline(task, model=str(tmp_path), device="cpu")
+    assert type(stock) is AutomaticSpeechRecognitionPipeline
+    assert isinstance(stock(clip)["text"], str)
+
+
 def test_unknown_options_and_inputs_are_refused(pipe, clip):
+    with pytest.raises(ValueError, match="`return_timestamps` is 'sentence'"):
+        pipe(clip, return_timestamps="sentence")
     with pytest.raises(TypeError, match="languages"):
         pipe(clip, languages="en")
     with pytest.raises(ValueError, match="sampling_rate"):
