@@ -225,16 +225,25 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 # ---------------------------------------------------------------------------------------------- ids, languages, times
 
 
-def test_an_id_that_comes_twice_is_a_broken_row(clips):
+def test_another_row_under_a_known_id_is_broken(clips):
     records = [asr(f"a{number}") for number in range(9)] + [asr("a3", text="Autre.")]
     records += [asr("a3", source_lang="de", target_lang="de"), {**MT, "id": "a3"}]  # other languages, other tasks
-    with pytest.raises(CorpusError, match=r"1 row: id of an earlier row of its task and languages.* such as a3"):
+    with pytest.raises(CorpusError, match=r"1 row: id of another row; give each row its own, such as a3"):
         read_lines(clips, records, max_bad_fraction=0.05)
     dataset, _ = read_lines(clips, records, max_bad_fraction=0.1)
     assert len(dataset) == 11 and dataset[3]["text"] == "Texte a3."
-    spec = {"reader": "manifest", "path": write_lines(clips / "train.jsonl", [asr("a")]), "name": "mine"}
-    with pytest.raises(CorpusError, match="id of an earlier row"):
-        read_corpora([spec, spec])
+
+
+def test_a_row_that_is_there_again_is_left_out_and_reported(clips):
+    records = [asr("a"), asr("b"), MT, asr("a"), MT]
+    dataset, report = read_lines(clips, records, max_bad_fraction=0)
+    assert dataset["id"][:] == ["a", "b", "m"]
+    assert report["dropped"]["train"]["the same row stands before it"] == {
+        "rows": 2, "broken": 0, "examples": ["a", "m"]
+    }  # fmt: skip
+    spec = {"reader": "manifest", "path": write_lines(clips / "train.jsonl", [asr("a"), asr("b")]), "name": "mine"}
+    more = {**spec, "path": write_lines(clips / "more.jsonl", [asr("b"), asr("c")])}
+    assert read_corpora([spec, more], max_bad_fraction=0)[0]["id"][:] == ["a", "b", "c"]
 
 
 def test_pairs_and_clips_without_ids_get_their_own(tmp_path):
