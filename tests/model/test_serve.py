@@ -1,5 +1,6 @@
 """The stock `transformers serve` with a PART folder: a real server, real HTTP requests."""
 
+import base64
 import json
 import os
 import shutil
@@ -101,6 +102,27 @@ def test_streamed_transcription_over_http(server, repository, clip, answer):
     pieces = [event.removeprefix("data: ") for event in body.decode().split("\n\n") if event]
     assert len(pieces) == 12
     assert "".join(pieces) == answer
+
+
+@pytest.mark.parametrize("language", [None, "fr"])
+def test_chat_about_audio_over_http(server, repository, clip, language):
+    """`/v1/chat/completions` with `input_audio`: what `generate` gives for the same instruction."""
+    import openai
+
+    processor = AutoProcessor.from_pretrained(repository)
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(repository)
+    inputs = processor(clip, source_lang=language)
+    ids = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+    expected = processor.tokenizer.decode(ids, skip_special_tokens=True)
+    data = base64.b64encode(clip.read_bytes()).decode("ascii")
+    content = [{"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}]
+    if language is not None:
+        content.append({"type": "text", "text": processor.instruction("asr", language)})
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
+    request = {"model": str(repository), "messages": [{"role": "user", "content": content}], "max_tokens": 12}
+    assert client.chat.completions.create(**request).choices[0].message.content == expected
+    pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**request, stream=True)]
+    assert "".join(pieces) == expected
 
 
 def test_openai_client(server, repository, clip, answer):
