@@ -218,6 +218,8 @@ def speech_bounds(samples, sampling_rate: int, margin: float = 0.03) -> tuple[in
 
     frame, around = sampling_rate // 100, round(margin * sampling_rate)
     frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    if not len(frames):
+        raise CorpusError("audio is too short")
     loud = np.flatnonzero(np.abs(frames).max(axis=1) > 0.03 * np.abs(samples).max())
     if not len(loud):
         raise CorpusError("audio is silent")

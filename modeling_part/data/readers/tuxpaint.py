@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ...audio_part import AudioError, load_audio
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..rows import CorpusError, language_code, speech_bounds, speech_row, split_of, text_row
+
+
+RATE = 16_000  # Hz, at which the recordings are looked at
 
 
 def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
@@ -91,18 +95,16 @@ def stamp_texts(path: Path) -> dict[str, str]:
 
 def spoken_parts(paths: list[Path]) -> list[tuple[float, float] | CorpusError]:
     """(start, end) seconds of the speech in each file, or what is wrong with the file, decoded on all cores."""
-    import soundfile
     from tqdm import tqdm
 
     def measure(path: Path) -> tuple[float, float] | CorpusError:
         try:
-            samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
-            first, last = speech_bounds(samples.mean(axis=1), sampling_rate, margin=0.12)
-        except soundfile.LibsndfileError:
-            return CorpusError("audio cannot be read")
+            first, last = speech_bounds(load_audio(path, RATE), RATE, margin=0.12)
+        except AudioError as error:
+            return CorpusError(error.reason)
         except CorpusError as error:
             return error
-        return first / sampling_rate, last / sampling_rate
+        return first / RATE, last / RATE
 
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(measure, paths), total=len(paths), desc="tuxpaint", unit="file", disable=None))
