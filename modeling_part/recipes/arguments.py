@@ -3,25 +3,23 @@
 
 import json
 import sys
+from argparse import SUPPRESS
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
+from typing import NoReturn, get_type_hints
 
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
+from ..configuration_part import PARTConfig
 from .recipe_files import find_recipe, read_recipe, replace_settings
 from .stages import change_plan
-
-
-def _structured(arguments, *names: str) -> None:
-    """Fields that YAML gives as mappings or lists come from the command line as JSON text."""
-    for name in names:
-        value = getattr(arguments, name)
-        if isinstance(value, str):
-            try:
-                setattr(arguments, name, json.loads(value))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--{name} is not JSON: {error}. Got {value!r}.") from error
+from .suggestions import did_you_mean
+from .trainer_settings import refuse_without_effect, unknown_name
+from .values import checked, is_structured, shortened
 
 
 @dataclass
@@ -60,9 +58,23 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        _structured(self, "adapter", "language_names")
+        if self.adapter is not None:
+            self.adapter = _checked_adapter(self.adapter)
         if self.checkpoint is None and (self.audio_model is None or self.language_model is None):
             raise ValueError("Name `audio_model` and `language_model`, or a PART `checkpoint`, in the recipe.")
+
+
+# What `adapter` may hold: fields of `PARTConfig`, and where the two parts come from.
+_PARTS_OF_CONFIG = ("audio_config", "text_config", "audio_token_id", "alignment_scale")
+ADAPTER_FIELDS = {name: kind for name, kind in PARTConfig.__annotations__.items() if name not in _PARTS_OF_CONFIG}
+ADAPTER_FIELDS |= {"audio_token": str, "revision_audio": str | None, "revision_language": str | None}
+
+
+def _checked_adapter(settings: Mapping[str, object]) -> dict:
+    for name in settings:
+        if name not in ADAPTER_FIELDS:
+            raise ValueError(f"`adapter`: Unknown field {name!r}.{did_you_mean(name, ADAPTER_FIELDS)}")
+    return {name: checked(name, value, ADAPTER_FIELDS[name], "`adapter`: ") for name, value in settings.items()}
 
 
 @dataclass
@@ -102,7 +114,10 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        _structured(self, "train_data", "eval_data", "test_data", "direction_weights", "augmentation")
+        for what in ("duration", "characters_per_second"):
+            least, most = (getattr(self, f"{end}_{what}") for end in ("min", "max"))
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"`min_{what}` is {least} and `max_{what}` {most}, which leave no row; swap them.")
 
 
 @dataclass
@@ -174,16 +189,16 @@ class PARTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        _structured(self, "stages")
         # What the launcher passes on (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         # One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
-        self.accelerator_config = {
-            **({} if not isinstance(self.accelerator_config, dict) else self.accelerator_config),
-            "even_batches": False,
-            "split_batches": False,
-            "dispatch_batches": False,
-        }
+        given = self.accelerator_config or {}
+        dealing = dict.fromkeys(("even_batches", "split_batches", "dispatch_batches"), False)
+        known = {one.name for one in fields(AcceleratorConfig)}
+        for name, value in given.items():
+            if name not in known or (name in dealing and value is not False):
+                raise ValueError(f"`accelerator_config`: {name!r} is no setting, or not one to change; leave it out.")
+        self.accelerator_config = {**given, **dealing}
         if self.loss_chunk_size < 1:
             raise ValueError(f"`loss_chunk_size` is {self.loss_chunk_size}; it must be at least 1.")
         if self.push_to_hub and not self.hub_model_id:
@@ -215,7 +230,8 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
         argv: the arguments of the command line; those of this process if none.
 
     Raises:
-        ValueError: a key of a recipe is unknown, or given twice; the message names the file and the nearest known key.
+        ValueError: a key of a recipe is unknown, or given twice; the message names the file and the nearest known key. Or
+            a value is not as it must be, or would have no effect; the message names it and what to write.
         FileNotFoundError: there is no such recipe.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -228,9 +244,57 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     settings: dict = {}
     for name in names:
         settings = replace_settings(settings, read_recipe(find_recipe(name), known))
-    parser = HfArgumentParser(ARGUMENTS)
-    parser.set_defaults(**settings)
-    recipe = Recipe(*parser.parse_args_into_dataclasses(args=argv[len(names) :]))
-    if isinstance(recipe.training.stages, dict):  # --stages '{"joint": {"max_steps": 9}}'
-        recipe.training.stages = change_plan(settings.get("stages"), recipe.training.stages)
-    return recipe
+    options = _read_options(argv[len(names) :], known)
+    if isinstance(options.get("stages"), dict):  # --stages '{"joint": {"max_steps": 9}}'
+        options["stages"] = change_plan(settings.get("stages"), options["stages"])
+    values = settings | options
+    if "output_dir" not in values:
+        raise ValueError(f"{names[0]}: Name the folder of the run, such as `output_dir: runs/mine`.")
+    refuse_without_effect(values)
+    return Recipe(*(_filled(group, values) for group in ARGUMENTS))
+
+
+class _Options(HfArgumentParser):
+    """The options of the command line as text, which is checked like what YAML gives; a wrong one is a ValueError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below all options there are."""
+        raise ValueError(f"{message[0].upper()}{message[1:]}.")
+
+
+def _read_options(argv: list[str], known: Collection[str]) -> dict:
+    """The options that are given, by the name of the field; those that YAML gives as mappings are JSON text."""
+    parser = _Options(ARGUMENTS, allow_abbrev=False)
+    for action in parser._actions:
+        action.type, action.choices, action.default = None, None, SUPPRESS
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise ValueError(f"Unknown option {unknown[0]!r}.{unknown_name(name, known)}")
+    hints = {name: hint for group in ARGUMENTS for name, hint in get_type_hints(group).items()}
+    return {
+        name: _read_json(name, value) if isinstance(value, str) and is_structured(hints[name]) else value
+        for name, value in vars(options).items()
+    }
+
+
+def _read_json(name: str, value: str) -> object:
+    try:
+        return json.loads(value, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"--{name} is not JSON: {error}. Got {shortened(value)}.") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """A mapping of JSON text; one that gives a key twice is refused, as it is in YAML."""
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"Key {name!r} is given {count} times in the JSON text of an option; give it once.")
+    return dict(pairs)
+
+
+def _filled(group: type, values: Mapping[str, object]) -> object:
+    """The arguments of one group, each checked."""
+    hints = get_type_hints(group)
+    own = {one.name for one in fields(group) if one.init}
+    return group(**{name: checked(name, value, hints[name]) for name, value in values.items() if name in own})

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from .stages import change_plan
-from .suggestions import did_you_mean
+from .trainer_settings import unknown_name
 
 
 SHIPPED = Path(str(files("modeling_part"))) / "recipes"
@@ -59,7 +59,7 @@ def read_recipe(path: Path, known: Collection[str], chain: tuple[Path, ...] = ()
     base = settings.pop("base", None)
     for key in settings:
         if key not in known:
-            raise ValueError(f"{path}: Unknown key {key!r}.{did_you_mean(key, [*known, 'base'])}")
+            raise ValueError(f"{path}: Unknown key {key!r}.{unknown_name(str(key), [*known, 'base'])}")
     if base is None:
         return settings
     try:
@@ -89,22 +89,36 @@ def read_yaml(path: Path) -> dict:
     with open(path, encoding="utf-8") as file:
         try:
             content = yaml.load(file, _UniqueKeys)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except _DoubleKeyError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that do not exist are ValueErrors
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise ValueError(f"{path} holds a {type(content).__name__}; a recipe is a mapping of keys to values.")
     return content or {}
 
 
+class _DoubleKeyError(ValueError):
+    """A mapping gives a key twice."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings give every key once; plain YAML takes the last of two without a word."""
+    """YAML whose mappings give every key once (plain YAML takes the last of two without a word), and where `no` is text.
+
+    It is Norwegian, as a key too. Where a truth value is due the text is understood as one.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if first not in "nN" or not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.value in first and isinstance(key, yaml.ScalarNode):
-                raise ValueError(
+            if isinstance(key, yaml.ScalarNode) and key.value in first:
+                raise _DoubleKeyError(
                     f"{self.name}, line {line}: Key {key.value!r} is there already in line {first[key.value]}."
                 )
             if isinstance(key, yaml.ScalarNode):

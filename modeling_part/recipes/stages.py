@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from ..prompts_part import TASKS
 from .suggestions import did_you_mean
+from .values import checked_fields
 
 
 # What a stage may train -> how the names of its parameters begin.
@@ -30,14 +31,6 @@ def _check_known(where: str, what: str, values: Iterable[str], known: Sequence[s
             raise ValueError(
                 f"{where}: Unknown {what} {value!r}.{did_you_mean(value, known)} Known: {', '.join(known)}."
             )
-
-
-def _number(what: str, value) -> float:
-    """A number, also where YAML 1.1 reads one as text: 1e-3, without a point."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"`{what}` of a stage is {value!r}; it must be a number.") from None
 
 
 def part_of(name: str) -> str:
@@ -175,11 +168,7 @@ def build_plan(stages: Sequence[Mapping | str] | Mapping[str, Mapping | None] | 
     plan = []
     for entry in _entries(stages):
         _check_known(f"Stage {entry['name']!r}", "field", entry, [one.name for one in fields(Stage)])
-        for key in ("learning_rates", "tasks", "losses"):
-            if isinstance(entry.get(key), dict):
-                entry[key] = {name: _number(f"{key}: {name}", value) for name, value in entry[key].items()}
-        if "warmup_ratio" in entry:
-            entry["warmup_ratio"] = _number("warmup_ratio", entry["warmup_ratio"])
+        entry = checked_fields(entry, Stage, f"Stage {entry['name']!r}: ")
         base = BUILT_IN_STAGES.get(entry["name"])
         if base is None and not {"tasks", "learning_rates"} <= set(entry):
             raise ValueError(
@@ -218,13 +207,15 @@ def change_plan(stages: Sequence[Mapping | str] | None, changes: Mapping[str, Ma
 
 def _entries(stages: Sequence[Mapping | str]) -> list[dict]:
     """The stages of a recipe as mappings with a `name`."""
+    if isinstance(stages, str) or not isinstance(stages, Sequence):
+        raise ValueError(f"`stages` is {stages!r}; give a list of stages, or a mapping of changes.")
     entries = []
     for entry in stages:
         if not isinstance(entry, Mapping | str):
             raise ValueError(f"A stage of the recipe is {entry!r}; give its name, or a mapping of its fields.")
         entries.append({"name": entry} if isinstance(entry, str) else dict(entry))
-        if "name" not in entries[-1]:
-            raise ValueError(f"A stage of the recipe has no `name`: {entry}.")
+        if not isinstance(entries[-1].get("name"), str):
+            raise ValueError(f"A stage of the recipe has no `name`, or one that is no text: {entry}.")
     names = [entry["name"] for entry in entries]
     if len(set(names)) != len(names):
         raise ValueError(f"The recipe names a stage twice: {names}.")
