@@ -62,6 +62,27 @@ def unpack_clips(packed: torch.Tensor, lengths: torch.Tensor, size: int) -> torc
     return hidden_states.masked_scatter(lengths_to_mask(lengths, size)[..., None], packed)
 
 
+def join_clips(outputs: list[BaseModelOutput]) -> BaseModelOutput:
+    """Outputs of single clips -> those of a batch, zeros past each clip's frames."""
+
+    def join(clips: list[torch.Tensor]) -> torch.Tensor:
+        return nn.utils.rnn.pad_sequence([clip[0] for clip in clips], batch_first=True)
+
+    def join_square(clips: list[torch.Tensor]) -> torch.Tensor:
+        frames = max(clip.shape[-1] for clip in clips)
+        spare = [frames - clip.shape[-1] for clip in clips]
+        return torch.cat([nn.functional.pad(clip, (0, n, 0, n)) for clip, n in zip(clips, spare, strict=True)])
+
+    states, attentions = (
+        [getattr(output, name, None) for output in outputs] for name in ("hidden_states", "attentions")
+    )
+    return BaseModelOutput(
+        last_hidden_state=join([output.last_hidden_state for output in outputs]),
+        hidden_states=None if states[0] is None else tuple(map(join, zip(*states, strict=True))),
+        attentions=None if attentions[0] is None else tuple(map(join_square, zip(*attentions, strict=True))),
+    )
+
+
 class VariableLengthEncoderMixin:
     """The forward of Whisper's encoder on the clips' own lengths: positions sliced, padding masked.
 

@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple, torch_compilable_check
 from .adapter_part import PARTAdapter, PARTOutputNorm
 from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
-from .encoder_part import VariableLengthEncoderMixin, build_audio_tower
+from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
 from .loading_part import check_tensors, explain_missing_safetensors, load_parts, tied_weights_keys
 from .logits_part import chunked_token_losses, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
@@ -141,10 +141,10 @@ class PARTModel(PARTPreTrainedModel):
     ) -> BaseModelOutput:
         """Encoders with a group norm over time (wav2vec2-base) would mix a clip with its padding: no batching."""
         outputs = [
-            self.audio_tower(clip[None, :length], **kwargs).last_hidden_state[0]
+            self.audio_tower(clip[None, :length], **kwargs)
             for clip, length in zip(input_features, input_features_mask.sum(-1).tolist(), strict=True)
         ]
-        return BaseModelOutput(last_hidden_state=nn.utils.rnn.pad_sequence(outputs, batch_first=True))
+        return join_clips(outputs)
 
     @can_return_tuple
     def get_audio_features(

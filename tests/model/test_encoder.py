@@ -70,6 +70,26 @@ class TestPadding:
 
         check()
 
+    @pytest.mark.parametrize("kind", ENCODERS)
+    @torch.no_grad()
+    def test_states_and_attentions_of_the_layers(self, kind):
+        model = build(kind)
+        model.set_attn_implementation("eager")
+        features, mask = batch_clips(kind, random_clips(kind, LENGTHS))
+        output = model.get_audio_features(features, mask, output_attentions=True, output_hidden_states=True)
+        batch, frames, width = output.last_hidden_state.shape
+        assert len(output.hidden_states) == len(output.attentions) + 1 == model.config.encoder_num_hidden_layers + 1
+        last = output.attentions[-1]
+        assert last.shape[0] == batch and last.shape[-1] == last.shape[-2]
+        assert output.hidden_states[-1].shape[::2] == (batch, width)
+        kept = convolved_length(mask.sum(-1), model.config.encoder_convolutions)
+        if last.shape[-1] == frames:  # Qwen2-Audio pools after its layers
+            for row, length in enumerate(kept.tolist()):
+                shares = last[row, :, :length, :length].sum(-1)
+                torch.testing.assert_close(shares, torch.ones_like(shares))
+        plain = model.get_audio_features(features, mask)
+        torch.testing.assert_close(output.pooler_output, plain.pooler_output, atol=1e-6, rtol=1e-5)
+
     @pytest.mark.parametrize("kind", ["whisper", "wav2vec2_group"])
     @torch.no_grad()
     def test_a_single_clip_with_padding(self, kind):

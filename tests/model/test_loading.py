@@ -104,6 +104,21 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=message):
             AutoModelForSpeechSeq2Seq.from_pretrained(folder)
 
+    def test_a_part_of_a_checkpoint_loads_where_that_is_asked_for(self, saved):
+        model, folder = saved
+        tensors = load_file(folder / "model.safetensors")
+        new = [name for name in tensors if "adapter" in name]
+        for name in new:
+            del tensors[name]
+        save_file({**tensors, "extra.weight": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+        loaded, info = AutoModelForSpeechSeq2Seq.from_pretrained(folder, strict=False, output_loading_info=True)
+        assert set(info["missing_keys"]) == set(new) and set(info["unexpected_keys"]) == {"extra.weight"}
+        for name, tensor in loaded.state_dict().items():
+            assert torch.isfinite(tensor).all()
+            assert name in new or torch.equal(tensor, model.state_dict()[name])
+        with pytest.raises(ValueError, match=r"missing .*; 1 unexpected"):
+            AutoModelForSpeechSeq2Seq.from_pretrained(folder, strict=True)
+
     def test_pickles_are_refused(self, saved):
         _, folder = saved
         tensors = load_file(folder / "model.safetensors")

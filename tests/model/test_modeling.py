@@ -153,6 +153,18 @@ class TestLoss:
         for keep, expected in ((2, full[:, -2:]), (torch.tensor([3, 1]), full[:, [3, 1]]), (mask, full[mask])):
             torch.testing.assert_close(model(**batch, logits_to_keep=keep).logits, expected, atol=1e-6, rtol=1e-5)
 
+    @pytest.mark.parametrize("chunk", [None, 4])
+    @torch.no_grad()
+    def test_logits_to_keep_beside_labels(self, chunk):
+        model = build()
+        batch = training_batch(model)
+        expected = model(**batch, loss_chunk_size=chunk)
+        full = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        for keep, logits in ((0, full), (3, full[:, -3:]), (torch.tensor([3, 1]), full[:, [3, 1]])):
+            given = model(**batch, logits_to_keep=keep, loss_chunk_size=chunk)
+            assert torch.equal(given.loss, expected.loss)
+            torch.testing.assert_close(given.logits, logits, atol=1e-6, rtol=1e-5)
+
     @torch.no_grad()
     def test_text_only_batches_skip_encoder_and_adapter(self):
         model = build()
@@ -332,6 +344,25 @@ class TestGeneration:
         assert [batched[0], batched[2]] == generated(model, only_audio, num_beams=3)
         text = {"input_ids": torch.arange(5, 14)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
         assert batched[1] == generated(model, text, num_beams=3)[0]
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{}, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}],
+    )
+    @pytest.mark.parametrize("text", ["qwen2", "gemma3", "gpt2"])
+    def test_from_embeddings_that_hold_the_placeholder_s(self, text, settings):
+        model = build(text=text)
+        inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS))
+        expected = generated(model, inputs, **settings)
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, **settings}
+        assert model.generate(**inputs, inputs_embeds=embeds, **options)[:, -8:].tolist() == expected
+        del inputs["input_ids"]
+        assert model.generate(**inputs, inputs_embeds=embeds, **options).tolist() == expected
+
+    @pytest.mark.parametrize("size", [1, 7, 100])
+    def test_a_prompt_in_chunks_changes_nothing(self, model, inputs, size):
+        assert generated(model, inputs, prefill_chunk_size=size) == generated(model, inputs)
 
     def test_sampling_and_returned_sequences(self, model, inputs):
         def sample():
