@@ -15,6 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .formats_part import (
+    decode_media,
+    ends_within_page,
+    last_page_begin,
+    media_kind,
+    ogg_seconds,
+    stated_seconds,
+    what_else,
+)
 from .mp3_part import Mp3Stream, read_mp3, with_header
 
 
@@ -35,28 +44,9 @@ TOLERANCE = 0.1  # seconds, and share of the length, by which a clip may differ 
 MARGIN = 0.1  # seconds around a piece that resampling looks at
 LEAD = 2.0  # seconds before a piece from which a decoder comes to the samples of the whole
 BLOCK = 1 << 20
+PADDING = 5  # frames of an MP3 file that may hold what the encoder added, which decoders leave out
+UNKNOWN_FORMAT = (1, 3)  # libsndfile's errors for a format or an encoding that it does not know
 UNKNOWN = 1 << 40  # more frames than this are those of a FLAC stream without a length
-
-# First bytes of what is no audio, or is audio that libsndfile does not decode.
-_NO_AUDIO = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)",
-    b"<!doctype": "a web page, not audio (download it again)",
-    b"<html": "a web page, not audio (download it again)",
-    b"<?xml": "an XML file, not audio",
-    b"\x1f\x8b": "a gzip archive, not audio (unpack it)",
-    b"PK\x03\x04": "a zip archive, not audio (unpack it)",
-    b"\x89PNG": "a picture, not audio",
-    b"\xff\xd8\xff": "a picture, not audio",
-    b"%PDF": "a PDF file, not audio",
-}
-_MEDIA = {
-    b"\x1a\x45\xdf\xa3": "WebM or Matroska",
-    b"#!AMR": "AMR",
-    b"\xff\xf1": "AAC (ADTS)",
-    b"\xff\xf9": "AAC (ADTS)",
-    b"\x30\x26\xb2\x75": "WMA (ASF)",
-    b"FLV": "FLV",
-}
 
 
 class AudioError(ValueError):
@@ -139,10 +129,8 @@ def audio_seconds(audio: str | Path | bytes) -> float:
         with source.open() as file:
             rate = check_rate(file.samplerate, source.name)
             frames = file.frames if file.frames <= UNKNOWN else len(_read_from_beginning(file))
-            seconds = frames / rate
+            seconds = frames / rate if source.mp3 is None else min(frames / rate, source.mp3.seconds)
             source.check_whole(file, seconds)
-            if source.mp3 is not None:  # the header may say a little more, or count what the encoder added
-                seconds = min(seconds, source.mp3.seconds)
     except _decoding_errors() as error:
         waveform, rate = source.decode_otherwise(error)
         seconds = len(waveform) / rate
@@ -321,50 +309,59 @@ class _Source(NamedTuple):
 
     def open(self) -> "soundfile.SoundFile":
         """The file for soundfile; a header that states the length is put before MP3 that has none or a wrong one."""
-        content, mp3 = self.content, self.mp3
-        if mp3 is not None and (mp3.stated_frames is None or mp3.frames > mp3.stated_frames + 1):
-            content = with_header(_whole(content), mp3)
-        return soundfile.SoundFile(content if isinstance(content, str) else BytesIO(content))
+        file = soundfile.SoundFile(self.content if isinstance(self.content, str) else BytesIO(self.content))
+        expected = 0 if self.mp3 is None else (self.mp3.frames - PADDING) * self.mp3.samples_per_frame
+        if file.frames < expected:
+            file.close()
+            file = soundfile.SoundFile(BytesIO(with_header(_whole(self.content), self.mp3)))
+        return file
 
     def seekable_before(self, file: "soundfile.SoundFile", begin: int) -> int:
         """A sample before `begin` from which decoding gives the samples of the whole file there."""
         if self.mp3 is not None:  # frames take bits from those before them
             return max(0, begin - round(LEAD * file.samplerate))
         if file.subtype == "VORBIS" and begin:  # libsndfile comes to a wrong place in the last page
-            return max(0, min(begin, _last_page_begin(self.content) - 1) - round(LEAD * file.samplerate))
+            return max(0, min(begin, last_page_begin(self.content) - 1) - round(LEAD * file.samplerate))
         return begin
 
     def check_whole(self, file: "soundfile.SoundFile", seconds: float) -> None:
         """Raise `AudioError` if a file of so many seconds should have had more."""
-        stated = self.mp3.stated_seconds if self.mp3 is not None else _stated_seconds(file)
-        held = self.mp3.seconds if self.mp3 is not None else seconds
-        if stated and held < stated and not alike(held, stated):
+        self._compare(seconds, self.mp3.longest_seconds if self.mp3 is not None else stated_seconds(file))
+        if file.format == "OGG":
+            self._compare(seconds, ogg_seconds(self.content, 48_000 if file.subtype == "OPUS" else file.samplerate))
+            if ends_within_page(self.content):
+                raise AudioError(
+                    f"Cut off: {self.name} ends within an Ogg page, after {seconds:.2f} s. Fetch it again.",
+                    "audio is cut off",
+                )
+
+    def _compare(self, seconds: float, stated: float | None) -> None:
+        if stated and seconds < stated and not alike(seconds, stated):
             raise AudioError(
-                f"Cut off: {self.name} has {held:.2f} s where its header says {stated:.2f} s. Fetch it again.",
-                "audio is cut off",
-            )
-        if self.head.startswith(b"OggS") and _ends_within_page(self.content):
-            raise AudioError(
-                f"Cut off: {self.name} ends within an Ogg page, after {seconds:.2f} s. Fetch it again.",
+                f"Cut off: {self.name} has {seconds:.2f} s where its header says {stated:.2f} s. Fetch it again.",
                 "audio is cut off",
             )
 
     def decode_otherwise(self, error: Exception) -> tuple[np.ndarray, int]:
-        """Samples and rate with PyAV of what soundfile does not read; else `AudioError` with what the file is."""
-        start = self.head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-        for magic, described in _NO_AUDIO.items():
-            if start.startswith(magic.lower()):
-                raise AudioError(f"Cannot decode {self.name}: it is {described}.", f"file is {described}") from error
-        media = "M4A or MP4" if self.head[4:8] == b"ftyp" else None
-        media = media or next((kind for magic, kind in _MEDIA.items() if self.head.startswith(magic)), None)
-        if (decoded := _decode_with_av(self.content)) is not None:
-            return decoded
-        if media:
-            raise AudioError(
-                f"Cannot decode {self.name}: it is {media}. `pip install av`, or convert it to WAV or FLAC.",
-                f"audio is {media}",
-            ) from error
+        """Samples and rate with PyAV of a format that libsndfile does not know; else `AudioError` with what it is."""
+        if described := what_else(self.head):
+            raise AudioError(f"Cannot decode {self.name}: it is {described}.", f"file is {described}") from error
+        media = media_kind(self.head)
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".") or type(error).__name__
+        if media or getattr(error, "code", None) in UNKNOWN_FORMAT:
+            try:
+                samples, rate, stated = decode_media(self.content)
+            except ImportError:
+                if media:
+                    raise AudioError(
+                        f"Cannot decode {self.name}: it is {media}. `pip install av`, or convert it to WAV or FLAC.",
+                        f"audio is {media}",
+                    ) from error
+            except ValueError as other:
+                reason = f"{media}, and {other}" if media else reason
+            else:
+                self._compare(len(samples) / check_rate(rate, self.name), stated)
+                return samples, rate
         raise AudioError(f"Cannot decode {self.name}: {reason}. Check that the file is complete audio.") from error
 
 
@@ -420,59 +417,3 @@ def _whole(content: str | bytes) -> bytes:
 def _decoding_errors() -> tuple[type[Exception], ...]:
     """What soundfile raises for a file that it does not read."""
     return soundfile.SoundFileError, OSError, TypeError, MemoryError, OverflowError
-
-
-def _stated_seconds(file: "soundfile.SoundFile") -> float | None:
-    """What a WAV, AIFF, AU, W64 or RF64 header says, from libsndfile's "data : 35840 (should be 17956)"; else what it reads."""
-    field = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size"}.get(file.format, "data")
-    for line in file.extra_info.splitlines():
-        name, _, numbers = line.partition(":")
-        stated, _, there = numbers.partition("(should be ")
-        if name.strip().lower() == field and there:
-            stated, there = int(stated), int(there.split(")")[0])
-            # A recorder that could not go back leaves the highest number, or nearly.
-            if there < stated < 0x7FFF0000:
-                return file.frames / file.samplerate * stated / max(there, 1)
-    return file.frames / file.samplerate if file.frames <= UNKNOWN else None
-
-
-def _tail(content: str | bytes) -> bytes:
-    """The end of a file, with at least two Ogg pages."""
-    if isinstance(content, bytes):
-        return content[-(1 << 18) :]
-    with open(content, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 18)))
-        return file.read()
-
-
-def _last_page_begin(content: str | bytes) -> int:
-    """The sample at which the last page of an Ogg Vorbis file begins: the position that the page before it states."""
-    tail = _tail(content)
-    before = tail.rfind(b"OggS", 0, max(0, tail.rfind(b"OggS")))
-    position = int.from_bytes(tail[before + 6 : before + 14], "little", signed=True) if before >= 0 else 0
-    return max(0, position)  # -1: no packet ends on that page
-
-
-def _ends_within_page(content: str | bytes) -> bool:
-    """Whether an Ogg file stops before the end of its last page (27 bytes, the sizes of its segments, these)."""
-    content = _tail(content)
-    page = content[content.rfind(b"OggS") :]
-    sizes = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    return len(page) < 27 or len(page) < 27 + page[26] + sum(sizes)
-
-
-def _decode_with_av(content: str | bytes) -> tuple[np.ndarray, int] | None:
-    """Mono samples and rate of anything that FFmpeg decodes; None where it does not, or PyAV is not installed."""
-    try:
-        import av
-    except ImportError:
-        return None
-    try:
-        with av.open(content if isinstance(content, str) else BytesIO(content)) as container:
-            stream = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp")
-            frames = [*container.decode(stream), None]
-            blocks = [one.to_ndarray().mean(axis=0) for frame in frames for one in resampler.resample(frame)]
-            return np.concatenate(blocks), check_rate(stream.rate, "The audio")
-    except (av.FFmpegError, OSError, ValueError, LookupError):
-        return None

@@ -43,11 +43,9 @@ class Mp3Stream:
         return self.frames * self.samples_per_frame / self.sampling_rate
 
     @property
-    def stated_seconds(self) -> float | None:
-        """How long its header frame says that it is."""
-        if self.stated_frames is None:
-            return None
-        return self.stated_frames * self.samples_per_frame / self.sampling_rate
+    def longest_seconds(self) -> float:
+        """How long the stream is, or its header frame says that it is, whichever is more."""
+        return max(self.frames, self.stated_frames or 0) * self.samples_per_frame / self.sampling_rate
 
 
 def read_mp3(data: bytes) -> Mp3Stream | None:

@@ -1,0 +1,131 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What a file is by its first bytes, what its header says of its length, and formats that libsndfile does not read."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+
+import numpy as np
+
+
+try:  # only for the annotations here
+    import soundfile
+except ImportError:
+    soundfile = None
+
+_OTHER = {  # first bytes in lower case
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself (fetch it with `git lfs pull`)",
+    b"<!doctype": "a web page, not audio (download it again)",
+    b"<html": "a web page, not audio (download it again)",
+    b"<?xml": "an XML file, not audio",
+    b"\x1f\x8b": "a gzip archive, not audio (unpack it)",
+    b"pk\x03\x04": "a zip archive, not audio (unpack it)",
+    b"\x89png": "a picture, not audio",
+    b"\xff\xd8\xff": "a picture, not audio",
+    b"%pdf": "a PDF file, not audio",
+}
+_MEDIA = {
+    b"\x1a\x45\xdf\xa3": "WebM or Matroska",
+    b"#!AMR": "AMR",
+    b"\xff\xf1": "AAC (ADTS)",
+    b"\xff\xf9": "AAC (ADTS)",
+    b"\x30\x26\xb2\x75": "WMA (ASF)",
+    b"FLV": "FLV",
+}
+_LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size"}
+_TAIL = 1 << 18  # bytes that hold at least two Ogg pages
+_LONGEST_PAGE = 10.0  # seconds
+
+
+def what_else(head: bytes) -> str | None:
+    """What a file is that is no audio, by its first bytes; None if they do not tell."""
+    head = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    return next((described for magic, described in _OTHER.items() if head.startswith(magic)), None)
+
+
+def media_kind(head: bytes) -> str | None:
+    """The format of audio that libsndfile does not read, by its first bytes; None if they do not tell."""
+    if head[4:8] == b"ftyp":
+        return "M4A or MP4"
+    return next((kind for magic, kind in _MEDIA.items() if head.startswith(magic)), None)
+
+
+def stated_seconds(file: soundfile.SoundFile) -> float | None:
+    """What a header says: of WAV, AIFF, AU, W64 and RF64 from libsndfile's log, "data : 35840 (should be 17956)"."""
+    field = _LENGTHS.get(file.format, "data")
+    for line in file.extra_info.splitlines():
+        name, _, numbers = line.partition(":")
+        stated, _, there = numbers.partition("(should be ")
+        if name.strip().lower() == field and there:
+            stated, there = int(stated), int(there.split(")")[0])
+            # A recorder that could not go back leaves the highest number, or nearly.
+            if there < stated < 0x7FFF0000:
+                return file.frames / file.samplerate * stated / max(there, 1)
+    return file.frames / file.samplerate if file.frames < 1 << 40 else None
+
+
+def ogg_seconds(content: str | bytes, clock: int) -> float | None:
+    """The length of an Ogg file by the positions that its pages state, in samples of `clock` Hz."""
+    last = _position(tail := _ends(content)[1], tail.rfind(b"OggS"))
+    first, place = None, 0
+    head = _ends(content)[0]
+    while first is None and (place := head.find(b"OggS", place)) >= 0:
+        position = _position(head, place)
+        first = position if position > 0 else None
+        place += 4
+    if first is None or last < first:
+        return None
+    # A recorded stream begins anywhere, a file at 0.
+    return (last if first < _LONGEST_PAGE * clock else last - first) / clock
+
+
+def last_page_begin(content: str | bytes) -> int:
+    """The sample at which the last page of an Ogg Vorbis file begins: the position that the page before it states."""
+    tail = _ends(content)[1]
+    return max(0, _position(tail, tail.rfind(b"OggS", 0, max(0, tail.rfind(b"OggS")))))
+
+
+def ends_within_page(content: str | bytes) -> bool:
+    """Whether an Ogg file stops before the end of its last page (27 bytes, the sizes of its segments, these)."""
+    tail = _ends(content)[1]
+    page = tail[tail.rfind(b"OggS") :]
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _position(data: bytes, page: int) -> int:
+    """The position that a page states; -1 if no packet ends on it, or there is no page."""
+    return int.from_bytes(data[page + 6 : page + 14], "little", signed=True) if page >= 0 else -1
+
+
+def _ends(content: str | bytes) -> tuple[bytes, bytes]:
+    """The beginning and the end of a file."""
+    if isinstance(content, bytes):
+        return content[:_TAIL], content[-_TAIL:]
+    with open(content, "rb") as file:
+        head = file.read(_TAIL)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        return head, file.read()
+
+
+def decode_media(content: str | bytes) -> tuple[np.ndarray, int, float | None]:
+    """Mono samples, rate, and the length that the header states, of anything that FFmpeg decodes.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        ValueError: FFmpeg does not decode it.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("Decoding M4A, WebM and their like needs PyAV: `pip install av`.") from error
+    try:
+        with av.open(content if isinstance(content, str) else BytesIO(content)) as container:
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp")
+            frames = [*container.decode(stream), None]
+            blocks = [one.to_ndarray().mean(axis=0) for frame in frames for one in resampler.resample(frame)]
+            stated = None if container.duration is None else container.duration / 1_000_000
+            return np.concatenate(blocks), stream.rate, stated
+    except (av.FFmpegError, LookupError) as error:
+        raise ValueError(f"FFmpeg says {error}") from error
