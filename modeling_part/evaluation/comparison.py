@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from ..data.rows import group_name
-from ..recipes.files import read_json
 from .bootstrap import (
     bootstrap_sums,
     interval,
@@ -17,7 +16,8 @@ from .bootstrap import (
     score_statistics,
     sufficient_statistics,
 )
-from .metrics import bleu_metric
+from .metrics import bleu_metric, composed
+from .report_file import read_report
 from .scoring import annotate, edit_statistics, prediction_key, read_predictions
 from .tables import number, percent, print_table
 
@@ -41,7 +41,7 @@ def _load_systems(report_paths: Sequence[Path]) -> tuple[dict[str, list[dict]], 
         for needed in (path, predictions):
             if not needed.exists():
                 raise FileNotFoundError(f"{needed} does not exist; comparing needs report.json and predictions.jsonl.")
-        settings = read_json(path)["settings"]
+        settings = read_report(path)["settings"]
         counted.append({name: settings[name] for name in ("simplify_chinese", "bleu_tokenizer")})
         rows = annotate(read_predictions(predictions), simplify_chinese=settings["simplify_chinese"])
         by_key.append({prediction_key(row): row for row in rows})
@@ -71,7 +71,8 @@ def _measure(
         sums = bootstrap_sums(statistics, samples=samples, seed=seed)
         return float(ratio_statistics(statistics.sum(axis=0, keepdims=True))[0]), ratio_statistics(sums)
     metric = bleu_metric(rows[0]["target_lang"], bleu_tokenizer)
-    statistics = sufficient_statistics(metric, [row["hypothesis"] for row in rows], [row["reference"] for row in rows])
+    hypotheses, references = (composed([row[side] for row in rows]) for side in ("hypothesis", "reference"))
+    statistics = sufficient_statistics(metric, hypotheses, references)
     sums = bootstrap_sums(statistics, samples=samples, seed=seed)
     return float(score_statistics(metric, statistics.sum(axis=0, keepdims=True))[0]), score_statistics(metric, sums)
 

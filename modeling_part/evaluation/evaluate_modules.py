@@ -12,8 +12,8 @@ import datasets
 import evaluate
 import sacrebleu
 
-from .metrics import bleu_metric, count_edits
-from .normalization import normalize_text
+from .metrics import bleu_metric, composed, count_edits
+from .normalization import counts_characters, normalize_text
 
 
 TEXT_PAIR = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
@@ -34,6 +34,11 @@ class _ErrorRate(evaluate.Metric):
 
     def _units(self, text: str, language: str | None) -> list[str]:
         if language is not None:
+            if counts_characters(language) and not self.by_character:
+                raise ValueError(
+                    f"Language {language!r} is counted by characters, since it is written without spaces between words "
+                    "(Korean by the paper's rule); use CharacterErrorRate."
+                )
             text = normalize_text(text, language)
         return [character for character in text if not character.isspace()] if self.by_character else text.split()
 
@@ -83,7 +88,7 @@ class Bleu(evaluate.Metric):
         self, predictions: list[str], references: list[str], target_lang: str = "en", tokenizer: str | None = None
     ) -> dict:
         metric = bleu_metric(target_lang, tokenizer)
-        score = metric.corpus_score(predictions, [references]).score
+        score = metric.corpus_score(composed(predictions), [composed(references)]).score
         return {"bleu": score, "signature": str(metric.get_signature())}
 
 
@@ -100,5 +105,5 @@ class ChrF(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict:
         metric = sacrebleu.CHRF()
-        score = metric.corpus_score(predictions, [references]).score
+        score = metric.corpus_score(composed(predictions), [composed(references)]).score
         return {"chrf": score, "signature": str(metric.get_signature())}

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..recipes.files import read_json
+from ..recipes.files import CheckpointError, read_json
 from .comparison import compare
+from .report_file import read_report
 from .tables import number, percent, print_table
 
 
@@ -68,7 +69,7 @@ def run_recipes(
                 settings += ["--reuse_runs", *before]
             settings += options
             subprocess.run([*shlex.split(launch), "train_part.py", recipe, *overlays, *settings], check=True)
-            report = run / read_json(run / "report.json")["stages"][-1]["name"] / "report.json"
+            report = run / _last_stage(run)["name"] / "report.json"
             if not report.is_file():
                 raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare.")
             reports[seed].append(report)
@@ -95,11 +96,22 @@ def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[l
 
 def _figures(report: Path) -> dict[str, float]:
     """Column -> figure of one run, from the `report.json` of its last stage and that of the run."""
-    macro = read_json(report)["macro"]
+    macro = read_report(report)["macro"]
     figures = {f"{task} {label}": macro.get(task, {}).get(measure) for task, measure, label, _ in MEASURES}
-    losses = read_json(report.parents[1] / "report.json")["stages"][-1].get("dev_loss", {})
+    losses = _last_stage(report.parents[1]).get("dev_loss") or {}
     figures |= {f"{task} dev loss": losses.get(task) for task in ("asr", "s2tt")}
     return {title: figure for title, figure in figures.items() if figure is not None}
+
+
+def _last_stage(run: Path) -> dict:
+    """What the `report.json` of a run says of its last stage."""
+    path = run / "report.json"
+    content = read_json(path)
+    stages = content.get("stages") if isinstance(content, dict) else None
+    last = stages[-1] if isinstance(stages, list) and stages else None
+    if not isinstance(last, dict) or not isinstance(last.get("name"), str):
+        raise CheckpointError(f"{path} names no stages of a run; make it anew with `part report {run}`.")
+    return last
 
 
 def _mean_and_range(values: Sequence[float], form: Callable[[float], str]) -> str:

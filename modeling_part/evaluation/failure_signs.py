@@ -40,7 +40,7 @@ def failure_signs(
     rates = {name: group["error_rate"] for name, group in asr.items() if group["error_rate"] is not None}
     for name, rate in rates.items():
         old = former.get(name, {}).get("error_rate")
-        if old is not None and rate - old > ASR_REGRESSION and old < asr[name]["error_rate_interval"][0]:
+        if old is not None and rate - old > ASR_REGRESSION and old < _bounds(asr[name], "error_rate")[0]:
             warnings.append(
                 f"{name} got worse: {asr[name]['error_metric']} {percent(old)} % before, {percent(rate)} %"
             )
@@ -53,7 +53,12 @@ def failure_signs(
     median = sorted(provided.values())[len(provided) // 2] if provided else 0
     for name, group in directions.items():
         old = former.get(name, {}).get("bleu")
-        fell = old is not None and old - group["bleu"] > BLEU_LOSS and old > group["bleu_interval"][1]
+        fell = old is not None and old - group["bleu"] > BLEU_LOSS and old > _bounds(group, "bleu")[1]
         if fell and provided[name] >= median:
             warnings.append(f"{name} lost BLEU: {number(old)} before, {number(group['bleu'])}")
     return warnings
+
+
+def _bounds(group: Mapping, measure: str) -> list[float]:
+    """The interval of a measure; the measure itself twice where it has none."""
+    return group.get(f"{measure}_interval") or [group[measure]] * 2

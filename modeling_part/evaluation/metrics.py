@@ -1,26 +1,18 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What is measured: edits by jiwer, BLEU by sacrebleu with each target language's tokenizer."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
 import sacrebleu
 
-from .normalization import primary_language
+from .normalization import counts_characters, is_chinese, primary_language
 
 
-# "char" for languages written without spaces between words, where 13a would see one word per sentence.
-BLEU_TOKENIZERS = {
-    "zh": "zh",
-    "yue": "zh",
-    "ja": "ja-mecab",
-    "ko": "ko-mecab",
-    "th": "char",
-    "lo": "char",
-    "my": "char",
-    "km": "char",
-}
+# Other languages: "zh" where only Han is written, "char" where no spaces are, since 13a would see one word per sentence.
+BLEU_TOKENIZERS = {"ja": "ja-mecab", "ko": "ko-mecab"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +41,24 @@ def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCoun
     return EditCounts(output.hits, output.substitutions, output.deletions, output.insertions)
 
 
+def composed(texts: Sequence[str]) -> list[str]:
+    """Texts as BLEU and chrF compare them: as they are, but for letters in two code points, which are made one."""
+    return [unicodedata.normalize("NFC", text) for text in texts]
+
+
+def bleu_tokenizer(language: str) -> str:
+    """Sacrebleu's name of the tokenizer of a language (BCP 47): that of [`bleu_metric`]."""
+    if not counts_characters(language):
+        return "13a"
+    return BLEU_TOKENIZERS.get(primary_language(language), "zh" if is_chinese(language) else "char")
+
+
 def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLEU:
     """Sacrebleu's corpus BLEU (cased, detokenised text) with the tokenizer of the target language.
 
     Args:
-        target_lang: BCP 47 code. 13a, except zh and yue: zh; ja: ja-mecab; ko: ko-mecab; th, lo, my, km: char.
+        target_lang: BCP 47 code. 13a, except where characters are counted (see `normalization.py`): ja-mecab for ja,
+            ko-mecab for ko, zh for the languages that are written in Han alone, char for th, lo, my, km, bo and the like.
         tokenizer: sacrebleu's name of another tokenizer for every language, such as `"flores200"` (spBLEU;
             sacrebleu fetches its sentencepiece model once, which needs the network).
 
@@ -61,7 +66,7 @@ def bleu_metric(target_lang: str, tokenizer: str | None = None) -> sacrebleu.BLE
         ImportError: the tokenizer needs a package that is not installed; names the extra.
         ValueError: sacrebleu knows no such tokenizer.
     """
-    tokenizer = tokenizer or BLEU_TOKENIZERS.get(primary_language(target_lang), "13a")
+    tokenizer = tokenizer or bleu_tokenizer(target_lang)
     if tokenizer not in sacrebleu.BLEU.TOKENIZERS:
         raise ValueError(
             f"There is no BLEU tokenizer {tokenizer!r}; sacrebleu has {', '.join(sacrebleu.BLEU.TOKENIZERS)}."

@@ -5,12 +5,41 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..recipes.files import write_json
-from .tables import markdown_table, number, percent, print_table, with_interval
+from .tables import markdown_cell, markdown_code, markdown_table, number, percent, print_table, with_interval
+
+
+# Of a report from before November 2026: texts were normalised otherwise, English with digits joined.
+UNKNOWN_NORMALIZER = "an earlier one"
+NORMALIZERS = {
+    "english": "Whisper's English normaliser, with digits that are spoken one by one kept apart, as all languages have them",
+    "basic": "Whisper's basic normaliser, with marks, apostrophes and digits treated alike in all languages",
+    UNKNOWN_NORMALIZER: "of an earlier version, which joined digits spoken in English; not comparable",
+}
+
+
+def normalizer_notes(report: Mapping) -> list[str]:
+    """A sentence for each normaliser of a report, with the groups it was used for."""
+    groups: dict[str, list[str]] = {}
+    for name, group in report["groups"].items():
+        groups.setdefault(group.get("normalizer", UNKNOWN_NORMALIZER), []).append(name)
+    return [
+        f"{name} ({', '.join(members)}): {NORMALIZERS.get(name, name)}" for name, members in sorted(groups.items())
+    ]
 
 
 def report_rows(report: Mapping) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of one report: averages first, then every language and direction."""
-    header = ["group", "measure", "error % [95 %]", "BLEU [95 %]", "chrF", "utterances", "failed", "units"]
+    header = [
+        "group",
+        "measure",
+        "error % [95 %]",
+        "BLEU [95 %]",
+        "chrF",
+        "utterances",
+        "failed",
+        "units",
+        "normaliser",
+    ]
     header += ["sub", "del", "ins", "empty %", "looping %", "wrong language %"]
     rows = []
     for task, average in report["macro"].items():
@@ -19,18 +48,19 @@ def report_rows(report: Mapping) -> tuple[list[str], list[list[str]]]:
             with_interval(number(average.get("bleu")), average.get("bleu_interval")),
             number(average.get("chrf")),
         ]
-        rows.append([f"{task}, average of {average['groups']}", "", *figures, *[""] * 9])
+        rows.append([f"{task}, average of {average['groups']}", "", *figures, *[""] * 10])
     for name, group in report["groups"].items():
         rows.append(
             [
                 name,
                 group["error_metric"],
-                with_interval(percent(group["error_rate"]), group["error_rate_interval"], 100),
+                with_interval(percent(group["error_rate"]), group.get("error_rate_interval"), 100),
                 with_interval(number(group.get("bleu")), group.get("bleu_interval")),
                 number(group.get("chrf")),
                 str(group["utterances"]),
                 str(group["failed"]),
                 str(group["hits"] + group["substitutions"] + group["deletions"]),
+                group.get("normalizer", UNKNOWN_NORMALIZER),
                 *[str(group[kind]) for kind in ("substitutions", "deletions", "insertions")],
                 *[percent(group[sign]) for sign in ("empty", "looping", "wrong_language")],
             ]
@@ -42,17 +72,19 @@ def _report_markdown(report: Mapping) -> str:
     settings = report["settings"]
     parts = ["# Evaluation\n", markdown_table(*report_rows(report))]
     for corpus, figures in report.get("corpora", {}).items():
-        parts += [f"## {corpus}\n", markdown_table(*report_rows(figures))]
+        parts += [f"## {markdown_cell(corpus)}\n", markdown_table(*report_rows(figures))]
     parts.append(
         "Error: word errors (WER) or character errors (CER) per unit of the reference, of a translation against its "
         "one reference. Failed rows count as deleted. Intervals: "
         f"{100 * settings['confidence']:.0f} % by {settings['bootstrap_samples']} bootstrap resamples of the "
         f"utterances, seed {settings['seed']}.\n"
     )
+    parts.append("Error rates are of normalised texts; BLEU and chrF of the texts as they are.\n")
+    parts.append("\n".join(f"- normaliser {markdown_cell(note)}" for note in normalizer_notes(report)) + "\n")
     signatures = sorted(
         {value for group in report["groups"].values() for key, value in group.items() if key.endswith("_signature")}
     )
-    parts += [f"- `{signature}`" for signature in signatures]
+    parts += [f"- `{markdown_code(signature)}`" for signature in signatures]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -63,5 +95,5 @@ def write_report(report: Mapping, folder: str | Path) -> None:
     write_json(folder / "report.json", report)
     (folder / "report.md").write_text(_report_markdown(report), encoding="utf-8")
     header, rows = report_rows(report)
-    shown = [0, 1, 2, 3, 5, 6, 11, 12, 13]
+    shown = [0, 1, 2, 3, 5, 6, 8, 12, 13, 14]
     print_table(str(folder), [header[column] for column in shown], [[row[column] for column in shown] for row in rows])

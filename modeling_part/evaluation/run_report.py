@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from ..data.rows import group_name
-from ..recipes.files import read_json, write_json
+from ..recipes.files import CheckpointError, read_json, write_json
 from .failure_signs import failure_signs
-from .scoring import read_predictions
-from .tables import markdown_table, number, percent, print_table, with_interval
+from .report_file import read_report
+from .scoring import check_prediction, read_predictions
+from .tables import markdown_cell, markdown_table, number, percent, print_table, with_interval
 
 
 EXAMPLES_PER_STAGE = 6
@@ -26,9 +28,7 @@ def read_json_if_there(path: Path) -> dict | list | None:
 def _stage_folders(run_folder: Path) -> list[Path]:
     """The stage folders (those with stage.json), each after its parent."""
     folders = {path.parent.name: path.parent for path in sorted(run_folder.glob("*/stage.json"))}
-    parents = {
-        name: Path(read_json(folder / "stage.json").get("parent") or "").name for name, folder in folders.items()
-    }
+    parents = {name: Path(_read_record(folder)["parent"]).name for name, folder in folders.items()}
     ordered: list[str] = []
     while len(ordered) < len(folders):
         ready = [name for name in folders if name not in ordered and parents[name] not in set(folders) - set(ordered)]
@@ -38,6 +38,35 @@ def _stage_folders(run_folder: Path) -> list[Path]:
             )
         ordered += ready
     return [folders[name] for name in ordered]
+
+
+def _read_record(folder: Path) -> dict:
+    """What the report needs of a `stage.json`; what is missing or null is empty, of another type an error."""
+    path = folder / "stage.json"
+    record = read_json(path)
+    data = record.get("data") if isinstance(record, dict) else None
+    for name, value, kind in (
+        ("the file", record, dict),
+        ("'parent'", (isinstance(record, dict) and record.get("parent")) or "", str),
+        ("'metrics'", (isinstance(record, dict) and record.get("metrics")) or {}, dict),
+        ("'data'", data or {}, dict),
+        ("'rows' of 'data'", (isinstance(data, dict) and data.get("rows")) or {}, dict),
+    ):
+        if not isinstance(value, kind):
+            raise CheckpointError(
+                f"{path}: {name} is {value!r:.60}, but must be {'text' if kind is str else 'an object'}; "
+                "restore it from a checkpoint of the stage, or train the stage again."
+            )
+    rows = (data or {}).get("rows") or {}
+    return {"parent": record.get("parent") or "", "metrics": record.get("metrics") or {}, "rows": rows}
+
+
+def _read_history(folder: Path) -> list[dict]:
+    path = folder / "log_history.json"
+    history = read_json_if_there(path) or []
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise CheckpointError(f"{path} is no list of objects; delete it to do without a loss curve.")
+    return history
 
 
 def _examples(predictions: Sequence[Mapping]) -> list[dict]:
@@ -51,12 +80,23 @@ def _examples(predictions: Sequence[Mapping]) -> list[dict]:
     return [{field: row[field] for field in fields} for row in chosen]
 
 
+def _read_examples(path: Path) -> list[dict]:
+    rows = read_predictions(path)
+    for row in rows:
+        try:
+            check_prediction(row)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return _examples(rows)
+
+
 def _read_stage(folder: Path) -> dict:
-    stage = read_json(folder / "stage.json")
-    history = read_json_if_there(folder / "log_history.json") or []
-    metrics = dict(stage.get("metrics") or {})
+    stage = _read_record(folder)
+    history = _read_history(folder)
+    metrics = dict(stage["metrics"])
     for entry in history:  # the last evaluation counts
         metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})
+    metrics = {name: value for name, value in metrics.items() if _is_number(value)}
     dev_loss = {
         name.removeprefix("eval_").removesuffix("_loss"): value
         for name, value in metrics.items()
@@ -68,11 +108,19 @@ def _read_stage(folder: Path) -> dict:
     return {
         "name": folder.name,
         "dev_loss": dev_loss,
-        "report": read_json_if_there(folder / "report.json"),
-        "examples": _examples(read_predictions(predictions)) if predictions.exists() else [],
-        "training_rows": (stage.get("data") or {}).get("rows") or {},
-        "log_history": history,
+        "report": read_report(folder / "report.json") if (folder / "report.json").exists() else None,
+        "examples": _read_examples(predictions) if predictions.exists() else [],
+        "training_rows": {name: count for name, count in stage["rows"].items() if _is_number(count)},
+        "log_history": [entry for entry in history if _is_number(entry.get("step"))],
     }
+
+
+def _normalization(report: Mapping) -> object:
+    return report["settings"].get("normalization", 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
@@ -120,7 +168,9 @@ def _plot_losses(stages: Sequence[Mapping], path: Path) -> bool:
     offset, drawn = 0, False
     for stage in stages:
         for key, style in (("loss", "C0-"), ("eval_loss", "C1o-")):
-            points = [(offset + entry["step"], entry[key]) for entry in stage["log_history"] if key in entry]
+            points = [
+                (offset + entry["step"], entry[key]) for entry in stage["log_history"] if _is_number(entry.get(key))
+            ]
             if points:
                 label = {"loss": "training", "eval_loss": "dev"}[key]
                 axes.plot(*zip(*points, strict=True), style, markersize=4, label=label if not drawn else None)
@@ -150,7 +200,7 @@ def run_report(run_folder: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no folder with a `stage.json` in `run_folder`.
-        ValueError: the stages name each other as parents.
+        ValueError: the stages name each other as parents, or a file is not what it must be; names file and part.
     """
     run_folder = Path(run_folder)
     folders = _stage_folders(run_folder)
@@ -160,9 +210,14 @@ def run_report(run_folder: str | Path) -> dict:
     warnings = []
     for before, stage in pairwise([None, *stages]):
         if stage["report"]:
-            signs = failure_signs(
-                stage["report"], before and before["report"], training_rows=stage["training_rows"] or None
-            )
+            former = before and before["report"]
+            if former and _normalization(former) != _normalization(stage["report"]):
+                warnings.append(
+                    f"stage {stage['name']}: its texts were normalised by other rules than those of {before['name']}, so "
+                    "that their error rates are not comparable; run `part score` on both"
+                )
+                former = None
+            signs = failure_signs(stage["report"], former, training_rows=stage["training_rows"] or None)
             warnings += [f"stage {stage['name']}: {sign}" for sign in signs]
     header, rows = stage_rows(stages)
     has_plot = _plot_losses(stages, run_folder / "loss.png")
@@ -171,9 +226,9 @@ def run_report(run_folder: str | Path) -> dict:
         "warnings": warnings,
     }
     write_json(run_folder / "report.json", result)
-    parts = [f"# {run_folder.name}\n", markdown_table(header, rows)]
+    parts = [f"# {markdown_cell(run_folder.name)}\n", markdown_table(header, rows)]
     if warnings:
-        parts += ["## Warnings\n", *[f"- {warning}" for warning in warnings], ""]
+        parts += ["## Warnings\n", *[f"- {markdown_cell(warning)}" for warning in warnings], ""]
     if has_plot:
         parts.append("![Loss over the steps](loss.png)\n")
     example_header = ["task", "direction", "reference", "hypothesis"]
@@ -186,11 +241,11 @@ def run_report(run_folder: str | Path) -> dict:
         if stage["examples"]
     }
     for name, lines in example_rows.items():
-        parts += [f"## Examples after {name}\n", markdown_table(example_header, lines)]
+        parts += [f"## Examples after {markdown_cell(name)}\n", markdown_table(example_header, lines)]
     (run_folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
     print_table(str(run_folder), header, rows)
     for name, lines in example_rows.items():
         print_table(f"after {name}", example_header, lines, text_columns=4)
     for warning in warnings:
-        Console().print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+        Console().print(Text("warning: ", "bold yellow").append(warning, "default"), highlight=False)
     return result

@@ -4,16 +4,20 @@
 A *prediction* is a dict with `id`, `corpus`, `task`, `source_lang`, `target_lang`, `reference`,
 `hypothesis` and, where known, `source_text`; a row that failed has `error` (why) and an empty hypothesis, and
 counts as deleted from start to end. A *group* is a task in a language or direction: `asr/fr`, `s2tt/en-fr`.
+
+How texts are normalised is in `normalization.py`, one rule for all languages; BLEU and chrF see them as they are.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import importlib.metadata
 import json
 import logging
+import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,17 +25,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import sacrebleu
 
-from ..data.rows import group_name
+from ..data.rows import group_name, shortened
+from ..prompts_part import TASKS
 from .bootstrap import CONFIDENCE, bootstrap_sums, interval, ratio_statistics, score_statistics, sufficient_statistics
-from .metrics import bleu_metric, count_edits
+from .metrics import bleu_metric, composed, count_edits
 from .normalization import (
+    NORMALIZATION,
     check_languages,
     counts_characters,
     language_scripts,
     normalize_text,
+    normalizer_name,
     primary_language,
     scored_units,
     script_share,
+    words_of_other_scripts,
 )
 
 
@@ -41,6 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 REQUIRED_FIELDS = ("id", "corpus", "task", "source_lang", "target_lang", "reference", "hypothesis")
+
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 # A loop is a hypothesis longer than its reference that ends in the same words this many times over, ...
 LOOP_REPEATS = 4
@@ -116,12 +126,17 @@ def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
     `languages`) as another language with a probability of `IDENTIFICATION_PROBABILITY` or more. Short texts in the
     wrong language but the right script go unseen, and so do Cantonese for Chinese and kanji-only Japanese.
 
+    What the reference shows as well is no sign: its own words of another script ("это iPhone Pro Max") are left out of
+    the count, and a language that it, too, is identified as is not wrong.
+
     Args:
         row: a prediction with `normalized_hypothesis` and `normalized_reference`.
         languages: primary languages of the whole set of predictions.
     """
-    hypothesis, target = row["normalized_hypothesis"], row["target_lang"]
-    share = script_share(row["hypothesis"], language_scripts(target))
+    hypothesis, reference, target = row["normalized_hypothesis"], row["normalized_reference"], row["target_lang"]
+    if hypothesis == reference:
+        return False
+    share = _share_of_target_script(row["hypothesis"], row["reference"], language_scripts(target))
     if share is None:
         return False
     if share < 0.5:
@@ -130,7 +145,7 @@ def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
         source = list(normalize_text(row["source_text"], row["source_lang"]).replace(" ", ""))
         letters = list(hypothesis.replace(" ", ""))
         from_source = count_edits(source, letters).errors
-        from_reference = count_edits(list(row["normalized_reference"].replace(" ", "")), letters).errors
+        from_reference = count_edits(list(reference.replace(" ", "")), letters).errors
         if from_source < from_reference and from_source <= SOURCE_COPY_RATE * len(source):
             return True
     language = primary_language(target)
@@ -142,7 +157,67 @@ def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
     ):
         return False
     identified, probability = identifier.classify(hypothesis)
-    return identified != language and probability >= IDENTIFICATION_PROBABILITY
+    if identified == language or probability < IDENTIFICATION_PROBABILITY:
+        return False
+    return identifier.classify(reference)[0] != identified
+
+
+def _share_of_target_script(hypothesis: str, reference: str, scripts: frozenset[str]) -> float | None:
+    """The share of letters in `scripts`, or in words of other scripts that the reference has as well.
+
+    None where it says nothing: no letters, or a reference that is wholly in another script itself.
+    """
+    share = script_share(hypothesis, scripts)
+    if share is None or share >= 0.5:
+        return share
+    if script_share(reference, scripts) == 0:
+        return None
+    foreign = Counter(words_of_other_scripts(hypothesis, scripts))
+    strange = foreign - Counter(words_of_other_scripts(reference, scripts))
+    letters, strange_letters = (sum(map(str.isalpha, "".join(words.elements()))) for words in (foreign, strange))
+    return 1 - (1 - share) * strange_letters / letters
+
+
+def check_prediction(row: Mapping) -> None:
+    """Raise ValueError, naming row, field, value and fix, where a prediction cannot be scored."""
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"Prediction {shortened(row)} is a {type(row).__name__}; give an object with {REQUIRED_FIELDS}."
+        )
+    missing = [field for field in REQUIRED_FIELDS if row.get(field) is None]
+    if missing:
+        raise ValueError(
+            f"Prediction {row.get('id')!r} has no {', '.join(missing)}; every row needs {REQUIRED_FIELDS}."
+        )
+    for field in (*REQUIRED_FIELDS, "source_text", "error"):
+        value = row.get(field)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(
+                f"Prediction {row['id']!r}: {field!r} is {shortened(value)}, a {type(value).__name__}; write it as text."
+            )
+        if value is not None and SURROGATES.search(value):
+            raise ValueError(
+                f"Prediction {row['id']!r}: {field!r} holds half of a surrogate pair ({shortened(value)}), which is no "
+                "text; repair or leave out the row."
+            )
+    if row["task"] not in TASKS:
+        raise ValueError(
+            f"Prediction {row['id']!r}: task {row['task']!r} is none of {', '.join(TASKS)}; correct it in the file."
+        )
+    if (row["task"] == "asr") != (row["source_lang"] == row["target_lang"]):
+        raise ValueError(
+            f"Prediction {row['id']!r}: {row['task']} from {row['source_lang']!r} to {row['target_lang']!r}, but asr, "
+            "and only asr, keeps the language; correct task or languages."
+        )
+
+
+def _check_once(rows: Sequence[Mapping]) -> None:
+    key, count = Counter(map(prediction_key, rows)).most_common(1)[0] if rows else (None, 0)
+    if count > 1:
+        raise ValueError(
+            f"{count} predictions share corpus, id, task and languages {key}, and each would count; keep one of them, or "
+            "give every row an id of its own."
+        )
 
 
 def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) -> list[dict]:
@@ -154,15 +229,14 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
         one where the reference has none), `empty`, `looping`, `wrong_language`.
 
     Raises:
-        ValueError: a row lacks a field, or its language has no text normaliser.
+        ValueError: a row lacks a field or holds something else than text, has an unknown task or languages that do not
+            fit it, is there twice, or its language has no text normaliser.
     """
-    rows = [dict(row) for row in predictions]
+    rows = list(predictions)
     for row in rows:
-        missing = [field for field in REQUIRED_FIELDS if row.get(field) is None]
-        if missing:
-            raise ValueError(
-                f"Prediction {row.get('id')!r} has no {', '.join(missing)}; every row needs {REQUIRED_FIELDS}."
-            )
+        check_prediction(row)
+    rows = [dict(row) for row in rows]
+    _check_once(rows)
     languages = frozenset(primary_language(row[field]) for row in rows for field in ("source_lang", "target_lang"))
     for row in rows:
         language = row["target_lang"]
@@ -179,7 +253,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
             deletions=counts.deletions,
             insertions=counts.insertions,
             error_rate=counts.errors / max(counts.reference_units, 1),
-            empty=not failed and not hypothesis,
+            empty=not failed and not hypothesis and bool(reference),
             looping=is_looping(hypothesis, reference),
             wrong_language=is_wrong_language(row, languages),
         )
@@ -214,6 +288,7 @@ def _score_group(
         "utterances": len(rows),
         "failed": sum(row.get("error") is not None for row in rows),
         "error_metric": "CER" if first["unit"] == "character" else "WER",
+        "normalizer": normalizer_name(first["target_lang"]),
         "error_rate": errors / units if units else None,
         "error_rate_interval": interval(resampled["error_rate"]),
         "reference_words": units if first["unit"] == "word" else None,
@@ -222,7 +297,7 @@ def _score_group(
         **{sign: sum(row[sign] for row in rows) / len(rows) for sign in ("empty", "looping", "wrong_language")},
     }
     if first["task"] != "asr":
-        hypotheses, references = [row["hypothesis"] for row in rows], [row["reference"] for row in rows]
+        hypotheses, references = (composed([row[side] for row in rows]) for side in ("hypothesis", "reference"))
         for name, metric in (("bleu", bleu_metric(first["target_lang"], bleu_tokenizer)), ("chrf", sacrebleu.CHRF())):
             statistics = sufficient_statistics(metric, hypotheses, references)
             sums = bootstrap_sums(statistics, samples=bootstrap_samples, seed=seed)
@@ -280,8 +355,8 @@ def score(
 
     Returns:
         A dict fit for JSON. `groups`: by name (`asr/fr`, `s2tt/en-fr`) `error_rate` (a fraction; word or
-        character errors by `error_metric`; of a translation against its one reference) with
-        `error_rate_interval`, `utterances`, `failed`, `reference_words`, `reference_characters`,
+        character errors by `error_metric`, of texts normalised by `normalizer`; of a translation against its one
+        reference) with `error_rate_interval`, `utterances`, `failed`, `reference_words`, `reference_characters`,
         `substitutions`, `deletions`, `insertions`, the shares `empty`, `looping`, `wrong_language` and,
         of translations, `bleu` and `chrf` (0 to 100) with interval and signature. `macro`: unweighted means per
         task, with intervals. `corpora`: the same two for each corpus, where there are several. `settings`: how it was counted.
@@ -290,6 +365,9 @@ def score(
         ValueError: no predictions, or a row as [`annotate`] refuses it.
         ImportError: BLEU into a language whose tokenizer is not installed.
     """
+    for name, value, least in (("bootstrap_samples", bootstrap_samples, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"Setting {name!r} is {value!r}, but must be a whole number, {least} or more.")
     rows = annotate(predictions, simplify_chinese=simplify_chinese)
     if not rows:
         raise ValueError("There are no predictions to score; is the test set empty?")
@@ -305,6 +383,7 @@ def score(
         **settings,
         "confidence": CONFIDENCE,
         "simplify_chinese": simplify_chinese,
+        "normalization": NORMALIZATION,
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
     return report
@@ -326,18 +405,24 @@ def read_predictions(path: str | Path) -> list[dict]:
     A last line that a killed process left unfinished is left out with a warning.
 
     Raises:
-        ValueError: another line is not a JSON object; names file and line.
+        ValueError: the file is not UTF-8, or another line is not a JSON object; names file and line.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     rows = []
+    lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are its subclasses
             if number == len(lines):
                 logger.warning("%s ends in an unfinished line, which is left out", path)
                 break
             raise ValueError(f"{path}, line {number} is not JSON ({error}); delete the line or the file.") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, line {number} is {shortened(row)}, not an object; write one prediction a line, with {REQUIRED_FIELDS}."
+            )
+        rows.append(row)
     return rows

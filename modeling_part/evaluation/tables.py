@@ -2,6 +2,7 @@
 """Figures as text, Markdown tables and tables on a terminal."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -33,13 +34,26 @@ def plain_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+# What means something in Markdown or HTML within a line: code, emphasis, tags, entities, links, formulas.
+_MARKUP = re.compile(
+    r"[\\`*<|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|!(?=\[)|&(?=#?\w+;)|:(?=//)|@(?=\w)|(?<=\bwww)\.|\$(?=\$)|(?<=\$)\$",
+    re.IGNORECASE,
+)
+
+
 def markdown_cell(text: object) -> str:
-    """Text that cannot break a row of a Markdown table."""
-    return " ".join(str(text).replace("|", "\\|").split())
+    """Text on one line that shows as it is written, in Markdown and in a row of a Markdown table."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", line)
+
+
+def markdown_code(text: object) -> str:
+    """Text on one line that can stand between backticks."""
+    return " ".join("".join(c if c.isprintable() and c != "`" else " " for c in str(text)).split())
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars and line breaks inside cells are made harmless."""
+    """A Markdown table; what inside cells looks like markup, bars and line breaks included, is made harmless."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(map(markdown_cell, line))} |\n" for line in lines)
 

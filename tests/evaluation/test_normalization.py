@@ -1,5 +1,6 @@
 """Normalisers: Whisper's where it is right, marks kept where they are letters, one script table for all languages."""
 
+import re
 import unicodedata
 
 import pytest
@@ -74,7 +75,7 @@ PAPER_LETTERS = "".join(
 
 @given(st.text(PAPER_LETTERS + "ёЁ«»。，！？—…’ＡＢ１", max_size=30), st.sampled_from(["fr", "de", "es", "it", "ru"]))
 def test_equals_whispers_basic_normalizer_where_no_marks_are_left(text, language):
-    text = text.replace("İ", "")  # whose lower case is an i with a mark
+    text = re.sub("[İŉ]", "", text)  # the lower case of one has a mark, the other holds an apostrophe
     assert normalize_text(text, language) == BasicTextNormalizer()(text).strip()
 
 

@@ -1,16 +1,24 @@
 """Reports of one stage and of a whole run: what is written, in which order, and the warnings."""
 
+import copy
 import json
+import re
+from html import escape
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from modeling_part.evaluation.failure_signs import failure_signs
-from modeling_part.evaluation.reports import write_report
-from modeling_part.evaluation.run_report import run_report
+from modeling_part.evaluation.report_file import check_report
+from modeling_part.evaluation.reports import _report_markdown, write_report
+from modeling_part.evaluation.run_report import run_report, stage_rows
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
-from modeling_part.evaluation.tables import markdown_table
+from modeling_part.evaluation.tables import markdown_cell, markdown_table
+from modeling_part.recipes.files import CheckpointError
 
 
 def predictions(correct: int, count: int = 20) -> list[dict]:
@@ -122,6 +130,110 @@ def test_run_report_of_an_unfinished_run_leaves_gaps(tmp_path):
     assert result["stages"][0]["dev_loss"] == {"s2tt/en-fr": 1.5}
     assert not (tmp_path / "loss.png").exists()
     assert "loss.png" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("stage.json", "null", r"the file is None, but must be an object"),
+        ("stage.json", '{"parent": 3}', r"'parent' is 3, but must be text"),
+        ("stage.json", '{"metrics": [1]}', r"'metrics' is \[1\]"),
+        ("stage.json", '{"data": {"rows": "x"}}', r"'rows' of 'data' is 'x'"),
+        ("log_history.json", "[1]", "no list of objects"),
+        ("report.json", "null", r" is missing, but must be an object; make it anew with `part score"),
+        ("report.json", '{"groups": {}, "macro": {}}', r"'settings' is missing"),
+        ("predictions.jsonl", '{"id": "1"}\n', r": Prediction '1' has no corpus"),
+    ],
+)
+def test_a_file_of_a_stage_that_is_not_what_it_must_be_is_named(tmp_path, file, content, message):
+    write_stage(tmp_path, "adapter", None, None, [1.0])
+    (tmp_path / "adapter" / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / 'adapter' / file))}.*{message}"):
+        run_report(tmp_path)
+
+
+def test_parts_of_a_stage_that_are_null_are_gaps(tmp_path):
+    write_stage(tmp_path, "adapter", None, None, [1.0])
+    (tmp_path / "adapter" / "stage.json").write_text('{"parent": null, "metrics": null, "data": {"rows": null}}')
+    history = [{"step": 1, "loss": None}, {"loss": 2.0}, {"step": 2, "loss": 1.5, "eval_loss": "x"}]
+    (tmp_path / "adapter" / "log_history.json").write_text(json.dumps(history))
+    assert run_report(tmp_path)["stages"][0]["dev_loss"] == {}
+
+
+def test_stages_that_were_normalised_by_other_rules_are_not_compared(tmp_path):
+    write_stage(tmp_path, "adapter", None, 15, [1.0])
+    write_stage(tmp_path, "joint", "adapter", 2, [1.0])
+    path = tmp_path / "adapter" / "report.json"
+    report = json.loads(path.read_text())
+    del report["settings"]["normalization"]
+    path.write_text(json.dumps(report))
+    (warning,) = run_report(tmp_path)["warnings"]
+    assert "not comparable" in warning
+
+
+def places(value, place=()) -> list[tuple]:
+    """The way to every value inside nested objects and lists."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, item in inner for found in places(item, (*place, key)))] if place or inner else []
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_report_that_was_changed_is_shown_or_refused_by_name(changed_report, data):
+    report = copy.deepcopy(changed_report)
+    place = data.draw(st.sampled_from([place for place in places(report) if place]))
+    odd = (
+        st.none()
+        | st.booleans()
+        | st.integers(-5, 5)
+        | st.floats()
+        | st.sampled_from(["", "a|b\n", [], {}, [1], {"a": 1}])
+    )
+    parent = report
+    for key in place[:-1]:
+        parent = parent[key]
+    if isinstance(parent, dict) and data.draw(st.booleans()):
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = data.draw(odd)
+    try:
+        check_report(report, "report.json")
+    except CheckpointError as error:
+        assert str(error).startswith("report.json") and "part score" in str(error)
+        assert any(repr(key) in str(error) or f"'{key}" in str(error) for key in place)
+    else:
+        _report_markdown(report)
+        failure_signs(report, changed_report)
+        stage = {"name": "joint", "dev_loss": {}, "report": report}
+        stage_rows([stage])
+
+
+@pytest.fixture(scope="module")
+def changed_report() -> dict:
+    rows = [row | {"corpus": corpus} for row in predictions(2, count=3) for corpus in ("made", "found")]
+    return json.loads(json.dumps(score(rows, bootstrap_samples=5)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>x</script>",
+        "[a](http://b)",
+        "![a](b)",
+        "a|b\n# c",
+        "`x`",
+        "**a**",
+        "www.x.de",
+        "a@b.de",
+        "&lt;",
+        "$$x$$",
+    ],
+)
+def test_texts_in_tables_are_shown_as_they_are_written(text):
+    cell = markdown_cell(text)
+    assert "\n" not in cell
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(f"|a|\n|---|\n| {cell} |\n")
+    assert re.findall(r"<td>(.*?)</td>", html) == [escape(" ".join(text.split()), quote=False)]
 
 
 def test_run_report_without_stages_and_with_circular_parents(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import sacrebleu
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_part.data.rows import group_name
@@ -146,6 +146,60 @@ def test_rows_that_cannot_be_scored_are_named():
         score([prediction("a", "a", "xx")])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "st"}, r"task 'st' is none of asr, s2tt, mt"),
+        ({"target_lang": "de"}, r"asr from 'fr' to 'de', but asr, and only asr"),
+        ({"task": "s2tt"}, r"s2tt from 'fr' to 'fr'"),
+        ({"hypothesis": 12}, r"'hypothesis' is 12, a int; write it as text"),
+        ({"reference": 3.5}, r"'reference' is 3\.5"),
+        ({"source_text": ["a"]}, r"'source_text' is \['a'\]"),
+        ({"id": 7}, r"Prediction 7: 'id' is 7"),
+        ({"target_lang": True}, r"'target_lang' is True"),
+        ({"corpus": None}, r"has no corpus"),
+        ({"error": 1}, r"'error' is 1"),
+        ({"hypothesis": "a\ud800"}, r"'hypothesis' holds half of a surrogate pair"),
+    ],
+)
+def test_fields_that_cannot_be_scored_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        annotate([{**ROWS[0], **change}])
+
+
+def test_a_row_that_is_no_object_is_refused():
+    with pytest.raises(ValueError, match=r"Prediction 5 is a int; give an object"):
+        annotate([5])
+
+
+def test_a_prediction_counts_once():
+    with pytest.raises(ValueError, match=r"2 predictions share corpus, id, task and languages .*'made'.*would count"):
+        score([ROWS[0], ROWS[1], {**ROWS[0], "hypothesis": "autre"}], bootstrap_samples=2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bootstrap_samples": 0}, {"bootstrap_samples": 1.5}, {"seed": -1}, {"seed": None}]
+)
+def test_settings_of_the_bootstrap_have_a_range(settings):
+    with pytest.raises(ValueError, match=rf"Setting '{next(iter(settings))}' is .* whole number"):
+        score(ROWS, **settings)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
+
+
+@settings(deadline=None)
+@given(st.sampled_from([*ROWS[0], "source_text", "error"]), values)
+def test_an_odd_value_is_counted_or_named(field, value):
+    try:
+        report = score([{**ROWS[0], field: value}], bootstrap_samples=2)
+    except ValueError as error:
+        assert f"{field!r}" in str(error) or f"has no {field}" in str(error) or repr(value) in str(error)
+    else:
+        json.dumps(report).encode()
+
+
 def test_what_cannot_be_scored_is_known_before_training(monkeypatch):
     check_scorable(["en", "fr", "th"], ["en", "zh"])
     with pytest.raises(ValueError, match="'qqq'"):
@@ -215,6 +269,15 @@ def test_predictions_file_round_trip_and_unfinished_last_line(tmp_path, caplog):
     path.write_text('{"id": 1}\nnot json\n{"id": 2}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         read_predictions(path)
+    for line, message in (
+        (b"[1]", r"line 1 is \[1\], not an object"),
+        (b'{"id": "\xe9"}', "line 1 is not JSON.*utf-8"),
+    ):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(ValueError, match=message):
+            read_predictions(path)
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"id": "1"}\r\n\r\n')
+    assert read_predictions(path) == [{"id": "1"}]
 
 
 def test_real_references_are_hardly_ever_called_wrong(shared_data):

@@ -1,0 +1,100 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""`report.json` of a stage, checked where it is read: people edit, cut and copy it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..prompts_part import TASKS
+from ..recipes.files import CheckpointError, read_json
+
+
+FIX = "make it anew with `part score predictions.jsonl`"
+COUNTS = ("utterances", "failed", "hits", "substitutions", "deletions", "insertions")
+SHARES = ("empty", "looping", "wrong_language")
+TEXTS = ("source_lang", "target_lang", "error_metric")
+MEASURES = ("error_rate", "bleu", "chrf")
+
+
+def read_report(path: str | Path) -> dict:
+    """The checked content of a `report.json` that `scoring.score` made.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or no such report; names the part and the fix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file; {FIX}.")
+    return check_report(read_json(path), path)
+
+
+def check_report(report: object, name: str | Path = "report") -> dict:
+    """Return `report` where it has all parts of a report of `scoring.score`, each of its type.
+
+    Raises:
+        CheckpointError: otherwise; names the part and the fix.
+    """
+    _check_part(report, str(name))
+    settings = _mapping(report.get("settings"), f"{name}: 'settings'")
+    for key in ("confidence", "bootstrap_samples", "seed"):
+        _check_number(settings.get(key), f"{name}: {key!r} of 'settings'")
+    for key in ("simplify_chinese", "bleu_tokenizer"):
+        if key not in settings:
+            raise CheckpointError(f"{name}: 'settings' has no {key!r}; {FIX}.")
+    for corpus, part in _mapping(report.get("corpora", {}), f"{name}: 'corpora'").items():
+        _check_part(part, f"{name}: corpus {corpus!r}")
+    return report
+
+
+def _check_part(report: object, name: str) -> None:
+    """The figures of all corpora, or of one."""
+    report = _mapping(report, name)
+    for group, figures in _mapping(report.get("groups"), f"{name}: 'groups'").items():
+        where = f"{name}: group {group!r}"
+        figures = _mapping(figures, where)
+        if figures.get("task") not in TASKS:
+            raise CheckpointError(f"{where}: 'task' is {figures.get('task')!r}, none of {', '.join(TASKS)}; {FIX}.")
+        for key in TEXTS:
+            if not isinstance(figures.get(key), str):
+                raise CheckpointError(f"{where}: {key!r} is {figures.get(key)!r}, but must be text; {FIX}.")
+        if not isinstance(figures.get("normalizer", ""), str):
+            raise CheckpointError(f"{where}: 'normalizer' is {figures['normalizer']!r}, but must be text; {FIX}.")
+        for key in (*COUNTS, *SHARES):
+            _check_number(figures.get(key), f"{where}: {key!r}")
+        if "error_rate" not in figures:
+            raise CheckpointError(f"{where} has no 'error_rate'; {FIX}.")
+        _check_measures(figures, where)
+    for task, average in _mapping(report.get("macro"), f"{name}: 'macro'").items():
+        where = f"{name}: average {task!r}"
+        _check_number(_mapping(average, where).get("groups"), f"{where}: 'groups'")
+        _check_measures(average, where)
+
+
+def _check_measures(figures: Mapping, where: str) -> None:
+    for key in MEASURES:
+        if figures.get(key) is not None:
+            _check_number(figures[key], f"{where}: {key!r}")
+        bounds = figures.get(f"{key}_interval")
+        if bounds is not None:
+            if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
+                raise CheckpointError(f"{where}: '{key}_interval' is {bounds!r}, but must be two numbers; {FIX}.")
+            for bound in bounds:
+                _check_number(bound, f"{where}: '{key}_interval'")
+        signature = figures.get(f"{key}_signature", "")
+        if not isinstance(signature, str):
+            raise CheckpointError(f"{where}: '{key}_signature' is {signature!r}, but must be text; {FIX}.")
+
+
+def _mapping(value: object, where: str) -> Mapping:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{where} is {_shown(value)}, but must be an object; {FIX}.")
+    return value
+
+
+def _check_number(value: object, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise CheckpointError(f"{where} is {_shown(value)}, but must be a number; {FIX}.")
+
+
+def _shown(value: object) -> str:
+    return "missing" if value is None else f"{value!r:.60}"
