@@ -13,6 +13,7 @@ and ends as a folder that `from_pretrained` loads; a finished stage is not run a
 import logging
 import signal
 import sys
+from pathlib import Path
 
 from accelerate import PartialState
 from transformers import set_seed
@@ -22,8 +23,11 @@ from modeling_part.data.loading import Rows, load_rows
 from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
-from modeling_part.recipes.stage_record import write_stage_json
+from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.dry_run import dry_run, log_plan
+from modeling_part.training.epochs import epoch_callbacks
+from modeling_part.training.lock import only_run_in
+from modeling_part.training.resuming import NewSettings, continued
 from modeling_part.training.run import Run, StageRun, predict_checkpoint
 from modeling_part.training.setup import (
     cache_encoder_outputs,
@@ -45,7 +49,16 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(args)
     if args.do_predict:
         return predict_checkpoint(recipe)
-    rows, run = load_rows(recipe), Run(recipe)
+    with only_run_in(Path(args.output_dir)):
+        unpublished = train(recipe)
+    if unpublished:
+        sys.exit(f"Trained, but not published: {', '.join(unpublished)}; the messages above say how to publish them.")
+
+
+def train(recipe: Recipe) -> list[str]:
+    """Every stage that is asked for and not finished; the names of those that could not be published."""
+    args, run = recipe.training, Run(recipe)
+    rows = load_rows(recipe)
     run.check(rows)
     unpublished = []
     for stage in run.stages_to_train():
@@ -56,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.dry_run and PartialState().is_main_process:
         run_report(run.folder)
         logger.info("The report is in %s", run.folder / "report.md")
-    if unpublished:
-        sys.exit(f"Trained, but not published: {', '.join(unpublished)}; the messages above say how to publish them.")
+    return unpublished
 
 
 def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
@@ -71,7 +83,9 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     )
     checkpoint, progress = stage.find_checkpoint(args)
     batches = plan_batches(stage.plan, rows, processor, recipe, progress)
-    record = stage.record(rows, batches, model, trainable, recipe)
+    record, changed = stage.record(rows, batches, model, trainable, recipe), False
+    if checkpoint is not None:
+        record, changed = continued(record, checkpoint, args)
     trainer = PARTTrainer(
         model,
         stage=stage.plan,
@@ -80,8 +94,11 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         args=stage_arguments(stage.plan, stage.folder, batches, args),
         processing_class=processor,
         generation_monitor=stage.monitor(rows, record, processor, recipe),
-        on_save=lambda folder: write_stage_json(folder, {**record, "metrics": {}}),
+        on_save=lambda folder: write_checkpoint_record(folder, record),
+        callbacks=epoch_callbacks(batches, args),
     )
+    if changed:
+        trainer.add_callback(NewSettings(stage.plan, set(trainer.get_decay_parameter_names(model))))
     stage.check_disk(model, args)
     log_plan(trainer)
     if args.dry_run:
@@ -91,6 +108,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         return stage.take_copy(alike, rows, args)
     if args.cache_encoder_outputs:
         cache_encoder_outputs(trainer, recipe)
+    stage.begin()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
         step = trainer.state.global_step

@@ -139,8 +139,14 @@ class PARTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "The plan: fields of modeling_part.recipes.stages.Stage. None: the paper's."}
     )
     stage: str | None = field(default=None, metadata={"help": "Run only this stage, from the previous one's folder."})
-    force: bool = field(default=False, metadata={"help": "Run finished stages again."})
+    force: bool = field(
+        default=False, metadata={"help": "Run finished stages again; their files are set aside until then."}
+    )
     resume: bool = field(default=False, metadata={"help": "Continue inside a stage from its last checkpoint."})
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "With --resume: go on although data or settings have changed; stage.json tells of both."},
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Load two batches, run one forward, print the plan, and exit."}
     )

@@ -24,8 +24,19 @@ STAGE_KEYS = {
 }
 DATA_KEYS = {"fingerprint": str, "rows": dict, "hours": dict}
 
-# Keys that may be there: `datasets`, Hub ids of the training data, and `parent_revision`, which publishing fills in.
-OPTIONAL_STAGE_KEYS = {"datasets": list, "parent_revision": str}
+# Keys that may be there: `datasets`, Hub ids of the training data, and `parent_revision`, which publishing fills in;
+# `files`, size and SHA-256 of the stage's files, `parent_files`, of the weights that it started from, and `stretches`,
+# what was different before the stage was resumed with changes (see training/resuming.py).
+OPTIONAL_STAGE_KEYS = {
+    "datasets": list,
+    "parent_revision": str,
+    "files": dict,
+    "parent_files": dict,
+    "stretches": list,
+}
+
+# What two stages that were trained exactly alike may differ in.
+RESULTS = ("metrics", "files")
 
 
 def write_stage_json(folder: str | Path, info: Mapping) -> Path:
@@ -82,7 +93,9 @@ def find_alike(record: Mapping, run: Path, others: Iterable[str | Path]) -> Path
 
 
 def _is_alike(record: Mapping, run: Path, other_record: Mapping, other_run: Path) -> bool:
-    ours, theirs = ({key: value for key, value in one.items() if key != "metrics"} for one in (record, other_record))
+    ours, theirs = ({key: value for key, value in one.items() if key not in RESULTS} for one in (record, other_record))
+    if "parent_files" not in ours or "parent_files" not in theirs:  # an earlier version's has none
+        ours.pop("parent_files", None), theirs.pop("parent_files", None)
     if json.loads(json.dumps(ours)) != theirs:  # tuples become lists in the file
         return False
     parent = record["parent"]
@@ -95,6 +108,8 @@ def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:
     """Raise `CheckpointError` where a stage's record is not as [`write_stage_json`] describes it."""
     _check_keys(info, STAGE_KEYS, OPTIONAL_STAGE_KEYS, name)
     _check_keys(info["data"], DATA_KEYS, None, f"{name}: data")
+    for file, facts in (info.get("files") or {}).items():
+        _check_keys(facts, {"size": int, "sha256": str}, None, f"{name}: files: {file}")
     if not re.fullmatch(r"[a-z0-9_]+", info["stage"]):
         raise CheckpointError(
             f"{name}: stage {info['stage']!r} cannot be a tag; use lower-case letters, digits and _."
@@ -103,6 +118,8 @@ def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:
 
 def _check_keys(mapping: Mapping, required: dict, optional: dict | None, name: str | Path) -> None:
     """Every required key of its type; others only where `optional` is None, or when it lists them."""
+    if not isinstance(mapping, Mapping):
+        raise CheckpointError(f"{name} is a {type(mapping).__name__}, but must be a mapping of {sorted(required)}.")
     missing = sorted(set(required) - set(mapping))
     unknown = sorted(set(mapping) - set(required) - set(optional or {})) if optional is not None else []
     if missing or unknown:

@@ -128,7 +128,7 @@ KINDS = {
     "tasks": dict[Text, Weight],
     "losses": dict[Text, Weight],
     "learning_rates": dict[Text, Annotated[Number, Field(le=1000)]],
-    "speeds": list[Number] | None,
+    "speeds": list[Number],
 }
 
 

@@ -8,12 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..recipes.files import CheckpointError, read_json
+from ..recipes.stage_files import INDEX, check_finite, checksums, shards_of
+from ..recipes.stage_record import write_stage_json
 from ..recipes.stages import Stage
 from .lora import split_lora, transposed_lora
+from .set_aside import is_checkpoint
 
 
 LORA_FILE = "lora.safetensors"
@@ -72,13 +77,20 @@ def publish_checkpoint(
     staged: Path, final: Path, history: Sequence[tuple[int, int]], on_save: Callable[[Path], None] | None
 ) -> None:
     """Add what PART keeps to a checkpoint that was written aside, and rename it: from now on it is resumed from."""
+    check_finite(staged)  # or the last good checkpoint would soon be removed for ones that are lost
     (staged / HISTORY_FILE).write_text(json.dumps(list(history)))
     if on_save is not None:
         on_save(staged)
     if final.exists():
-        shutil.rmtree(final)
+        os.replace(final, staged.parent / "replaced")
     os.replace(staged, final)
-    staged.parent.rmdir()
+    shutil.rmtree(staged.parent)
+
+
+def write_checkpoint_record(folder: Path, record: Mapping) -> None:
+    """The `stage.json` of a checkpoint inside a stage: what is trained, and size and checksum of every other file."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    write_stage_json(folder, {**record, "files": checksums(paths, folder), "metrics": {}})
 
 
 def _retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -91,32 +103,26 @@ def _retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder's safetensors files, sharded or not."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    names = sorted(shards_of(folder)) if (folder / INDEX).is_file() else ["model.safetensors"]
     weights = {}
     for name in names:
-        weights |= load_file(folder / name)
+        try:
+            weights |= load_file(folder / name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{folder / name} cannot be read: {error}. Go on from another checkpoint."
+            ) from error
     return weights
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint inside a stage's folder; one that was only half written is not looked at."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(found, key=checkpoint_step, default=None)
+    return max(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step, default=None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
     """Optimizer steps done when a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """What an earlier run has left inside a stage's folder for resuming, and its claim to be finished."""
-    (folder / "stage.json").unlink(missing_ok=True)
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
 
 
 def read_history(checkpoint: Path, batches_per_step: int) -> list[tuple[int, int]]:
@@ -126,5 +132,11 @@ def read_history(checkpoint: Path, batches_per_step: int) -> list[tuple[int, int
         `(batches per step, steps)` of the parts that ran with another number of ranks times accumulation; empty when
         nothing has changed.
     """
-    history = [tuple(part) for part in json.loads((checkpoint / HISTORY_FILE).read_text())]
+    path = checkpoint / HISTORY_FILE
+    try:
+        history = [(int(batches), int(steps)) for batches, steps in read_json(path)]
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not as it was written: {error}. Go on from another checkpoint.") from error
+    if not history:
+        raise CheckpointError(f"{path} is empty. Go on from another checkpoint.")
     return history[:-1] if history[-1][0] == batches_per_step else history

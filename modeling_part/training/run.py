@@ -4,7 +4,7 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,21 +12,26 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
 
+from .. import __version__
 from ..data.batches import Batches, Progress
 from ..data.encoder_cache import refuse_augmentation
 from ..data.loading import Rows, check_prompts, load_test_rows
 from ..evaluation.prediction import predict_and_report
-from ..evaluation.scoring import check_scorable
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..publishing.hub import PublishingError, publish
 from ..recipes.arguments import PARTTrainingArguments, Recipe
-from ..recipes.files import write_json
-from ..recipes.stage_record import find_alike, write_stage_json
+from ..recipes.files import CheckpointError, read_json, write_json
+from ..recipes.stage_files import check_files, check_finite, checksums, weight_files
+from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
-from .checkpoints import checkpoint_step, last_checkpoint, read_history, remove_checkpoints
+from .checkpoints import checkpoint_step, last_checkpoint, read_history
+from .checks import check_augmentation, check_languages_of, check_optimizer, check_test_rows
 from .freezing import trainable_per_part
+from .lock import only_run_in
 from .monitoring import GenerationMonitor
+from .resuming import DEVICES, NOT_RECORDED, differences, in_words
+from .set_aside import remove_set_aside, set_aside, written_by_training
 from .trainer import PARTTrainer
 
 
@@ -67,6 +72,7 @@ TRAINING_SETTINGS = (
     "lr_scheduler_kwargs",
     "padding_free",
     "cache_encoder_outputs",
+    "optim_args",
 )
 
 
@@ -79,27 +85,31 @@ class StageRun:
         folder: of the finished stage, its checkpoints inside.
         parent: folder of the stage before; None for the first.
         predicts: whether it predicts the test data in the end.
+        restarts: whether it begins anew, whatever its folder holds (`--force`).
     """
 
     plan: Stage
     folder: Path
     parent: Path | None
     predicts: bool
+    restarts: bool = False
 
     def find_checkpoint(self, args: PARTTrainingArguments) -> tuple[Path | None, Progress]:
         """Where an interrupted stage continues.
 
         Raises:
             ValueError: there is a checkpoint and no `--resume`.
+            CheckpointError: a file of the checkpoint cannot be read.
         """
-        checkpoint = None if args.dry_run else last_checkpoint(self.folder)
+        checkpoint = None if args.dry_run or self.restarts else last_checkpoint(self.folder)
         if checkpoint is None:
             return None, Progress()
         if not args.resume:
             raise ValueError(
                 f"{self.folder} holds checkpoints of an interrupted run: continue it with --resume, or start again with "
-                "--force (which removes them)."
+                "--force (which sets them aside until the stage is finished)."
             )
+        read_json(checkpoint / "trainer_state.json")
         history = read_history(checkpoint, args.world_size * args.gradient_accumulation_steps)
         logger.info("Stage %s continues from %s", self.plan.name, checkpoint)
         if history:
@@ -116,14 +126,18 @@ class StageRun:
     ) -> dict:
         """What `stage.json` will say of where the stage's weights come from."""
         model_args = recipe.model
+        started_from = {}
+        if self.parent is not None and (self.parent / "stage.json").is_file():
+            started_from = {"parent_files": read_stage_json(self.parent).get("files") or {}}
         return {
+            **started_from,
             "stage": self.plan.name,
             "parent": None if self.parent is None else self.parent.name,
             "seed": recipe.training.seed,
             "base_models": {"audio_model": model_args.audio_model, "language_model": model_args.language_model},
             "data": {"fingerprint": rows.fingerprint, **{key: batches.report[key] for key in ("rows", "hours")}},
             "hyperparameters": hyperparameters(self.plan, batches.sampler.num_steps, recipe),
-            "versions": {package: version(package) for package in VERSIONED},
+            "versions": {"modeling-part": __version__, **{package: version(package) for package in VERSIONED}},
             "trainable_parameters": trainable_per_part(model, trainable),
         }
 
@@ -159,41 +173,71 @@ class StageRun:
                 f"{free / 2**30:.1f} GiB are free: make room, set another `output_dir`, or lower `save_total_limit`."
             )
 
+    def begin(self) -> None:
+        """Training is about to begin: what an earlier one has left is set aside, if this one does not go on from it."""
+        state = PartialState()
+        if self.restarts and state.is_main_process:
+            set_aside(self.folder)
+        state.wait_for_everyone()
+
     def find_copy(self, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> Path | None:
         """`--reuse_runs`: the folder of a stage of another run that was trained exactly alike; streams never are."""
         if rows.is_streamed:
             return None
-        return find_alike(record, self.folder.parent, args.reuse_runs or ())
+        alike = find_alike(record, self.folder.parent, args.reuse_runs or ())
+        try:
+            if alike is not None:
+                check_files(alike, read_stage_json(alike), "It is not copied.")
+                check_finite(alike)
+        except CheckpointError as error:
+            logger.warning("Stage %s was trained alike in %s, but: %s", self.folder.name, alike, error)
+            return None
+        return alike
 
     def take_copy(self, source: Path, rows: Rows, args: PARTTrainingArguments) -> None:
         """Take a stage of another run; rows of the test data that it has not predicted are predicted."""
         state = PartialState()
         if state.is_main_process:
             logger.info("Stage %s was trained alike in %s: copied", self.folder.name, source)
-            partial = self.folder.with_name(f"{self.folder.name}.copying")
+            record, partial = read_stage_json(source), self.folder.with_name(f"{self.folder.name}.copying")
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("stage.json", "checkpoint-*"))
-            shutil.rmtree(self.folder, ignore_errors=True)
-            partial.rename(self.folder)
+            partial.mkdir(parents=True)
+            for path in written_by_training(source):
+                if path.is_file() and path.name != "stage.json":
+                    shutil.copy2(path, partial)
+            check_files(partial, record, "Copying went wrong: see to the disk and start again.")
+            set_aside(self.folder)
+            self.folder.mkdir(exist_ok=True)
+            for path in partial.iterdir():
+                path.replace(self.folder / path.name)
+            partial.rmdir()
         state.wait_for_everyone()
         self._predict(rows, args, args.device)
         if state.is_main_process:
             shutil.copy2(source / "stage.json", self.folder / "stage.json")  # last: it says that the stage is finished
+            remove_set_aside(self.folder)
         state.wait_for_everyone()
 
     def finish(self, trainer: PARTTrainer, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> None:
-        """Save, predict with what was saved, and write `stage.json` last: it says that the stage is finished."""
+        """Save, predict with what was saved, and write `stage.json` last: it says that the stage is finished.
+
+        Raises:
+            NotFiniteError: a weight is NaN or infinite; the stage is not finished.
+        """
         metrics = trainer.evaluate() if trainer.batches.eval_batches else {}
         metrics |= trainer.check_listening()
         trainer.save_model(str(self.folder))
         state = PartialState()
         if state.is_main_process:
             write_json(self.folder / "log_history.json", trainer.state.log_history)
+            check_finite(self.folder)
+            record = {**record, "files": checksums(weight_files(self.folder), self.folder)}
         state.wait_for_everyone()
         trainer.model.to("cpu")  # makes room for the one that predicts
         self._predict(rows, args, trainer.args.device, trainer.accelerator)
         if state.is_main_process:
             write_stage_json(self.folder, {**record, "metrics": metrics})
+            remove_set_aside(self.folder)
             logger.info("Stage %s is finished: %s", self.plan.name, self.folder)
         state.wait_for_everyone()
 
@@ -233,12 +277,14 @@ class Run:
         ]
 
     def check(self, rows: Rows) -> None:
-        """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser.
+        """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser, ids twice.
 
         Raises:
             ValueError: the message names it.
         """
         args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
+        check_optimizer(args)
+        check_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
             raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")
         if args.cache_encoder_outputs:
@@ -247,25 +293,72 @@ class Run:
             raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
         for dataset in rows.datasets.values():
             check_languages_of(dataset)
+        if rows.test is not None:
+            check_test_rows(rows.test)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def stages_to_train(self) -> Iterator[StageRun]:
         """The stages that are asked for and not finished, in order; each is looked at when its turn has come."""
         args = self.recipe.training
-        asked = [stage for stage in self.stages if args.stage in (None, stage.plan.name)]
-        if args.force and not args.dry_run:
-            if PartialState().is_main_process:
-                for stage in asked:
-                    remove_checkpoints(stage.folder)
-            PartialState().wait_for_everyone()
-        for stage in asked:
-            if (stage.folder / "stage.json").is_file() and not args.dry_run:
-                logger.info("Stage %s is finished (%s); --force runs it again.", stage.plan.name, stage.folder)
+        for stage in self.stages:
+            if args.stage not in (None, stage.plan.name):
                 continue
-            parent = stage.parent
-            if args.dry_run and parent is not None and not (parent / "config.json").is_file():
-                parent = None  # the plan can be shown before any stage has run
-            yield StageRun(stage.plan, stage.folder, parent, stage.predicts)
+            if args.dry_run:  # the plan can be shown before any stage has run
+                known = stage.parent is not None and (stage.parent / "config.json").is_file()
+                yield replace(stage, parent=stage.parent if known else None)
+                continue
+            restarts = args.force
+            if not restarts and (stage.folder / "stage.json").is_file():
+                restarts = self._is_outdated(stage)
+                if not restarts:
+                    self._check_finished(stage.folder)
+                    logger.info("Stage %s is finished (%s); --force runs it again.", stage.plan.name, stage.folder)
+                    continue
+            if stage.parent is not None:
+                if not (stage.parent / "stage.json").is_file():
+                    raise FileNotFoundError(
+                        f"Stage {stage.parent.name!r} is not finished (no {stage.parent / 'stage.json'}); run that stage "
+                        "first (leave `--stage` out)."
+                    )
+                self._check_finished(stage.parent)
+            yield replace(stage, restarts=restarts)
+
+    def _check_finished(self, folder: Path) -> None:
+        """Raise CheckpointError where the weights of a finished stage are not whole; the main process looks."""
+        if PartialState().is_main_process:
+            fix = f"Put the file back, or train the stage again with --stage {folder.name} --force."
+            check_files(folder, read_stage_json(folder), fix)
+        PartialState().wait_for_everyone()
+
+    def _is_outdated(self, stage: StageRun) -> bool:
+        """Whether a finished stage must be trained again: the weights that it started from are not there any more.
+
+        Raises:
+            ValueError: it must, and nothing says that it may.
+        """
+        record = read_stage_json(stage.folder)
+        now = {
+            "seed": self.recipe.training.seed,
+            "hyperparameters": hyperparameters(stage.plan, record["hyperparameters"].get("num_steps"), self.recipe),
+        }
+        changes = {
+            name: pair
+            for name, pair in differences({name: record[name] for name in now}, now).items()
+            if NOT_RECORDED not in pair and name not in DEVICES
+        }
+        if changes:
+            message = "Stage %s was trained with other settings than the recipe has now: %s"
+            logger.warning(message, stage.plan.name, in_words(changes))
+        if stage.parent is None or not record.get("parent_files") or not (stage.parent / "stage.json").is_file():
+            return False
+        if record["parent_files"] == (read_stage_json(stage.parent).get("files") or record["parent_files"]):
+            return False
+        if not self.recipe.training.resume:
+            raise ValueError(
+                f"Stage {stage.plan.name!r} was trained from other weights of {stage.parent.name!r} than are there now: "
+                "--resume trains it again (its files are set aside until then), and so does --force with every stage."
+            )
+        return True
 
 
 def predict_checkpoint(recipe: Recipe) -> None:
@@ -284,7 +377,9 @@ def predict_checkpoint(recipe: Recipe) -> None:
     rows = load_test_rows(recipe)
     check_languages_of(rows)
     check_prompts([rows], PARTProcessor.from_pretrained(checkpoint))
-    predict_and_score(checkpoint, rows, target, args, args.device)
+    check_test_rows(rows)
+    with only_run_in(target):
+        predict_and_score(checkpoint, rows, target, args, args.device)
     logger.info("The report is in %s", target / "report.md")
 
 
@@ -307,14 +402,6 @@ def generation_settings(args: PARTTrainingArguments) -> dict:
         "max_audio_seconds": args.generation_batch_seconds,
         "max_new_tokens": args.max_new_tokens,
     }
-
-
-def check_languages_of(dataset) -> None:
-    """Every language has a text normaliser, every translation a BLEU tokenizer."""
-    tasks, targets = dataset["task"], dataset["target_lang"]
-    check_scorable(
-        dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"}
-    )
 
 
 def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:

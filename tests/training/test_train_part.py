@@ -246,7 +246,8 @@ def test_an_error_reaches_the_shell(finished):
 def test_warm_up_and_length_come_from_the_stage(finished, tmp_path):
     args = train_part.parse_recipe([str(finished.recipe)]).training
     stage = BUILT_IN_STAGES["joint"]
-    stage_args = train_part.stage_arguments(stage, tmp_path, 30, args, False)
+    batches = SimpleNamespace(sampler=SimpleNamespace(num_steps=30), is_streamed=False)
+    stage_args = train_part.stage_arguments(stage, tmp_path, batches, args)
     assert (stage_args.max_steps, stage_args.warmup_steps) == (30, 2)  # 5 % of 30, rounded up
     assert stage_args.output_dir == str(tmp_path) and args.output_dir == str(finished.run)
 

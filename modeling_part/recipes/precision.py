@@ -1,0 +1,60 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Which precision to compute in.
+
+bfloat16 halves the time where a device multiplies it natively, and costs three times as much where it must be imitated.
+"""
+
+import torch
+
+
+PRECISIONS = ("auto", "bf16", "fp16", "float32")
+
+
+def bf16_is_native(use_cpu: bool) -> bool:
+    """Whether the device that trains multiplies bfloat16 itself.
+
+    Args:
+        use_cpu: train on the CPU, whatever else there is.
+    """
+    if not use_cpu and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not use_cpu and torch.accelerator.is_available():
+        return False  # of other accelerators nothing is known
+    # What the processor has, and what oneDNN uses of it (ONEDNN_MAX_CPU_ISA may say less).
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return has and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def choose_precision(precision: str | None, bf16: bool | None, fp16: bool, use_cpu: bool) -> tuple[bool, bool, str]:
+    """What a recipe asks for -> `bf16`, `fp16`, and why, in a sentence.
+
+    Args:
+        precision: one of `PRECISIONS`; None leaves it to the two flags of `TrainingArguments`.
+        bf16, fp16: as given; a `bf16` that is given (not None), true or false, goes before `auto`.
+        use_cpu: train on the CPU.
+
+    Raises:
+        ValueError: `precision` is unknown, or contradicts a flag.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"`precision` is {precision!r}; give one of {', '.join(PRECISIONS)}.")
+    if precision == "auto" and (bf16 is not None or fp16):
+        precision = None
+    if precision is not None and (bf16 is not None or fp16):
+        raise ValueError(f"`precision` is {precision!r} and `bf16` or `fp16` is set too; leave one of them out.")
+    native = bf16_is_native(use_cpu)
+    device = "processor" if use_cpu or not torch.accelerator.is_available() else "device"
+    if precision == "auto":
+        if native:
+            return True, False, f"bfloat16, which this {device} multiplies natively"
+        return False, False, f"float32: this {device} has no instructions for bfloat16"
+    if precision is not None:
+        bf16, fp16 = precision == "bf16", precision == "fp16"
+    bf16 = bool(bf16)
+    if bf16 and not native:
+        return (
+            True,
+            False,
+            f"bfloat16 as asked for, which this {device} can only imitate: slow; `precision: auto` is not",
+        )
+    return bf16, fp16, "bfloat16" if bf16 else "float16" if fp16 else "float32"

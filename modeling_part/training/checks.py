@@ -1,0 +1,95 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What would otherwise fail after hours of training, looked at before it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import Trainer, get_scheduler
+
+from ..data.augmentation import Augmentation, SpecAugment, WaveformAugment
+from ..evaluation.prediction import PLANNING_COLUMNS
+from ..evaluation.scoring import check_scorable, prediction_key
+from ..recipes.arguments import PARTTrainingArguments
+from ..recipes.suggestions import did_you_mean
+from ..recipes.values import checked_fields
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import datasets
+
+
+def check_languages_of(dataset: datasets.Dataset) -> None:
+    """Every language has a text normaliser, every translation a BLEU tokenizer."""
+    tasks, targets = dataset["task"], dataset["target_lang"]
+    check_scorable(
+        dataset.unique("source_lang"), {target for task, target in zip(tasks, targets, strict=True) if task != "asr"}
+    )
+
+
+def check_test_rows(dataset: datasets.Dataset) -> None:
+    """Every row has an id of its own and a text to score against.
+
+    Raises:
+        ValueError: names the rows.
+    """
+    table = dataset.select_columns([name for name in PLANNING_COLUMNS if name in dataset.column_names])
+    keys, without_text = Counter(), []
+    for row in table:
+        keys[prediction_key(row)] += 1
+        if not (row["text"] or "").strip():
+            without_text.append(row["id"])
+    double, count = keys.most_common(1)[0] if keys else (None, 0)
+    if count > 1:
+        raise ValueError(
+            f"{count} rows of `test_data` share corpus, id, task and languages {double}: their answers could not be told "
+            "apart. Give every row an id of its own, or every corpus a `name`."
+        )
+    if without_text:
+        raise ValueError(
+            f"{len(without_text)} rows of `test_data` have no text to score against, such as {without_text[:5]}: fill it "
+            "in, or take them out."
+        )
+
+
+def check_augmentation(settings: Mapping | None) -> None:
+    """Raise ValueError for a field of `augmentation` that there is none of, or a value that is not as it must be."""
+    settings = dict(settings or {})
+    for name, owner in (("spec_augment", SpecAugment), ("waveform", WaveformAugment)):
+        inner = settings.pop(name, None)
+        if inner is not None and not isinstance(inner, dict):
+            raise ValueError(
+                f"`augmentation`: `{name}` is {inner!r}; it must be a mapping, such as {{}} for its defaults."
+            )
+        checked_fields(inner or {}, owner, f"`augmentation`: `{name}`: ")
+    for name in settings:
+        if name not in ("speeds", "max_seconds"):
+            known = ["spec_augment", "waveform", "speeds", "max_seconds"]
+            raise ValueError(f"`augmentation`: Unknown field {name!r}.{did_you_mean(name, known)}")
+    checked_fields(settings, Augmentation, "`augmentation`: ")
+
+
+def check_optimizer(args: PARTTrainingArguments) -> None:
+    """Raise ValueError where optimizer or schedule cannot be made of the settings."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"`optim` is {args.optim.value!r} (`optim_args`: {args.optim_args!r}): {error}") from error
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        )
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"`lr_scheduler_type` is {args.lr_scheduler_type.value!r} and `lr_scheduler_kwargs` "
+            f"{args.lr_scheduler_kwargs!r}, of which no schedule can be made: {error}"
+        ) from error

@@ -1,0 +1,175 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""`--resume`: what has changed since the checkpoint, whether it may, and what `stage.json` then says of it.
+
+`stretches` of a stage's record are `{"first_step": 1, "values": {...}}`, one for each part of the stage that ran with
+other values than another: by the dotted name of what differs, its value in that part. A part ends where the next begins.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from ..recipes.arguments import PARTTrainingArguments
+from ..recipes.files import CheckpointError
+from ..recipes.stage_files import check_files
+from ..recipes.stage_record import read_stage_json
+from ..recipes.stages import Stage
+from ..recipes.values import shortened
+from .checkpoints import checkpoint_step
+
+
+logger = logging.getLogger(__name__)
+
+NOT_RECORDED = "not recorded"
+UNCOMPARED = ("metrics", "files", "stretches")
+
+# What a stage may go on with without a word: the devices it runs on, ...
+DEVICES = ("hyperparameters.world_size", "hyperparameters.gradient_accumulation_steps")
+# ... and what follows from them: the last batches of a task are split to fill a step.
+OF_DEVICES = ("hyperparameters.num_steps", "data.rows.", "data.hours.")
+
+# What no flag allows: the checkpoint's tensors and optimizer states are of another model.
+OF_THE_MODEL = (
+    "stage",
+    "trainable_parameters.",
+    "hyperparameters.optim",
+    "hyperparameters.tuning",
+    "hyperparameters.lora_",
+    "hyperparameters.encoder_layers",
+    "hyperparameters.adapter",
+)
+
+
+def differences(before: Mapping, now: Mapping) -> dict[str, tuple]:
+    """What two records of a stage say differently: by dotted name, the value of each."""
+    old, new = _flat(before), _flat(now)
+    pairs = {name: (old.get(name, NOT_RECORDED), new.get(name, NOT_RECORDED)) for name in [*new, *old]}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def in_words(changes: Mapping[str, tuple]) -> str:
+    """Differences for a message."""
+    short = {name: name.removeprefix("hyperparameters.") for name in changes}
+    return "; ".join(
+        f"{short[name]} was {shortened(old)}, now {shortened(new)}" for name, (old, new) in changes.items()
+    )
+
+
+def continued(record: Mapping, checkpoint: Path, args: PARTTrainingArguments) -> tuple[dict, bool]:
+    """The record of a stage that goes on from a checkpoint, and whether it goes on with changes.
+
+    Args:
+        record: what it would be without the checkpoint.
+        checkpoint: inside the stage's folder.
+        args: `resume_with_changes`.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is missing or damaged.
+        ValueError: the checkpoint was made with other data or settings; the message lists what has changed.
+    """
+    before = read_stage_json(checkpoint)
+    check_checkpoint(checkpoint, before)
+    done, steps = checkpoint_step(checkpoint), record["hyperparameters"]["num_steps"]
+    if done > steps:
+        raise ValueError(
+            f"{checkpoint} has done {done} steps, but the stage now has {steps}: give it more, or start again with --force."
+        )
+    changes = differences(before, record)
+    hardware = any(name in changes for name in DEVICES)
+    told = {
+        name: pair
+        for name, pair in changes.items()
+        if name not in DEVICES and not (hardware and name.startswith(OF_DEVICES))
+    }
+    fixed = {name: pair for name, pair in told.items() if name.startswith(OF_THE_MODEL)}
+    if fixed:
+        raise ValueError(
+            f"{checkpoint} is of another model: {in_words(fixed)}. Change it back, or start again with --force."
+        )
+    if told and not args.resume_with_changes:
+        raise ValueError(
+            f"What is trained has changed since {checkpoint}: {in_words(told)}. Change it back, start again with --force, "
+            "or go on with the changes from here with --resume_with_changes (stage.json will tell)."
+        )
+    if told:
+        logger.warning("Stage %s goes on with changes from step %d: %s", record["stage"], done + 1, in_words(told))
+    stretches = _stretches(before, record, changes, done)
+    return {**record, **({"stretches": stretches} if stretches else {})}, bool(told)
+
+
+def check_checkpoint(checkpoint: Path, record: Mapping) -> None:
+    """Raise `CheckpointError` where a checkpoint inside a stage lacks what resuming needs, or is damaged."""
+    fix = "Remove this checkpoint to go on from an earlier one, or start again with --force."
+    check_files(checkpoint, record, fix)
+    optimizer = [*checkpoint.glob("optimizer*"), *checkpoint.glob("rank*-optimizer.pt")]
+    for name, found in (("optimizer.pt", optimizer), ("scheduler.pt", [*checkpoint.glob("scheduler.pt")])):
+        if not found:
+            raise CheckpointError(f"{checkpoint} has no {name}: training would not go on where it stood. {fix}")
+
+
+def _stretches(before: Mapping, record: Mapping, changes: Mapping[str, tuple], done: int) -> list[dict]:
+    """Those of the checkpoint, and the one that begins after it where something has changed."""
+    earlier = [dict(one) for one in before.get("stretches") or ()]
+    if not changes:
+        return earlier
+    if not earlier:
+        earlier = [{"first_step": 1, "values": {}}]
+    new = {"first_step": done + 1, "values": {}}
+    names = [*dict.fromkeys([*earlier[0]["values"], *changes])]
+    old, now = _flat(before), _flat(record)
+    for one in earlier:
+        one["values"] = {name: one["values"].get(name, old.get(name, NOT_RECORDED)) for name in names}
+    new["values"] = {name: now.get(name, NOT_RECORDED) for name in names}
+    return [*(one for one in earlier if one["first_step"] <= done), new]
+
+
+def _flat(record: Mapping, prefix: str = "") -> dict:
+    """A record by dotted names, as JSON would hold it."""
+    flat = {}
+    for key, value in (json.loads(json.dumps(record)) if not prefix else record).items():
+        if not prefix and key in UNCOMPARED:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class NewSettings(TrainerCallback):
+    """After a resume with changes: the optimizer's and the schedule's settings are those of now, not the checkpoint's.
+
+    Args:
+        stage: whose learning rates.
+        decayed: names of the parameters with weight decay.
+    """
+
+    def __init__(self, stage: Stage, decayed: set[str]) -> None:
+        self.stage = stage
+        self.decayed = decayed
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs) -> None:
+        """When the checkpoint has been loaded, before the first step."""
+        decayed = {id(one) for name, one in model.named_parameters() if _plain(name) in self.decayed}
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = self.stage.learning_rates[group["part"]]
+            group["weight_decay"] = args.weight_decay if id(group["params"][0]) in decayed else 0.0
+            if "betas" in group:
+                group["betas"] = (args.adam_beta1, args.adam_beta2)
+            if "eps" in group:
+                group["eps"] = args.adam_epsilon
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        if hasattr(schedule, "base_lrs"):
+            schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        if hasattr(schedule, "lr_lambdas"):
+            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def _plain(name: str) -> str:
+    """The name of a parameter without that of its wrappers."""
+    return name.removeprefix("module.").replace("_orig_mod.", "")

@@ -1,0 +1,58 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""`--force`: a stage that is trained again is set aside, not removed, until what replaces it is finished."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+
+logger = logging.getLogger(__name__)
+
+ASIDE = "set_aside"
+
+# What training writes into a stage's folder; anything else there is the user's and stays where it is.
+WRITTEN = re.compile(
+    r"stage\.json|log_history\.json|training_args\.bin|report\.(json|md)|predictions\.jsonl(\.part-\d+)?"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(generation_|processor_|preprocessor_)?config\.json"
+    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
+    r"|tokenizer\.model|chat_template\.jinja|incomplete"
+)
+
+
+def written_by_training(folder: Path) -> list[Path]:
+    """What training has written into a stage's folder, `stage.json` first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if WRITTEN.fullmatch(path.name) or is_checkpoint(path)]
+    return sorted(found, key=lambda path: (path.name != "stage.json", path.name))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a whole checkpoint inside a stage; `checkpoint-best` and the like are the user's."""
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None and (path / "trainer_state.json").is_file()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move what training has written into a folder of its own beside it.
+
+    `stage.json` moves first: at no moment does a stage count as finished whose weights are not there.
+
+    Returns:
+        Where it is now; None where there was nothing.
+    """
+    paths = written_by_training(folder)
+    if not paths:
+        return None
+    numbers = [int(path.name) for path in (folder / ASIDE).glob("*") if path.name.isdecimal()]
+    target = folder / ASIDE / str(max(numbers, default=0) + 1)
+    target.mkdir(parents=True)
+    for path in paths:
+        path.rename(target / path.name)
+    logger.info("What was in %s is set aside in %s until the stage is finished again", folder, target)
+    return target
+
+
+def remove_set_aside(folder: Path) -> None:
+    """What a stage's earlier training has left is not needed any more: the stage is finished."""
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
