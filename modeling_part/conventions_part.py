@@ -71,6 +71,8 @@ class PARTAudioKwargs(AudioKwargs, total=False):
 class PARTProcessorKwargs(ProcessingKwargs, total=False):
     """The keyword arguments of `PARTProcessor.__call__`: those of any processor, and [`PARTAudioKwargs`]."""
 
+    _defaults = {}  # noqa: RUF012  transformers 5.20 reads it
+
     audio_kwargs: PARTAudioKwargs
 
 

@@ -31,6 +31,7 @@ from architectures import (
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, FalconH1Config, GenerationConfig
+from transformers.generation import utils as generation_utils
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq
 
@@ -360,6 +361,9 @@ class TestGeneration:
         del inputs["input_ids"]
         assert model.generate(**inputs, inputs_embeds=embeds, **options).tolist() == expected
 
+    @pytest.mark.skipif(
+        not hasattr(generation_utils, "_slice_mm_encoder_output"), reason="older transformers' chunks lose the audio"
+    )
     @pytest.mark.parametrize("size", [1, 7, 100])
     def test_a_prompt_in_chunks_changes_nothing(self, model, inputs, size):
         assert generated(model, inputs, prefill_chunk_size=size) == generated(model, inputs)
