@@ -65,7 +65,7 @@ def test_the_inference_snippet_is_six_lines():
 def test_the_recipe_parses(workplace):
     text = next(block for block in blocks("yaml") if "audio_model" in block)
     path = workplace / "mine.yaml"
-    path.write_text(text.replace("bf16: true", ""))  # a machine of the tests may have no bf16
+    path.write_text(text)
     recipe = parse_recipe([str(path)])
     assert (recipe.model.audio_model, recipe.data.train_data[0]["reader"]) == ("openai/whisper-large-v3", "manifest")
     assert build_plan(recipe.training.stages) == list(BUILT_IN_STAGES.values())

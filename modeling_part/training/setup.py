@@ -35,6 +35,7 @@ def set_up_logging(args: PARTTrainingArguments) -> None:
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
     for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logger.info("Precision: %s", args.precision_reason)
 
 
 def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTForSpeechSeq2Seq, PARTProcessor]:

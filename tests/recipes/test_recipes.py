@@ -56,7 +56,8 @@ def on_any_machine(monkeypatch):
 
 
 def test_the_recipes_of_the_issue_are_there():
-    assert {"part", "part_2b", "part_8b", "prompts", "quickstart", *ABLATIONS} == set(RECIPES)
+    aligned = {"part_aligned", "part_2b_aligned", "part_8b_aligned"}
+    assert {"part", "part_2b", "part_8b", "prompts", "quickstart", *aligned, *ABLATIONS} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,0 +1,50 @@
+"""Precision follows the machine, and what is said goes before it."""
+
+import pytest
+import torch
+
+from modeling_part.recipes import precision
+from modeling_part.recipes.precision import bf16_is_native, choose_precision
+
+
+@pytest.fixture(params=[True, False], ids=["native", "imitated"])
+def native(request, monkeypatch):
+    monkeypatch.setattr(precision, "bf16_is_native", lambda use_cpu: request.param)
+    return request.param
+
+
+def test_auto_takes_bfloat16_where_it_is_native(native):
+    bf16, fp16, reason = choose_precision("auto", None, False, use_cpu=True)
+    assert (bf16, fp16) == (native, False)
+    assert ("natively" if native else "no instructions") in reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "bf16", "fp16", "expected"),
+    [
+        (None, None, False, (False, False)),
+        (None, True, False, (True, False)),
+        (None, None, True, (False, True)),
+        ("auto", False, False, (False, False)),
+        ("auto", True, False, (True, False)),
+        ("bf16", None, False, (True, False)),
+        ("fp16", None, False, (False, True)),
+        ("float32", None, False, (False, False)),
+    ],
+)
+def test_what_is_said_is_done_whatever_the_machine(native, asked, bf16, fp16, expected):
+    chosen = choose_precision(asked, bf16, fp16, use_cpu=True)
+    assert chosen[:2] == expected
+    assert ("slow" in chosen[2]) == (expected[0] and not native), "a forced slow choice is reported"
+
+
+@pytest.mark.parametrize(("asked", "bf16"), [("half", None), ("float32", True), ("bf16", False)])
+def test_contradictions_are_refused(native, asked, bf16):
+    with pytest.raises(ValueError, match=f"`precision` is {asked!r}"):
+        choose_precision(asked, bf16, False, use_cpu=True)
+
+
+def test_onednn_may_use_less_than_the_processor_has(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not bf16_is_native(use_cpu=True)
