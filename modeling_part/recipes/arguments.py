@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import NoReturn, get_type_hints
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..configuration_part import PARTConfig
+from .precision import choose_precision
 from .recipe_files import find_recipe, read_recipe, replace_settings
 from .stages import change_plan
 from .suggestions import did_you_mean
@@ -135,6 +137,14 @@ class PARTTrainingArguments(TrainingArguments):
         default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."}
     )
 
+    bf16: bool | None = field(default=None, metadata={"help": "Compute in bfloat16; none: see precision."})
+    precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto: bfloat16 where the device multiplies it natively, float32 elsewhere; or bf16, fp16, float32. "
+            "None: what bf16 and fp16 say."
+        },
+    )
     stages: None | str | list[dict] | dict[str, dict] = field(
         default=None, metadata={"help": "The plan: fields of modeling_part.recipes.stages.Stage. None: the paper's."}
     )
@@ -197,6 +207,12 @@ class PARTTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         # What the launcher passes on (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        if self.precision == "auto":
+            self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.bf16, self.fp16, self.precision_reason = choose_precision(
+            self.precision, self.bf16, self.fp16, self.use_cpu
+        )
+        self.precision = None  # said by the flags now: the arguments may be made again of themselves
         # One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
         given = self.accelerator_config or {}
         dealing = dict.fromkeys(("even_batches", "split_batches", "dispatch_batches"), False)
