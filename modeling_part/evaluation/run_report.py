@@ -104,10 +104,17 @@ def _read_stage(folder: Path) -> dict:
     }
     if "eval_loss" in metrics:
         dev_loss["all"] = metrics["eval_loss"]
+    ctc_error = {
+        name.removeprefix("eval_ctc").removesuffix("error_rate").strip("/_") or "average": value
+        for name, value in metrics.items()
+        if name.startswith("eval_ctc") and name.endswith("error_rate")
+    }
     predictions = folder / "predictions.jsonl"
     return {
         "name": folder.name,
         "dev_loss": dev_loss,
+        "ctc_error": ctc_error,
+        "listens": stage["metrics"].get("listens"),
         "report": read_report(folder / "report.json") if (folder / "report.json").exists() else None,
         "examples": _read_examples(predictions) if predictions.exists() else [],
         "training_rows": {name: count for name, count in stage["rows"].items() if _is_number(count)},
@@ -134,6 +141,13 @@ def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     losses = sorted({name for stage in stages for name in stage["dev_loss"]}, key=lambda name: (name != "all", name))
     for name in losses:
         add("dev loss", name, [number(stage["dev_loss"].get(name), 3) for stage in stages])
+    languages = sorted(
+        {name for stage in stages for name in stage["ctc_error"]}, key=lambda name: (name != "average", name)
+    )
+    for name in languages:
+        add("dev CTC error %", name, [percent(stage["ctc_error"].get(name)) for stage in stages])
+    words = {True: "yes", False: "no"}
+    add("uses its audio", "", [words.get(stage["listens"], "–") for stage in stages])
     reports = [stage["report"] or {"groups": {}, "macro": {}} for stage in stages]
     groups = sorted({name for report in reports for name in report["groups"]})
     for task, measure, label, form in (
