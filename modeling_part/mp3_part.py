@@ -9,6 +9,7 @@ first part, and a cut file still has that of the whole.
 from dataclasses import dataclass
 
 
+_LONGEST_JUNK = 1 << 16  # bytes before the first frame
 _BIT_RATES = {  # kbit/s of layer 3, by index
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2 and 2.5
@@ -51,12 +52,14 @@ class Mp3Stream:
 def read_mp3(data: bytes) -> Mp3Stream | None:
     """Walk over the frames of an MP3 file; None where it is something else (other layers, other formats)."""
     start = _after_tag(data)
-    first = _next_frame(data, start, start + 4096)
-    if first is None:
-        return None
+    first, stated = start, _stated_frames(data, start)
+    if stated is None:
+        first = _next_frame(data, start, start + _LONGEST_JUNK)
+        if first is None:
+            return None
+        stated = _stated_frames(data, first)
     header = int.from_bytes(data[first : first + 4], "big")
     version = header >> 19 & 3
-    stated = _stated_frames(data[first : first + 200], version == 3, header >> 6 & 3 == 3)
     if stated is not None:
         first += _frame_length(header)
     position, frames = first, 0
@@ -64,6 +67,7 @@ def read_mp3(data: bytes) -> Mp3Stream | None:
         following = int.from_bytes(data[position : position + 4], "big")
         length = _frame_length(following) if following & _SAME == header & _SAME else 0
         if length:
+            first = position if not frames else first
             position += length
             frames += position <= len(data)
         elif data.startswith((b"TAG", b"APETAGEX"), position):
@@ -122,12 +126,16 @@ def _side_information(mpeg_1: bool, mono: bool) -> int:
     return (17 if mono else 32) if mpeg_1 else (9 if mono else 17)
 
 
-def _stated_frames(frame: bytes, mpeg_1: bool, mono: bool) -> int | None:
-    """The number of frames that a Xing, Info or VBRI frame states; None if the frame is none, 0 if it says nothing."""
-    place = 4 + _side_information(mpeg_1, mono)
-    if frame[place : place + 4] in (b"Xing", b"Info"):
-        has_count = frame[place + 7] & 1
-        return int.from_bytes(frame[place + 8 : place + 12], "big") if has_count else 0
+def _stated_frames(data: bytes, place: int) -> int | None:
+    """The number of frames that a Xing, Info or VBRI frame states; None if there is none, 0 if it says nothing."""
+    frame = data[place : place + 200]
+    header = int.from_bytes(frame[:4], "big")
+    if len(frame) < 54 or not _frame_length(header):
+        return None
+    tag = 4 + _side_information(header >> 19 & 3 == 3, header >> 6 & 3 == 3)
+    if frame[tag : tag + 4] in (b"Xing", b"Info"):
+        has_count = frame[tag + 7] & 1
+        return int.from_bytes(frame[tag + 8 : tag + 12], "big") if has_count else 0
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big")
     return None
