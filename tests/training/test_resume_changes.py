@@ -1,0 +1,257 @@
+"""`--resume` compares what was trained with what would be trained now, and the strategies that go by epochs."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import tiny_training
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import train_part
+from modeling_part.recipes.files import CheckpointError
+from modeling_part.recipes.stage_files import NotFiniteError
+from modeling_part.recipes.stage_record import read_stage_json
+from modeling_part.training.checkpoints import checkpoint_step, last_checkpoint, publish_checkpoint, read_history
+from modeling_part.training.resuming import NOT_RECORDED, differences
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_parts):
+    """A finished run of six steps with its checkpoints."""
+    folder = tmp_path_factory.mktemp("made")
+    corpus = tiny.tiny_corpus(folder / "corpus", sentences={"train": 6, "dev": 1, "test": 1}, words=(1, 2))
+    recipe = tiny_training.write_recipe(
+        folder,
+        tiny_parts,
+        corpus,
+        stages=[{"name": "adapter", "max_steps": 6}],
+        eval_data=None,
+        test_data=None,
+        max_rows=2,
+        save_strategy="steps",
+        save_steps=3,
+        lr_scheduler_type="linear",
+    )
+    train_part.main([str(recipe)])
+    return SimpleNamespace(recipe=recipe, run=folder / "run", corpus=corpus)
+
+
+@pytest.fixture
+def interrupted(made, tmp_path):
+    """The run as it was after three steps; called, it goes on."""
+    folder = tmp_path / "run" / "adapter"
+    shutil.copytree(made.run / "adapter" / "checkpoint-3", folder / "checkpoint-3")
+
+    def resume(*options, **changes):
+        recipe = yaml.safe_load(made.recipe.read_text()) | {"output_dir": str(tmp_path / "run")} | changes
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        train_part.main([str(tmp_path / "recipe.yaml"), "--resume", *options])
+        rates = [line for line in json.loads((folder / "log_history.json").read_text()) if "learning_rate" in line]
+        return read_stage_json(folder), [line["learning_rate"] for line in rates]
+
+    resume.folder, resume.checkpoint = folder, folder / "checkpoint-3"
+    return resume
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+class TestChanges:
+    def test_without_any_the_bits_are_those_of_the_whole_run(self, made, interrupted):
+        (interrupted.folder / "checkpoint-abc").mkdir()
+        (interrupted.folder / "checkpoint-9.bak").mkdir()
+        record, _ = interrupted()
+        whole = read_stage_json(made.run / "adapter")
+        assert "stretches" not in record and record["files"] == whole["files"]
+        assert (interrupted.folder / "checkpoint-abc").is_dir()
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"weight_decay": 0.9}, "weight_decay was 0.0, now 0.9"),
+            ({"seed": 7}, "seed was 42, now 7"),
+            ({"max_rows": 1}, "max_rows was 2, now 1"),
+            ({"system_prompt": "Listen."}, "system_prompt was '', now 'Listen.'"),
+            ({"lr_scheduler_type": "constant"}, "lr_scheduler_type was 'linear', now 'constant'"),
+            ({"temperature": 2.0}, "temperature was 1.0, now 2.0"),
+            (
+                {"stages": [{"name": "adapter", "max_steps": 6, "learning_rates": {"adapter": 0.1}}]},
+                "learning_rates.adapter was 0.001, now 0.1",
+            ),
+            ({"stages": [{"name": "adapter", "max_steps": 8}]}, "num_steps was 6, now 8"),
+            ({"train_data": "dev"}, "data.fingerprint was"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_a_change_is_refused_by_name(self, made, interrupted, changes, named):
+        if "train_data" in changes:
+            changes = {"train_data": [{"reader": "manifest", "path": str(made.corpus["dev"])}]}
+        before = sorted(interrupted.folder.rglob("*"))
+        with pytest.raises(ValueError, match="--resume_with_changes") as caught:
+            interrupted(**changes)
+        assert named in str(caught.value)
+        assert sorted(interrupted.folder.rglob("*")) == before
+
+    def test_with_the_flag_the_change_has_its_effect_and_is_recorded(self, interrupted):
+        stages = [{"name": "adapter", "max_steps": 6, "learning_rates": {"adapter": 0.002}}]
+        record, rates = interrupted("--resume_with_changes", stages=stages, weight_decay=0.5)
+        assert record["hyperparameters"]["learning_rates"] == {"adapter": 0.002}
+        names = ("hyperparameters.learning_rates.adapter", "hyperparameters.weight_decay")
+        assert record["stretches"] == [
+            {"first_step": 1, "values": dict(zip(names, (0.001, 0.0), strict=True))},
+            {"first_step": 4, "values": dict(zip(names, (0.002, 0.5), strict=True))},
+        ]
+        # One step of warm-up, then down to 0 at step 6: the schedule goes on where it stood, at twice the rate.
+        assert rates == pytest.approx([0.0, 0.001, 0.0008, 0.0012, 0.0008, 0.0004], abs=2e-5)
+        state = torch.load(interrupted.folder / "checkpoint-6" / "optimizer.pt", weights_only=True)
+        assert {group["weight_decay"] for group in state["param_groups"]} == {0.0, 0.5}
+
+    def test_a_second_change_adds_a_stretch(self, interrupted):
+        interrupted("--resume_with_changes", weight_decay=0.5)
+        for name in ("stage.json", "model.safetensors"):
+            (interrupted.folder / name).unlink()
+        stages = [{"name": "adapter", "max_steps": 8}]
+        record, _ = interrupted("--resume_with_changes", weight_decay=0.5, seed=5, stages=stages)
+        assert [one["first_step"] for one in record["stretches"]] == [1, 4, 7]
+        assert [one["values"]["seed"] for one in record["stretches"]] == [42, 42, 5]
+        assert [one["values"]["hyperparameters.weight_decay"] for one in record["stretches"]] == [0.0, 0.5, 0.5]
+
+    def test_another_number_of_ranks_or_accumulation_is_no_change(self, interrupted):
+        record, _ = interrupted("--gradient_accumulation_steps", "2")
+        name = "hyperparameters.gradient_accumulation_steps"
+        assert [(one["first_step"], one["values"][name]) for one in record["stretches"]] == [(1, 1), (4, 2)]
+
+    def test_another_model_is_refused_with_the_flag_too(self, interrupted):
+        for changes in ({"optim": "sgd"}, {"adapter": {"adapter_hidden_size": 16, "adapter_num_attention_heads": 2}}):
+            with pytest.raises(ValueError, match="is of another model"):
+                interrupted("--resume_with_changes", **changes)
+
+    def test_fewer_steps_than_are_done(self, interrupted):
+        with pytest.raises(ValueError, match="has done 3 steps, but the stage now has 2"):
+            interrupted("--resume_with_changes", stages=[{"name": "adapter", "max_steps": 2}])
+
+    def test_another_version_of_the_package(self, interrupted, monkeypatch):
+        monkeypatch.setattr("modeling_part.training.run.__version__", "99.0")
+        with pytest.raises(ValueError, match=r"versions\.modeling-part was '.*', now '99\.0'"):
+            interrupted()
+
+    values = st.recursive(
+        st.none() | st.integers(-3, 3) | st.text("ab", max_size=2),
+        lambda one: st.dictionaries(st.text("ab", min_size=1, max_size=2), one, max_size=3),
+    )
+
+    @given(st.dictionaries(st.text("cd", min_size=1, max_size=2), values, max_size=3), st.data())
+    def test_differences_of_any_records(self, record, data):
+        assert differences(record, record) == {}
+        other = data.draw(st.dictionaries(st.text("cd", min_size=1, max_size=2), self.values, max_size=3))
+        found = differences(record, other)
+        assert bool(found) == (record != other)
+        assert differences(other, record) == {name: (new, old) for name, (old, new) in found.items()}
+        assert differences({}, {"a": {"b": 1}}) == {"a.b": (NOT_RECORDED, 1)}
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        "name", ["optimizer.pt", "scheduler.pt", "model.safetensors", "trainer_state.json", "batches.json", "stage.json",
+                 "rng_state.pth", "training_args.bin", "config.json"]
+    )  # fmt: skip
+    @pytest.mark.parametrize("damage", ["gone", "flipped", "empty"])
+    def test_what_a_checkpoint_lacks_is_named(self, interrupted, name, damage):
+        path = interrupted.checkpoint / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.unlink()
+        if damage != "gone":
+            path.write_bytes(data if damage == "flipped" else b"")
+        if (name, damage) == ("trainer_state.json", "gone"):  # only half written: training begins anew
+            interrupted()
+            return
+        with pytest.raises(ValueError) as caught:
+            interrupted()
+        assert str(interrupted.checkpoint) in str(caught.value)
+        assert not (interrupted.folder / "stage.json").exists()
+
+    @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+    def test_an_older_checkpoint_without_them_too(self, interrupted, name):
+        record = read_stage_json(interrupted.checkpoint)
+        del record["files"]
+        (interrupted.checkpoint / "stage.json").write_text(json.dumps(record))
+        (interrupted.checkpoint / name).unlink()
+        with pytest.raises(CheckpointError, match=f"has no {name}: training would not go on where it stood"):
+            interrupted()
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", "3", "[[1]]", '[["a", "b"]]', "nonsense"])
+    def test_a_broken_history_is_named(self, tmp_path, text):
+        (tmp_path / "batches.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"batches\.json"):
+            read_history(tmp_path, 1)
+
+    def test_a_diverged_checkpoint_does_not_become_visible(self, tmp_path):
+        from safetensors.torch import save_file
+
+        staged = tmp_path / "incomplete" / "checkpoint-2"
+        staged.mkdir(parents=True)
+        save_file({"weight": torch.tensor([1.0, float("nan")])}, staged / "model.safetensors")
+        with pytest.raises(NotFiniteError, match="such as weight"):
+            publish_checkpoint(staged, tmp_path / "checkpoint-2", [(1, 2)], None)
+        assert not (tmp_path / "checkpoint-2").exists()
+
+    @given(st.lists(st.text("0123456789abc.-", max_size=5), max_size=6))
+    def test_the_last_checkpoint_among_anything(self, tmp_path_factory, names):
+        folder = tmp_path_factory.mktemp("names")
+        for name in names:
+            (folder / f"checkpoint-{name}").mkdir(exist_ok=True)
+            (folder / f"checkpoint-{name}" / "trainer_state.json").touch()
+        numbers = [int(name) for name in names if name.isdecimal()]
+        last = last_checkpoint(folder)
+        assert (last and checkpoint_step(last)) == (max(numbers) if numbers else None)
+
+
+class TestEpochs:
+    def recipe(self, made, tmp_path, **changes):
+        dev = [{"reader": "manifest", "path": str(made.corpus["dev"]), "tasks": ["asr"]}]
+        recipe = yaml.safe_load(made.recipe.read_text()) | {"output_dir": str(tmp_path / "run"), "eval_data": dev}
+        recipe |= {"stages": [{"name": "adapter", "epochs": 3}], "save_total_limit": 10, **changes}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return [str(tmp_path / "recipe.yaml")]
+
+    def test_each_epoch_is_evaluated_saved_and_logged(self, made, tmp_path):
+        strategies = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "epoch")
+        train_part.main(self.recipe(made, tmp_path, **strategies))
+        history = json.loads((tmp_path / "run" / "adapter" / "log_history.json").read_text())
+        steps = read_stage_json(tmp_path / "run" / "adapter")["hyperparameters"]["num_steps"]
+        ends = [steps // 3, 2 * steps // 3, steps]
+        assert [line["step"] for line in history if "eval_loss" in line] == [*ends, steps]  # and the finished stage
+        assert [line["step"] for line in history if "loss" in line] == ends
+        saved = sorted(map(checkpoint_step, (tmp_path / "run" / "adapter").glob("checkpoint-*")))
+        assert saved == ends
+
+    def test_the_first_epochs_can_be_left_out(self, made, tmp_path):
+        train_part.main(self.recipe(made, tmp_path, eval_strategy="epoch", eval_delay=2, save_strategy="no"))
+        history = json.loads((tmp_path / "run" / "adapter" / "log_history.json").read_text())
+        assert len([line for line in history if "eval_loss" in line]) == 3
+
+    def test_a_stage_shorter_than_an_epoch(self, made, tmp_path):
+        stages = [{"name": "adapter", "max_steps": 2}]
+        train_part.main(self.recipe(made, tmp_path, eval_strategy="epoch", save_strategy="epoch", stages=stages))
+        assert [path.name for path in (tmp_path / "run" / "adapter").glob("checkpoint-*")] == ["checkpoint-2"]
+
+    def test_a_resumed_stage_goes_on_epoch_by_epoch(self, made, tmp_path):
+        argv = self.recipe(made, tmp_path, save_strategy="epoch")
+        train_part.main(argv)
+        folder = tmp_path / "run" / "adapter"
+        whole = read_stage_json(folder)
+        steps = sorted(map(checkpoint_step, folder.glob("checkpoint-*")))
+        for path in folder.iterdir():
+            if path.name != f"checkpoint-{steps[0]}":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        train_part.main([*argv, "--resume"])
+        assert sorted(map(checkpoint_step, folder.glob("checkpoint-*"))) == steps
+        assert read_stage_json(folder)["files"] == whole["files"]

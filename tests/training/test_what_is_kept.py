@@ -1,0 +1,341 @@
+"""Nothing that exists is lost: forced stages, damaged and diverged weights, copies, and two runs in one folder."""
+
+import errno
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import tiny_training
+import torch
+import yaml
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import train_part
+from modeling_part.recipes.files import CheckpointError
+from modeling_part.recipes.stage_files import NotFiniteError, check_files, check_finite, checksums, weight_files
+from modeling_part.recipes.stage_record import read_stage_json
+from modeling_part.training.checkpoints import last_checkpoint
+from modeling_part.training.checks import check_test_rows
+from modeling_part.training.lock import LOCK_FILE, FolderInUseError, only_run_in
+from modeling_part.training.run import StageRun
+from modeling_part.training.set_aside import ASIDE, set_aside, written_by_training
+from modeling_part.training.trainer import PARTTrainer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_parts):
+    """A finished run of two stages, and where it came from."""
+    folder = tmp_path_factory.mktemp("made")
+    corpus = tiny.tiny_corpus(folder / "corpus", sentences={"train": 4, "dev": 1, "test": 1}, words=(1, 2))
+    stages = [{"name": "adapter", "max_steps": 2}, {"name": "encoder", "max_steps": 2}]
+    recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, stages=stages, eval_data=None, max_rows=2)
+    train_part.main([str(recipe)])
+    return SimpleNamespace(folder=folder, recipe=recipe, run=folder / "run", corpus=corpus)
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of the finished run; called, it trains in it."""
+    shutil.copytree(made.run, tmp_path / "run")
+
+    def train(*options, **changes):
+        recipe = yaml.safe_load(made.recipe.read_text()) | {"output_dir": str(tmp_path / "run")} | changes
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value is not None}))
+        train_part.main([str(path), *options])
+
+    train.folder = tmp_path / "run"
+    return train
+
+
+def content(folder):
+    """Every file below a folder but the lock, the data and the reports of the run, which each start writes anew."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for stage in ("adapter", "encoder")
+        for path in sorted((folder / stage).rglob("*"))
+        if path.is_file()
+    }
+
+
+class TestForce:
+    @pytest.mark.parametrize(
+        "mistake",
+        [
+            {"frozen_dtype": "float99"},
+            {"attn_implementation": "sdpaa"},
+            {"lora_rank": -1},
+            {"lr_scheduler_kwargs": {"num_cycle": 3}},
+            {"predict_with_generate": True, "eval_strategy": "steps"},
+            {"checkpoint": "/nowhere/at/all"},
+            {"max_new_tokens": 0},
+            {"augmentation": {"spec_augment": {"mel_masks": -1}}},
+            {"ddp_find_unused_parameters": False, "stages": ["joint"]},
+            {"language_names": {"en": ""}},
+            {"optim": "adamw_bnb_8bit", "optim_args": "x"},
+        ],
+        ids=lambda mistake: next(iter(mistake)),
+    )
+    def test_a_mistake_costs_nothing(self, run, mistake):
+        before = content(run.folder)
+        with pytest.raises((ValueError, OSError, ImportError, FileNotFoundError)):
+            run("--force", **mistake)
+        assert content(run.folder) == before
+
+    def test_what_was_there_is_kept_until_the_stage_is_finished(self, run, monkeypatch):
+        mine = run.folder / "encoder" / "checkpoint-best" / "model.safetensors"
+        mine.parent.mkdir()
+        mine.write_text("mine")
+        before = content(run.folder)
+
+        def fail(self, *args, **kwargs):
+            raise RuntimeError("the power is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PARTTrainer, "train", fail)
+            with pytest.raises(RuntimeError, match="power"):
+                run("--force", "--stage", "encoder")
+        aside = run.folder / "encoder" / ASIDE / "1"
+        for path, old in before.items():
+            kept = path.parts[0] == "adapter" or (path.name == mine.name and "checkpoint-best" in path.parts)
+            assert (run.folder / path if kept else aside / path.name).read_bytes() == old
+        assert not (run.folder / "encoder" / "stage.json").exists()
+        run()  # a stage that is not finished is trained, the same bits
+        assert mine.read_text() == "mine" and not (run.folder / "encoder" / ASIDE).exists()
+        name = "model.safetensors"
+        assert (run.folder / "encoder" / name).read_bytes() == next(
+            old for path, old in before.items() if path.parts == ("encoder", name)
+        )
+
+    def test_a_later_stage_is_touched_when_its_turn_has_come(self, run, monkeypatch):
+        begun = []
+        begin = StageRun.begin
+        monkeypatch.setattr(
+            StageRun,
+            "begin",
+            lambda self: (begun.append((self.plan.name, (run.folder / "encoder/stage.json").exists())), begin(self)),
+        )
+        run("--force")
+        assert begun == [("adapter", True), ("encoder", True)]
+
+    def test_two_failures_in_a_row_keep_both(self, tmp_path):
+        for text in ("first", "second"):
+            (tmp_path / "stage.json").write_text(text)
+            set_aside(tmp_path)
+        assert [(tmp_path / ASIDE / str(n) / "stage.json").read_text() for n in (1, 2)] == ["first", "second"]
+        assert set_aside(tmp_path) is None
+
+    @given(
+        st.lists(
+            st.text("checkpoint-0123456789.best_ok", min_size=1, max_size=16).filter(lambda s: s not in (".", "..")),
+            max_size=8,
+        )
+    )
+    def test_only_what_training_writes_moves(self, tmp_path_factory, names):
+        folder = tmp_path_factory.mktemp("names")
+        for name in names:
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / "trainer_state.json").write_text("{}")
+        for path in written_by_training(folder):
+            assert path.name.removeprefix("checkpoint-").isdecimal()
+        last = last_checkpoint(folder)
+        numbers = [int(n[11:]) for n in names if n.startswith("checkpoint-") and n[11:].isdecimal()]
+        assert (last is None and not numbers) or int(last.name[11:]) == max(numbers)
+
+
+class TestFinished:
+    def test_the_record_holds_size_and_checksum(self, run):
+        for name, parent in (("adapter", {}), ("encoder", read_stage_json(run.folder / "adapter")["files"])):
+            record = read_stage_json(run.folder / name)
+            assert record["files"] == checksums(weight_files(run.folder / name), run.folder / name)
+            assert record["files"]["model.safetensors"]["size"] > 1000
+            assert record.get("parent_files", {}) == parent
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+    @pytest.mark.parametrize("with_files", [True, False], ids=["checksums", "older"])
+    def test_damaged_weights_are_not_finished(self, run, damage, with_files):
+        path = run.folder / "adapter" / "model.safetensors"
+        if not with_files:
+            if damage == "flipped":
+                pytest.skip("an earlier version's record has no checksum")
+            record = read_stage_json(path.parent)
+            del record["files"]
+            (path.parent / "stage.json").write_text(json.dumps(record))
+        data = bytearray(path.read_bytes())
+        data[-7] ^= 4
+        path.unlink() if damage == "gone" else path.write_bytes(data if damage == "flipped" else data[:-40])
+        for options in ((), ("--stage", "encoder", "--force")):
+            with pytest.raises(CheckpointError, match="--stage adapter --force") as caught:
+                run(*options)
+            assert str(path.parent) in str(caught.value)
+
+    def test_a_record_without_checksums_is_taken_with_a_warning(self, run, caplog):
+        for name in ("adapter", "encoder"):
+            record = read_stage_json(run.folder / name)
+            (run.folder / name / "stage.json").write_text(
+                json.dumps({key: value for key, value in record.items() if not key.endswith("files")})
+            )
+        with caplog.at_level(logging.WARNING):
+            run()
+        assert sum("has no checksums" in message for message in caplog.messages) == 2
+
+    def test_a_parent_that_is_not_finished_is_refused(self, run):
+        (run.folder / "adapter" / "stage.json").unlink()
+        with pytest.raises(FileNotFoundError, match="Stage 'adapter' is not finished"):
+            run("--stage", "encoder", "--force")
+        assert (run.folder / "encoder" / "stage.json").is_file()
+
+    def test_a_stage_of_other_parents_weights_is_told(self, run, caplog):
+        run("--stage", "adapter", "--force", "--seed", "3")
+        with pytest.raises(ValueError, match="'encoder' was trained from other weights of 'adapter'"):
+            run("--seed", "3")
+        before = load_file(run.folder / "encoder" / "model.safetensors")
+        run("--seed", "3", "--resume")
+        record = read_stage_json(run.folder / "encoder")
+        assert record["parent_files"] == read_stage_json(run.folder / "adapter")["files"]
+        assert tiny_training.changed(before, load_file(run.folder / "encoder" / "model.safetensors"))
+
+    def test_other_settings_than_a_finished_stages_are_told(self, run, caplog):
+        with caplog.at_level(logging.WARNING):
+            run("--weight_decay", "0.5")
+        assert "Stage adapter was trained with other settings than the recipe has now" in caplog.text
+        assert "weight_decay was 0.0, now 0.5" in caplog.text
+
+    def test_weights_that_are_not_finite_are_not_finished(self, run, monkeypatch):
+        train = PARTTrainer.train
+
+        def diverge(self, **kwargs):
+            train(self, **kwargs)
+            with torch.no_grad():
+                next(self.model.model.adapter.parameters()).view(-1)[0] = float("nan")
+
+        monkeypatch.setattr(PARTTrainer, "train", diverge)
+        with pytest.raises(NotFiniteError, match=r"1 tensors of .*adapter are not finite, such as model\.adapter"):
+            run("--stage", "adapter", "--force", test_data=None)
+        assert not (run.folder / "adapter" / "stage.json").exists()
+        assert (run.folder / "adapter" / ASIDE / "1" / "stage.json").is_file()
+
+    @given(st.sampled_from([float("nan"), float("inf"), -float("inf"), 0.0, 1e30]), st.integers(0, 5))
+    def test_any_tensor_is_looked_at(self, tmp_path_factory, value, position):
+        folder = tmp_path_factory.mktemp("tensors")
+        tensors = {str(number): torch.zeros(2) for number in range(6)}
+        tensors[str(position)][1] = value
+        save_file(tensors, folder / "model.safetensors")
+        if value in (0.0, 1e30):
+            check_finite(folder)
+        else:
+            with pytest.raises(NotFiniteError, match=f"such as {position}"):
+                check_finite(folder)
+
+    @given(st.binary(min_size=1, max_size=200), st.data())
+    def test_any_byte_counts(self, tmp_path_factory, content, data):
+        folder = tmp_path_factory.mktemp("bytes")
+        path = folder / "model.safetensors"
+        path.write_bytes(content)
+        record = {"files": checksums([path], folder)}
+        check_files(folder, record, "")
+        damaged = bytearray(content)
+        damaged[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        path.unlink()
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            check_files(folder, record, "")
+
+
+class TestCopies:
+    @pytest.mark.parametrize("damage", ["cut", "text", "gone"])
+    def test_a_damaged_stage_of_another_run_is_not_copied(self, made, run, tmp_path, damage, caplog):
+        path = run.folder / "adapter" / "model.safetensors"
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(b"x" * 100 if damage == "text" else path.read_bytes()[:-9])
+        with caplog.at_level(logging.INFO):
+            run("--output_dir", str(tmp_path / "new"), "--reuse_runs", str(run.folder), "--stage", "adapter")
+        assert "Stage adapter was trained alike" in caplog.text and "copied\n" not in caplog.text
+        path = tmp_path / "new" / "adapter" / "model.safetensors"
+        assert path.read_bytes() == (made.run / "adapter" / "model.safetensors").read_bytes()
+
+    def test_a_copy_leaves_what_is_the_users(self, made, run, tmp_path):
+        mine = tmp_path / "new" / "adapter" / "notes.txt"
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        run("--output_dir", str(tmp_path / "new"), "--reuse_runs", str(made.run))
+        assert mine.read_text() == "mine"
+        for name in ("adapter", "encoder"):
+            record = (made.run / name / "stage.json").read_bytes()
+            assert (tmp_path / "new" / name / "stage.json").read_bytes() == record
+        run("--output_dir", str(tmp_path / "new"))
+
+
+ROW = {"id": "1", "corpus": "a", "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": "oui"}
+
+
+class TestBeforeTraining:
+    """What can be known before training is said before training."""
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({}, r"2 rows of `test_data` share corpus, id, task and languages \('a', '1', "),
+            ({"id": "2", "text": " "}, r"1 rows of `test_data` have no text to score against, such as \['2'\]"),
+            ({"id": "2", "text": None}, "have no text to score against"),
+        ],
+    )
+    def test_test_data_that_cannot_be_scored(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            check_test_rows(Dataset.from_list([ROW, ROW | change]))
+
+    def test_test_data_that_can(self):
+        check_test_rows(Dataset.from_list([ROW, ROW | {"corpus": "b"}, ROW | {"id": "2"}]))
+
+    def test_it_is_looked_at_before_training(self, run, monkeypatch):
+        monkeypatch.setattr(PARTTrainer, "train", lambda *args, **kwargs: pytest.fail("it trains"))
+        monkeypatch.setattr("modeling_part.training.run.check_test_rows", lambda rows: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("--force")
+
+
+HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+
+
+class TestLock:
+    @pytest.fixture
+    def holder(self, tmp_path):
+        """A process that is in the folder."""
+        (tmp_path / "run").mkdir()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run" / LOCK_FILE], **pipes)
+        process.stdout.readline()
+        yield process
+        process.kill()
+        process.communicate()
+
+    def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(self, holder, tmp_path):
+        with pytest.raises(FolderInUseError, match=r"Another run is in .*run"), only_run_in(tmp_path / "run"):
+            pytest.fail("two runs in one folder")
+        holder.kill()
+        holder.wait()
+        with only_run_in(tmp_path / "run"):
+            assert (tmp_path / "run" / LOCK_FILE).is_file()
+
+    def test_train_part_takes_it(self, holder, made, tmp_path):
+        with pytest.raises(FolderInUseError):
+            train_part.main([str(made.recipe), "--output_dir", str(tmp_path / "run")])
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+
+    def test_a_folder_that_cannot_be_locked_is_told(self, tmp_path, monkeypatch, caplog):
+        def refuse(*args):
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr("fcntl.lockf", refuse)
+        with only_run_in(tmp_path):
+            assert "cannot be locked" in caplog.text
