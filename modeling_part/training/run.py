@@ -102,6 +102,9 @@ class StageRun:
             CheckpointError: a file of the checkpoint cannot be read.
         """
         checkpoint = None if args.dry_run or self.restarts else last_checkpoint(self.folder)
+        for path in self.folder.glob("checkpoint-*/stage.json"):
+            if args.resume and not self.restarts and not (path.parent / "trainer_state.json").is_file():
+                raise CheckpointError(f"{path.parent} has no trainer_state.json: it is damaged. Remove it to go on.")
         if checkpoint is None:
             return None, Progress()
         if not args.resume:

@@ -160,7 +160,7 @@ class TestChanges:
 class TestDamage:
     @pytest.mark.parametrize(
         "name", ["optimizer.pt", "scheduler.pt", "model.safetensors", "trainer_state.json", "batches.json", "stage.json",
-                 "rng_state.pth", "training_args.bin", "config.json"]
+                 "rng_state.pth", "config.json"]
     )  # fmt: skip
     @pytest.mark.parametrize("damage", ["gone", "flipped", "empty"])
     def test_what_a_checkpoint_lacks_is_named(self, interrupted, name, damage):
@@ -170,9 +170,6 @@ class TestDamage:
         path.unlink()
         if damage != "gone":
             path.write_bytes(data if damage == "flipped" else b"")
-        if (name, damage) == ("trainer_state.json", "gone"):  # only half written: training begins anew
-            interrupted()
-            return
         with pytest.raises(ValueError) as caught:
             interrupted()
         assert str(interrupted.checkpoint) in str(caught.value)
