@@ -348,6 +348,7 @@ class _Source(NamedTuple):
             raise AudioError(f"Cannot decode {self.name}: it is {described}.", f"file is {described}") from error
         media = media_kind(self.head)
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".") or type(error).__name__
+        reason += ". Check that the file is complete audio"
         if media or getattr(error, "code", None) in UNKNOWN_FORMAT:
             try:
                 samples, rate, stated = decode_media(self.content)
@@ -358,11 +359,11 @@ class _Source(NamedTuple):
                         f"audio is {media}",
                     ) from error
             except ValueError as other:
-                reason = f"{media}, and {other}" if media else reason
+                reason = f"it is {media}, and {other}. Fetch it again" if media else reason
             else:
                 self._compare(len(samples) / check_rate(rate, self.name), stated)
                 return samples, rate
-        raise AudioError(f"Cannot decode {self.name}: {reason}. Check that the file is complete audio.") from error
+        raise AudioError(f"Cannot decode {self.name}: {reason}.") from error
 
 
 def _open_source(audio: object) -> _Source:

@@ -306,6 +306,14 @@ def test_files_that_cannot_be_opened_are_refused_at_once(tmp_path):
         load_audio({"path": None, "bytes": None})
 
 
+@pytest.mark.parametrize("content", [b"\0\0\0\x18ftypM4A " + bytes(500), b"\x1a\x45\xdf\xa3" + bytes(500)])
+def test_damaged_recordings_of_phones_and_browsers_are_named(content):
+    pytest.importorskip("av")
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"it is (M4A or MP4|WebM or Matroska), and FFmpeg says .* Fetch it again"):
+            read(content)
+
+
 @pytest.mark.parametrize("kind", ["m4a", "webm"])
 def test_what_phones_and_browsers_record_is_decoded_with_av(tmp_path, kind):
     av = pytest.importorskip("av")
