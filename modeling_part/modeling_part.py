@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
@@ -19,6 +19,7 @@ from .adapter_part import PARTAdapter, PARTOutputNorm
 from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
+from .generation_part import AudioGenerationMixin
 from .loading_part import check_tensors, explain_missing_safetensors, load_parts, tied_weights_keys
 from .logits_part import chunked_token_losses, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
@@ -273,7 +274,7 @@ class PARTModel(PARTPreTrainedModel):
         )
 
 
-class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, GenerationMixin):
+class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationMixin):
     """PART with the language model's head: transcribes and translates speech, and translates text.
 
     ```python
@@ -431,30 +432,6 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, GenerationMixin)
             audio_hidden_states=outputs.audio_hidden_states,
             **alignment,
         )
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor: torch.Tensor, model_kwargs: dict, model_input_name: str | None, generation_config
-    ) -> dict:
-        """Encode the audio before the first step where that step would not be the only one to do so.
-
-        transformers does this for images; audio is left to the first step, which beams, chunks of a prompt and
-        generation without a cache would make run more than once.
-        """
-        expands = max(generation_config.num_beams, generation_config.num_return_sequences) > 1
-        again = expands or generation_config.prefill_chunk_size is not None or generation_config.use_cache is False
-        if again and (features := model_kwargs.pop("input_features", None)) is not None:
-            mask = model_kwargs.pop("input_features_mask", None)
-            features, mask = (None if value is None else value.to(self.device) for value in (features, mask))
-            model_kwargs["mm_encoder_outputs"] = {"audio": self.get_audio_features(features, mask)}
-        return model_kwargs
-
-    def _expand_multimodal_outputs(
-        self, input_ids: torch.Tensor, mm_encoder_output: dict, expand_size: int = 1, inputs_embeds=None
-    ) -> dict:
-        """Give every beam or returned sequence of a row the same audio embeddings."""
-        embeds = mm_encoder_output["audio"].pooler_output
-        rows = embeds.split(self.model.find_placeholders(input_ids, inputs_embeds, embeds).sum(-1).tolist())
-        return {"audio": PARTAudioOutput(pooler_output=torch.cat([row for row in rows for _ in range(expand_size)]))}
 
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return scale_logits(self.config.text_config, self.lm_head(hidden_states))
