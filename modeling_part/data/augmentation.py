@@ -7,13 +7,16 @@ happens to a row depends neither on the number of workers nor on what was augmen
 
 import hashlib
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
 import torch
+
+from ..recipes.suggestions import did_you_mean
 
 
 if TYPE_CHECKING:
@@ -45,11 +48,8 @@ class SpecAugment:
     max_time_frames: int = 100
 
     def __post_init__(self) -> None:
-        if not (0 <= self.max_mel_share <= 1 and 0 <= self.max_time_share <= 1):
-            raise ValueError(
-                f"The shares are between 0 and 1, got max_mel_share={self.max_mel_share},"
-                f" max_time_share={self.max_time_share}"
-            )
+        shares = {"max_mel_share": (0, 1), "max_time_share": (0, 1)}
+        _check_numbers(self, {"mel_masks": (0, 100), "time_masks": (0, 100), "max_time_frames": (0, 10**6), **shares})
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,15 @@ class WaveformAugment:
     min_bitrate: int = 16
     max_bitrate: int = 64
 
+    def __post_init__(self) -> None:
+        probabilities = ("noise_probability", "gain_probability", "codec_probability")
+        _check_numbers(self, dict.fromkeys(probabilities, (0, 1)))
+        _check_numbers(self, {"min_snr_db": (-100, 200), "max_snr_db": (-100, 200), "max_gain_db": (0, 100)})
+        _check_numbers(self, {"min_bitrate": (8, 320), "max_bitrate": (8, 320)})
+        for least, most in (("min_snr_db", "max_snr_db"), ("min_bitrate", "max_bitrate")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"`{least}` of the augmentation is above `{most}`.")
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -94,7 +103,8 @@ class Augmentation:
     waveform: WaveformAugment | None = None
 
     def __post_init__(self) -> None:
-        if any(not 0.5 <= speed <= 2.0 for speed in self.speeds):
+        _check_numbers(self, {"max_seconds": (0.1, 10**6)})
+        if any(not isinstance(speed, (int, float)) or not 0.5 <= speed <= 2.0 for speed in self.speeds):
             raise ValueError(f"Speeds are factors such as 0.9 or 1.1 between 0.5 and 2.0, got {self.speeds}")
         if self.waveform is not None:
             _waveform_transforms(self.waveform)  # fails now rather than in a worker if the extra is missing
@@ -210,12 +220,43 @@ def _apply_waveform(
 
 
 def build_augmentation(settings: dict | None) -> Augmentation | None:
-    """A recipe's `augmentation` mapping, such as `{speeds: [0.9, 1.0, 1.1], spec_augment: {time_masks: 2}}`."""
+    """A recipe's `augmentation` mapping, such as `{speeds: [0.9, 1.0, 1.1], spec_augment: {time_masks: 2}}`.
+
+    Raises:
+        ValueError: a key is unknown, or a value is not as it must be; the message names it.
+    """
     if not settings:
         return None
-    settings = dict(settings)
+    settings = _known(settings, Augmentation, "augmentation")
     for name, kind in (("spec_augment", SpecAugment), ("waveform", WaveformAugment)):
         if settings.get(name) is not None:
-            settings[name] = kind(**settings[name])
-    settings["speeds"] = tuple(settings.get("speeds", ()))
+            settings[name] = kind(**_known(settings[name], kind, f"augmentation.{name}"))
+    speeds = settings.get("speeds")
+    if not isinstance(speeds, (list, tuple, type(None))):
+        raise ValueError(f"`augmentation.speeds` is {speeds!r}; it must be a list of factors such as [0.9, 1.0, 1.1].")
+    settings["speeds"] = tuple(speeds or ())
     return Augmentation(**settings)
+
+
+def _known(settings: object, kind: type, name: str) -> dict:
+    """A copy of the settings for a class; ValueError if they are no mapping or name what the class has not."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"`{name}` is {settings!r}; it must be a mapping.")
+    names = [one.name for one in fields(kind)]
+    for key in settings:
+        if key not in names:
+            raise ValueError(f"`{name}` has no setting {key!r}.{did_you_mean(key, names)} It has {', '.join(names)}.")
+    return dict(settings)
+
+
+def _check_numbers(settings: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ValueError unless each of the named settings is a number within its bounds, whole where it is an int."""
+    whole = {one.name for one in fields(settings) if one.type in ("int", int)}
+    for name, (least, most) in bounds.items():
+        value = getattr(settings, name)
+        kind = int if name in whole else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+            described = "a whole number" if name in whole else "a number"
+            raise ValueError(
+                f"`{name}` of the augmentation is {value!r}; it must be {described} from {least} to {most}."
+            )

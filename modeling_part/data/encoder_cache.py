@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -49,8 +50,13 @@ def clip_key(row: Mapping) -> str:
     if audio.get("bytes") is not None:
         digest.update(audio["bytes"])
     else:
-        status = os.stat(audio["path"])
-        digest.update(f"{os.path.abspath(audio['path'])} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(os.path.abspath(audio["path"]).encode("utf-8", "surrogateescape"))
+        try:
+            status = os.stat(audio["path"])
+        except OSError:  # the file is gone: decoding says so
+            digest.update(b" gone")
+        else:
+            digest.update(f" {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -68,10 +74,16 @@ class EncoderOutputs:
     def __init__(self, folder: str | Path, broken: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder)
         self.broken = dict(broken or {})
-        self._places: dict[str, tuple[str, int]] = {}  # clip -> file, feature steps
+        self._places: dict[str, tuple[str, int, int]] = {}  # clip -> file, feature steps, checksum
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                self._places |= {key: (path.name, int(steps)) for key, steps in file.metadata().items()}
+            try:
+                with safe_open(path, framework="pt") as file:
+                    entries = {key: tuple(map(int, value.split())) for key, value in file.metadata().items()}
+                places = {key: (path.name, steps, checksum) for key, (steps, checksum) in entries.items()}
+            except (SafetensorError, OSError, ValueError) as error:
+                logger.warning("%s is damaged (%s): its clips are computed again", path, error)
+                continue
+            self._places |= places
         self._files: dict[str, safe_open] = {}
 
     def __getstate__(self) -> dict:
@@ -101,10 +113,15 @@ class EncoderOutputs:
             raise KeyError(
                 f"Row {row['id']!r} has no encoder outputs in {self.folder}: its audio has changed; run again."
             )
-        name, steps = self._places[key]
+        name, steps, checksum = self._places[key]
         if name not in self._files:
             self._files[name] = safe_open(self.folder / name, framework="pt")
-        return self._files[name].get_tensor(key), steps
+        frames = self._files[name].get_tensor(key)
+        if _checksum(frames) != checksum:
+            raise ValueError(
+                f"{self.folder / name} is damaged (row {row['id']!r}); remove it and run again with `resume`."
+            )
+        return frames, steps
 
 
 def write_encoder_outputs(
@@ -154,7 +171,7 @@ def write_encoder_outputs(
             features = _extract(processor, batch, broken)
             _refuse_broken(broken, clips, max_bad_fraction)
             for key, clip_frames, clip_steps in _encode(model, processor, features, autocast):
-                frames[key], steps[key] = clip_frames, str(clip_steps)
+                frames[key], steps[key] = clip_frames, f"{clip_steps} {_checksum(clip_frames)}"
             progress.update(len(batch))
             if len(frames) >= SHARD_CLIPS:
                 _write_file(folder, frames, steps)
@@ -227,6 +244,11 @@ def _encode(
         steps = clip.shape[processor.feature_time_axis]
         length = convolved_length(steps, model.config.encoder_convolutions)
         yield key, clip_frames[:length].clone(), steps
+
+
+def _checksum(frames: torch.Tensor) -> int:
+    """Of the bytes of some frames, whatever their dtype."""
+    return zlib.crc32(frames.contiguous().view(torch.uint8).numpy())
 
 
 def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, str]) -> None:

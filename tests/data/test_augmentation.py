@@ -160,3 +160,29 @@ def test_a_missing_extra_is_named_when_the_settings_are_made(monkeypatch):
     monkeypatch.setitem(sys.modules, "audiomentations", None)
     with pytest.raises(ImportError, match=r"audiomentations.*pip install \.\[augment\]"):
         Augmentation(waveform=WaveformAugment(max_gain_db=3.21))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speed": [0.9]}, r"`augmentation` has no setting 'speed'\. Did you mean 'speeds'\?"),
+        ({"speeds": 0.9}, r"`augmentation\.speeds` is 0\.9; it must be a list"),
+        ({"speeds": [0.1]}, "Speeds are factors"),
+        ({"speeds": ["fast"]}, "Speeds are factors"),
+        ({"max_seconds": float("nan"), "speeds": [1.1]}, "`max_seconds` of the augmentation is nan"),
+        ({"spec_augment": True}, r"`augmentation\.spec_augment` is True; it must be a mapping"),
+        ({"spec_augment": {"mel_mask": 2}}, "Did you mean 'mel_masks'"),
+        (
+            {"spec_augment": {"mel_masks": -1}},
+            "`mel_masks` of the augmentation is -1; it must be a whole number from 0",
+        ),
+        ({"spec_augment": {"time_masks": 1.5}}, "`time_masks` of the augmentation is 1.5; it must be a whole number"),
+        ({"spec_augment": {"max_time_share": 2}}, "`max_time_share` of the augmentation is 2"),
+        ({"waveform": {"noise_probability": 2}}, "`noise_probability` of the augmentation is 2"),
+        ({"waveform": {"min_snr_db": 50}}, "`min_snr_db` of the augmentation is above `max_snr_db`"),
+        (["speeds"], "must be a mapping"),
+    ],
+)
+def test_settings_that_are_none_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_augmentation(settings)

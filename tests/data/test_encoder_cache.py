@@ -170,7 +170,39 @@ def test_half_written_files_are_not_read(small, tmp_path):
     assert len(write(small, folder)) == 3
 
 
-def test_a_full_disk_is_told_before_the_work(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: b"x" * 100, lambda data: b""])
+def test_damaged_files_are_computed_again(small, tmp_path, change, caplog):
+    write(small, tmp_path / "outputs")
+    (file,) = (tmp_path / "outputs").glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(change(whole))
+    assert len(EncoderOutputs(tmp_path / "outputs")) == 0
+    assert f"{file} is damaged" in caplog.text
+    assert len(write(small, tmp_path / "outputs")) == 3
+
+
+def test_a_flipped_bit_is_noticed(small, tmp_path):
+    outputs = write(small, tmp_path / "outputs")
+    (file,) = (tmp_path / "outputs").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged \(row "):
+        for row in small[2]:
+            EncoderOutputs(outputs.folder)[row]
+
+
+def test_a_clip_whose_file_is_gone_is_a_broken_row(small, tmp_path):
+    model, processor, rows = small
+    (tmp_path / "2.wav").unlink()
+    settings = {"max_audio_seconds": 0.55, "max_bad_fraction": 0.5}
+    outputs = write_encoder_outputs(model, processor, rows, range(4), tmp_path / "outputs", **settings)
+    (fault,) = outputs.broken.values()
+    assert "Row '2'" in fault and "no audio file" in fault
+    assert outputs.frames_or_silence(rows[2])[2] == fault
+
+
+def test_a_full_disk_is_reported_before_the_work(small, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(OSError, match=r"The encoder outputs of 3 clips take .* GiB"):
         write(small, tmp_path / "outputs")
