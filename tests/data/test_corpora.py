@@ -325,6 +325,17 @@ def test_the_rows_on_disk_are_opened_by_other_processes_and_keep_their_fingerpri
     assert fingerprint(changed) != report["fingerprint"]
 
 
+@pytest.mark.parametrize("name", ["rows.arrow", "report.json"])
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_damaged_rows_on_disk_are_named(clips, name, content):
+    spec = {"reader": "manifest", "path": write_lines(clips / "train.jsonl", [asr("a"), asr("b"), MT])}
+    read_corpora([spec], cache_dir=clips / "cache")
+    path = clips / "cache" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(CorpusError, match=r"in .*cache"):
+        open_corpora(clips / "cache")
+
+
 # ------------------------------------------------------------------------------------------------ mapped datasets
 
 
