@@ -181,7 +181,7 @@ class Admission:
 
     def admit(self, rows: list[dict], report: DataReport) -> list[dict]:
         """The rows that can be used and that the filters keep, with their durations; the others go to the report."""
-        faults = [misshapen(row) for row in rows]
+        faults = [mistyped(row) for row in rows]
         measured = measure_durations([row for row, broken in zip(rows, faults, strict=True) if broken is None])
         kept = []
         for row, broken in zip(rows, faults, strict=True):
@@ -214,7 +214,7 @@ class Admission:
         return known == mark
 
 
-def misshapen(row: dict) -> str | None:
+def mistyped(row: dict) -> str | None:
     """What is wrong with the types of a row's values; None if each is of its column's."""
     for name in ("id", "corpus", "text", "source_text"):
         value = row[name]

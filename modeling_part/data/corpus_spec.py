@@ -1,7 +1,6 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """One entry of `train_data`, `eval_data` or `test_data`: which corpus, and what of it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from .readers.registry import READERS, SPLITS_BY_READER, reader_settings, reader
 from .rows import SPLITS, CorpusError, check_language
 
 
+HIGHEST_WEIGHT = 1000  # an epoch that draws rows more often than this never ends
 LISTS = ("tasks", "languages", "target_languages")
 
 
@@ -83,8 +83,8 @@ class CorpusSpec:
                 raise CorpusError(f"{where}: task {task!r} is none of {', '.join(TASKS)}")
         for code in (*(self.languages or ()), *(self.target_languages or ())):
             check_language(code, where)
-        if not fits(self.weight, float) or not 0 < self.weight < math.inf:
-            raise CorpusError(f"{where}: weight {self.weight!r} is no number above 0")
+        if not fits(self.weight, float) or not 0 < self.weight <= HIGHEST_WEIGHT:
+            raise CorpusError(f"{where}: weight {self.weight!r} is no number above 0 and up to {HIGHEST_WEIGHT}")
         splits = SPLITS_BY_READER.get(self.reader, SPLITS)
         if self.split not in splits:
             raise CorpusError(f"{where}: split {self.split!r} is none of {', '.join(splits)}")

@@ -153,7 +153,11 @@ def read_csv(path: Path, columns: Sequence[str] = (), on_broken: OnBroken | None
         elif fields and len(fields) == len(header):
             yield number, dict(zip(header, fields, strict=True))
         elif fields is None or lines[position][1].strip():
-            reason = f"not the header's {len(header)} fields" if fields else "a quote is never closed"
+            reason = (
+                f"not the header's {len(header)} fields"
+                if fields
+                else "a quote is never closed, or the field is too long"
+            )
             handle(on_broken, f"{path}, line {number}", BrokenRowError(reason, lines[position][1]))
         position += used if fields is not None else 1
 

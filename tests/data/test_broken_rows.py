@@ -110,9 +110,9 @@ def test_too_many_stop_with_a_checkpoint_from_which_fixed_data_goes_on(shared, t
         trainer.train()
     checkpoint = last_checkpoint(tmp_path)
     assert checkpoint.name == "checkpoint-5"
-    mended = make_trainer(tmp_path, shared, rows_with_broken(4, set()), **options)
-    mended.train(resume_from_checkpoint=str(checkpoint))
-    assert mended.state.global_step == 8
+    fixed = make_trainer(tmp_path, shared, rows_with_broken(4, set()), **options)
+    fixed.train(resume_from_checkpoint=str(checkpoint))
+    assert fixed.state.global_step == 8
 
     within = make_trainer(tmp_path / "within", shared, rows_with_broken(4, bad), **options | {"max_bad_fraction": 0.3})
     within.train()

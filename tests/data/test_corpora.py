@@ -279,7 +279,7 @@ def test_weights_are_given_per_corpus_column(clips):
         ),
         ({"reader": "manifest", "path": "x", "languages": [["de"]]}, "'languages' must be a list of names"),
         ({"reader": "manifest", "path": "x", "languages": 5}, "'languages' must be a list of names, not 5"),
-        ({"reader": "manifest", "path": "x", "weight": float("inf")}, "weight inf is no number above 0"),
+        ({"reader": "manifest", "path": "x", "weight": 1e12}, "weight 1000000000000.0 is no number above 0 and up to 1000"),
         ({"reader": "manifest", "path": "x", "weight": True}, "weight True is no number above 0"),
         ({"reader": "manifest", "path": "x", "name": 5}, "'name' must be text, not 5"),
         ({"reader": "manifest", "path": "x", "columns": {"text": "a"}}, "'columns' is a setting of dataset"),
@@ -483,6 +483,9 @@ def test_text_pairs_from_tsv_and_jsonl(tmp_path):
     path = write_lines(tmp_path / "pairs.jsonl", [record])
     dataset, _ = read_corpora([{"reader": "text_pairs", "path": path, "languages": ["de"]}], max_bad_fraction=0)
     assert [dataset[0][key] for key in ("id", "source_lang", "target_lang", "text")] == ["7", "de", "es", "Sí"]
+    (tmp_path / "pairs.csv").write_text('de,en\n"Ja, gut",Yes\n', encoding="utf-8")
+    dataset, _ = read_corpora([{**spec, "path": str(tmp_path / "pairs.csv"), "columns": columns}], max_bad_fraction=0)
+    assert (dataset[0]["source_text"], dataset[0]["text"]) == ("Ja, gut", "Yes")
     # Separators that `str.splitlines` would break a sentence at.
     write_lines(tmp_path / "pairs.jsonl", [{**record, "text": "Sí\u2028no\x85"}])
     (tmp_path / "pairs.tsv").write_text("de\ten\nJa\u2028nein\x85\tYes\rno\n", encoding="utf-8", newline="\n")

@@ -99,7 +99,7 @@ def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path):
     broken = []
     read = list(read_csv(path, ("file_name",), lambda where, error: broken.append((where, error.reason))))
     assert [(number, record["text"]) for number, record in read] == [(2, "one"), (4, "three"), (5, "fo\nur")]
-    assert broken == [(f"{path}, line 3", "a quote is never closed"), (f"{path}, line 7", "not the header's 2 fields")]
+    assert broken == [(f"{path}, line 3", "a quote is never closed, or the field is too long"), (f"{path}, line 7", "not the header's 2 fields")]
     with pytest.raises(CorpusError, match="has no column 'path'; its header is file_name, text"):
         list(read_csv(path, ("path",)))
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
-from ..files import read_jsonl, read_table
+from ..files import read_csv, read_jsonl, read_table
 from ..rows import CorpusError
 from .dataset import check_columns, rows_of
 
@@ -16,7 +16,7 @@ from .dataset import check_columns, rows_of
 def read_text_pairs(
     spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, str] | None = None
 ) -> Iterator[dict]:
-    """Mt rows from a TSV file with a header or a JSONL file, one pair a line.
+    """Mt rows from a TSV or CSV file with a header or a JSONL file, one pair a line.
 
     The text side of a speech translation corpus needs no such file: read that corpus with `tasks: [mt]`.
 
@@ -29,10 +29,12 @@ def read_text_pairs(
     on_broken = partial(report.drop_line, spec.corpus)
     if path.suffix == ".tsv":
         records = read_table(path, on_broken=on_broken)
+    elif path.suffix == ".csv":
+        records = read_csv(path, on_broken=on_broken)
     elif path.suffix == ".jsonl":
         records = read_jsonl(path, on_broken)
     else:
-        raise CorpusError(f"text_pairs: {path} is neither .tsv (with a header) nor .jsonl")
+        raise CorpusError(f"text_pairs: {path} is neither .tsv or .csv (with a header) nor .jsonl")
     if (first := next(records, None)) is None:
         return
     check_columns(replace(spec, tasks=("mt",)), columns, list(first[1]))
