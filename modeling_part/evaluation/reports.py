@@ -18,12 +18,12 @@ NORMALIZERS = {
 
 
 def normalizer_notes(report: Mapping) -> list[str]:
-    """A sentence for each normaliser of a report, with the groups it was used for."""
-    groups: dict[str, list[str]] = {}
-    for name, group in report["groups"].items():
-        groups.setdefault(group.get("normalizer", UNKNOWN_NORMALIZER), []).append(name)
+    """A sentence for each normaliser of a report, with the languages whose texts it is for."""
+    languages: dict[str, set[str]] = {}
+    for group in report["groups"].values():
+        languages.setdefault(group.get("normalizer", UNKNOWN_NORMALIZER), set()).add(group["target_lang"])
     return [
-        f"{name} ({', '.join(members)}): {NORMALIZERS.get(name, name)}" for name, members in sorted(groups.items())
+        f"{name} ({', '.join(sorted(of))}): {NORMALIZERS.get(name, name)}" for name, of in sorted(languages.items())
     ]
 
 

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 
-from ..evaluation.tables import markdown_cell, number, percent, plain_value, with_interval
+from ..evaluation.report_file import check_report
+from ..evaluation.reports import normalizer_notes
+from ..evaluation.tables import markdown_cell, markdown_code, number, percent, plain_value, with_interval
+from ..recipes.files import CheckpointError
 from ..recipes.stage_record import check_stage_info
 
 
@@ -24,7 +28,17 @@ TASK_NAMES = {"asr": "Speech recognition", "s2tt": "Speech translation", "mt": "
 HUB_TASKS = {"asr": "automatic-speech-recognition", "s2tt": "translation", "mt": "translation"}
 TAGS = ("part", "speech-llm", "speech-translation", "automatic-speech-recognition")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-LANGUAGE = re.compile(r"[a-z]{2,3}(?:-(?:[A-Z][a-z]{3}|[A-Z]{2}|\d{3}))*")
+LANGUAGE_TAG = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+# Types of what the parts of `stage.json` hold that a card shows; by group, by part of the model, by package.
+RECORD_VALUES = {
+    "base_models": (str,),
+    "trainable_parameters": (int, type(None)),
+    "versions": (str,),
+    "rows": (int,),
+    "hours": (int, float, type(None)),
+}
 
 
 def card_folder() -> Path:
@@ -68,19 +82,70 @@ def render_card(
         The text of README.md: metadata that the Hub accepts, then the card.
 
     Raises:
-        CheckpointError: `stage_info` lacks a key.
-        ValueError: the metadata is not valid.
+        CheckpointError: `stage_info` or `report` lacks a part, or one has another type.
+        ValueError: `repo_id` or `license` is none, or the metadata is not valid.
     """
-    check_stage_info(stage_info)
+    check_record(stage_info)
+    if report is not None:
+        check_report(report)
+    validate_repo_id(repo_id)
+    if license is not None and not (isinstance(license, str) and LICENSE.fullmatch(license)):
+        raise ValueError(
+            f"License {license!r} is no identifier; give one of https://huggingface.co/docs/hub/repositories-licenses, such "
+            "as apache-2.0."
+        )
     # `ModelCard.from_template` renders without filters, and leaves out in silence what a template names wrongly.
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
-    environment.filters.update(cell=markdown_cell, plain=lambda value: markdown_cell(plain_value(value)))
+    environment.filters.update(
+        cell=markdown_cell, code=markdown_code, plain=lambda value: markdown_cell(plain_value(value))
+    )
     template = environment.from_string((card_folder() / "model_card.md").read_text(encoding="utf-8"))
     metadata = _metadata(stage_info, report, repo_id, license)
     text = template.render(metadata=metadata.to_yaml(), repo_id=repo_id, **_body(stage_info, report, repo_id))
     text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
     ModelCard(text)  # parses the metadata, results included, and raises where they are not valid
     return text
+
+
+def check_record(stage_info: Mapping, name: str | Path = "stage_info") -> None:
+    """Raise where a stage's record lacks a part that a card shows, or a value has another type.
+
+    Raises:
+        CheckpointError: names the part, the value and the fix.
+    """
+    if not isinstance(stage_info, Mapping):
+        raise CheckpointError(
+            f"{name} is {stage_info!r:.60}, but must be an object; restore it, or train the stage again."
+        )
+    check_stage_info(stage_info, name)
+    for key, kinds in RECORD_VALUES.items():
+        for entry, value in (stage_info["data"] if key in ("rows", "hours") else stage_info)[key].items():
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise CheckpointError(
+                    f"{name}: {entry!r} of {key!r} is {value!r:.60}, but must be {kinds[0].__name__}; restore it, or train "
+                    "the stage again."
+                )
+    for dataset in stage_info.get("datasets") or []:
+        if not isinstance(dataset, str):
+            raise CheckpointError(
+                f"{name}: {dataset!r:.60} of 'datasets' is no name; write Hub ids such as google/fleurs."
+            )
+
+
+def group_languages(group: str) -> list[str]:
+    """The languages of a group: `["rm-sursilv", "de"]` of `s2tt/rm-sursilv-de`, `["pt-BR"]` of `asr/pt-BR`.
+
+    A second language starts where a subtag of two or three small letters follows another; regions are capitals or
+    digits, scripts and variants longer. Empty where the group's name is none of [`data.rows.group_name`].
+    """
+    task, _, direction = group.partition("/")
+    languages: list[str] = [direction] if task == "asr" else []
+    for subtag in [] if languages else direction.split("-"):
+        if not languages or re.fullmatch(r"[a-z]{2,3}", subtag):
+            languages.append(subtag)
+        else:
+            languages[-1] += f"-{subtag}"
+    return languages if len(languages) <= 2 and all(map(LANGUAGE_TAG.fullmatch, languages)) else []
 
 
 def _metadata(stage_info: Mapping, report: Mapping | None, repo_id: str, license: str | None) -> ModelCardData:
@@ -101,10 +166,11 @@ def _metadata(stage_info: Mapping, report: Mapping | None, repo_id: str, license
 
 def _languages(stage_info: Mapping, report: Mapping | None) -> list[str] | None:
     """ISO 639 codes of all languages trained or measured."""
-    codes = {code for group in stage_info["data"]["rows"] for code in LANGUAGE.findall(group.partition("/")[2])}
+    codes = {code for group in stage_info["data"]["rows"] for code in group_languages(group)}
     for group in (report or {}).get("groups", {}).values():
         codes |= {group["source_lang"], group["target_lang"]}
-    return sorted({code.split("-")[0] for code in codes}) or None
+    languages = {re.split("[-_]", code)[0].lower() for code in codes}
+    return sorted(language for language in languages if re.fullmatch("[a-z]{2,3}", language)) or None
 
 
 def _results(report: Mapping | None, stage_info: Mapping) -> list[EvalResult]:
@@ -151,21 +217,22 @@ def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
         "revision": stage_tag(stage_info["stage"]),
         "example_call": _example_call(data["rows"]),
         "trained": {part: count for part, count in trainable.items() if count},
-        "frozen": [part for part, count in trainable.items() if not count],
+        "frozen": [markdown_cell(part) for part, count in trainable.items() if not count],
         "rows": [
-            (*group.split("/", 1), count, data["hours"].get(group, "–"))
+            (*group.partition("/")[::2], count, "–" if (hours := data["hours"].get(group)) is None else hours)
             for group, count in sorted(data["rows"].items())
         ],
         "hyperparameters": _flatten(stage_info["hyperparameters"]),
         "metrics": _flatten(stage_info["metrics"]),
         "parent": _parent(stage_info),
-        "base_models": [f"{model} ({part})" for part, model in stage_info["base_models"].items()],
+        "base_models": [markdown_cell(f"{model} ({part})") for part, model in stage_info["base_models"].items()],
         "seed": stage_info["seed"],
         "fingerprint": data["fingerprint"],
-        "versions": [f"{package} {version}" for package, version in stage_info["versions"].items()],
+        "versions": [markdown_cell(f"{package} {version}") for package, version in stage_info["versions"].items()],
         "evaluation": _tables(report),
         "confidence": None if report is None else f"{100 * report['settings']['confidence']:g}",
         "signatures": _signatures(report),
+        "normalizers": [] if report is None else normalizer_notes(report),
         "licenses": {model: base_license(model) for model in stage_info["base_models"].values()},
     }
 
@@ -173,8 +240,8 @@ def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
 def _example_call(rows: Mapping) -> str:
     """Arguments of the processor for the first task and language that the stage was trained on."""
     for group in sorted(rows):
-        task, _, direction = group.partition("/")
-        languages = LANGUAGE.findall(direction)
+        task = group.partition("/")[0]
+        languages = group_languages(group)
         if task == "asr" and len(languages) == 1:
             return f'"clip.wav", task="asr", source_lang="{languages[0]}"'
         if task == "s2tt" and len(languages) == 2:
@@ -186,7 +253,8 @@ def _parent(stage_info: Mapping) -> str:
     if stage_info["parent"] is None:
         return "the base models, with a new adapter"
     revision = stage_info.get("parent_revision")
-    return f"the stage {stage_info['parent']}" + (f", revision `{revision}`" if revision else "")
+    parent = f"the stage {markdown_cell(stage_info['parent'])}"
+    return parent + (f", revision `{markdown_code(revision)}`" if revision else "")
 
 
 def _tables(report: Mapping | None) -> list[dict]:

@@ -7,20 +7,21 @@ and `stage.json`.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_part import PARTConfig
+from ..evaluation.report_file import read_report
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..recipes.files import CheckpointError, read_json, to_json
 from ..recipes.stage_record import read_stage_json
-from .cards import render_card, stage_tag
-from .privacy import check_nothing_private, without_local_paths
-from .remote_code import CODE_FILES, add_remote_code
+from .cards import check_record, render_card, stage_tag
+from .privacy import check_nothing_private, check_vocabulary, without_local_paths
+from .remote_code import CODE_FILES, add_remote_code, check_links, matches
 
 
 logger = logging.getLogger(__name__)
@@ -40,17 +41,23 @@ JSON_FILES = (
     "report.json",
 )
 
-# Vocabularies are data: words such as "/home" in them are neither cleaned nor searched.
+# Vocabularies are data: words such as "/home" in them are not cleaned. Secrets are looked for in them, too.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 TEXT_FILES = ("chat_template.jinja", "LICENSE", "NOTICE")
 PUBLISHED_FILES = (*WEIGHT_FILES, *CODE_FILES, *JSON_FILES, *VOCABULARY_FILES, *TEXT_FILES)
 
-# What training and evaluation leave beside a finished model; it stays here. Predictions quote their corpora, and
+# What training and evaluation leave beside a finished model; it stays here, as all folders do: checkpoints, answers of
+# `predict_with_generate`, what loggers write (runs, wandb, trackio, mlruns, ...). Predictions quote their corpora, and
 # lora.safetensors (to continue training) is in the published weights already, merged.
 LEFT_FILES = (
-    "checkpoint-*/",
-    "dev/",  # answers of `predict_with_generate`
-    "incomplete/",
+    "*/",
+    ".*",
+    "*.log",
+    "*.tfevents.*",
+    "emissions*.csv",
+    "wandb-*",
+    "*.db",
+    "*.sqlite*",
     "lora.safetensors",
     "log_history.json",
     "predictions.jsonl*",
@@ -88,10 +95,11 @@ def prepare(
 
     Raises:
         CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
-            missing shard, weights that are not safetensors or not the model's, or text with a token or a local path
-            left in it.
+            missing shard, weights that are not safetensors, not finite or not the model's, a link out of the folder, a
+            `stage.json` or `report.json` that is not what it must be, or text with a secret or a local path left in it.
     """
     folder = Path(folder)
+    check_links(folder, PUBLISHED_FILES)
     add_remote_code(folder)
     record, report = published_record(folder, tags or {}), None
     contents: dict[str, Path | bytes] = {}
@@ -107,38 +115,42 @@ def prepare(
     _check_shards(contents, folder)
     _check_tensors([folder / name for name in contents if matches(name, WEIGHT_FILES)], folder)
     if "report.json" in contents:
-        report = read_json(folder / "report.json")
-        if "groups" not in report:
-            raise CheckpointError(f"{folder / 'report.json'} is no report of a stage. Make it with `part score`.")
+        report = read_report(folder / "report.json")
     contents["stage.json"] = to_json(record).encode()
     contents["README.md"] = render_card(record, report, repo_id=repo_id, license=license).encode()
     for name, content in contents.items():
-        if isinstance(content, bytes) and name not in VOCABULARY_FILES:
-            check_nothing_private(name, content.decode("utf-8"), folder)
+        if name in VOCABULARY_FILES:
+            check_vocabulary(name, content, folder)
+        elif isinstance(content, bytes):
+            check_nothing_private(name, _decoded(content, folder / name), folder)
     return contents
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
 
 
 def published_record(folder: Path, tags: Mapping[str, str]) -> dict:
     """`stage.json` for the world: the parent and local base models by name, without the folders they lay in."""
-    record = without_local_paths(read_stage_json(folder), folder)
+    record = read_stage_json(folder)
+    check_record(record, folder / "stage.json")
+    record = without_local_paths(record, folder)
     if record["parent"] is not None:
         record["parent"] = Path(record["parent"]).name.removeprefix("stage-")
         if revision := tags.get(stage_tag(record["parent"])):
             record["parent_revision"] = revision
     record["base_models"] = {
-        part: Path(model).name if Path(model).exists() else model for part, model in record["base_models"].items()
+        part: Path(model).name if os.path.exists(model) else model for part, model in record["base_models"].items()
     }
     return record
 
 
 def is_published(name: str) -> bool:
-    """Whether a file of a repository is a checkpoint's, so that publishing may replace or delete it."""
+    """Whether a file of a repository has the name of one of a checkpoint's."""
     return name == "README.md" or matches(name, PUBLISHED_FILES)
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file name fits one of the patterns."""
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _published_names(folder: Path) -> list[str]:
@@ -148,10 +160,12 @@ def _published_names(folder: Path) -> list[str]:
         name = f"{path.name}/" if path.is_dir() else path.name
         if path.is_file() and matches(name, PUBLISHED_FILES):
             published.append(name)
+        elif matches(name, PUBLISHED_FILES):
+            refused.append(f"{name} (no file that can be read)")
         elif matches(name, LEFT_FILES):
             left.append(name)
         else:
-            reason = next((why for pattern, why in WHY_REFUSED.items() if fnmatch(name, pattern)), None)
+            reason = next((why for pattern, why in WHY_REFUSED.items() if matches(name, [pattern])), None)
             refused.append(f"{name} ({reason or 'not a part of a PART checkpoint: move it away'})")
     if refused:
         raise CheckpointError(f"{folder} is not published because of {'; '.join(refused)}.")
@@ -176,7 +190,13 @@ def _check_shards(contents: Mapping[str, Path | bytes], folder: Path) -> None:
     weights = {name for name in contents if matches(name, WEIGHT_FILES)}
     wanted = {"model.safetensors"}
     if "model.safetensors.index.json" in contents:
-        wanted = set(json.loads(contents["model.safetensors.index.json"])["weight_map"].values())
+        index = json.loads(contents["model.safetensors.index.json"])
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(
+                f"{folder / 'model.safetensors.index.json'} has no 'weight_map' of file names. Save the model again."
+            )
+        wanted = set(shards.values())
     if weights != wanted:
         raise CheckpointError(
             f"{folder}: missing weights {sorted(wanted - weights)}, unexpected weights {sorted(weights - wanted)}. "
@@ -185,13 +205,24 @@ def _check_shards(contents: Mapping[str, Path | bytes], folder: Path) -> None:
 
 
 def _check_tensors(files: list[Path], folder: Path) -> None:
-    """The names and shapes in the files are those of the model that `config.json` describes."""
+    """The names and shapes in the files are those of the model that `config.json` describes, and all values finite."""
     found = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            found |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
-    with torch.device("meta"):
-        model = PARTForSpeechSeq2Seq(PARTConfig.from_pretrained(folder))
+            for name in file.keys():
+                found[name] = list(file.get_slice(name).get_shape())
+                if not _is_finite(file.get_tensor(name)):
+                    raise CheckpointError(
+                        f"{path}: {name!r} holds values that are not finite (NaN or infinite), so that the model answers "
+                        "nothing. Train the stage again with a lower learning rate."
+                    )
+    try:
+        with torch.device("meta"):
+            model = PARTForSpeechSeq2Seq(PARTConfig.from_pretrained(folder))
+    except Exception as error:  # whatever a value that was changed makes of the parts' configurations
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no PART model ({type(error).__name__}: {error}). Save the model again."
+        ) from error
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = sorted(set(wanted) - set(found) - set(model.all_tied_weights_keys))
     unexpected = sorted(set(found) - set(wanted))
@@ -201,3 +232,11 @@ def _check_tensors(files: list[Path], folder: Path) -> None:
             f"{folder}: the weights do not fit config.json: missing {missing[:5]}, unexpected "
             f"{unexpected[:5]}, of another shape {mismatched[:5]}. Save model and config together, adapters merged."
         )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    if tensor.element_size() == 1:  # floats of 8 bits have no such test
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor).all())

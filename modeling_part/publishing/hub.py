@@ -12,6 +12,7 @@ goes up is for `contents.py` to say.
 
 import graphlib
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -30,13 +32,20 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from ..recipes.files import CheckpointError
+from ..recipes.files import CheckpointError, to_json
 from ..recipes.stage_record import read_stage_json
 from .cards import stage_tag
 from .contents import is_published, prepare
+from .privacy import without_secrets
 
 
 logger = logging.getLogger(__name__)
+
+# A file of each commit that says what publishing wrote, by name and hash: nothing else is replaced or deleted.
+RECORD = "published_files.json"
+
+# Owners write these by hand: they are sent, but never deleted.
+NEVER_DELETED = ("LICENSE", "NOTICE")
 
 
 class PublishingError(OSError):
@@ -59,13 +68,15 @@ def publish(
     private: bool = False,
     token: str | None = None,
     license: str | None = None,
+    overwrite_card: bool = False,
 ) -> PublishedStage:
     """Publish the folder of a finished stage: a commit on `main` of a repository and the tag `stage-<name>`.
 
     The repository is created when it is not there. What it already holds is not sent again, so that calling this after
-    an interruption continues, and calling it twice changes nothing. Files of an earlier stage that this one does not
-    have (shards of a larger model) are deleted in the same commit; files that are not a checkpoint's are left alone. A tag moves
-    when the same stage is published with other content.
+    an interruption continues, and calling it twice changes nothing. Files that publishing wrote for an earlier stage and
+    that this one does not have (shards of a larger model) are deleted in the same commit. A file that somebody else wrote
+    or changed since is left alone; where this stage has one of its name, nothing is sent and an error names it. A tag
+    moves when the same stage is published with other content.
 
     Args:
         checkpoint: folder with the model, its processor and `stage.json`; `report.json`, where it is there, gives the
@@ -74,28 +85,33 @@ def publish(
         private: create the repository private. One that is there already and public is an error.
         token: with write access; None takes HF_TOKEN or that of `hf auth login`.
         license: identifier for the card's metadata, such as "apache-2.0"; none by default.
+        overwrite_card: replace a `README.md` that was written or edited by hand.
 
     Returns:
         [`PublishedStage`].
 
     Raises:
         CheckpointError: the folder is not fit to be published; nothing was sent.
-        PublishingError: no or a wrong token, no rights, no network, or a repository that holds something else.
+        PublishingError: no or a wrong token, no rights, no network, or a repository that holds something else, such as a
+            card that was edited there.
     """
     checkpoint = Path(checkpoint)
+    token = _checked_token(token)
+    _check_repo_id(repo_id)
     stage = read_stage_json(checkpoint)["stage"]
     tag = stage_tag(stage)
     api = HfApi(token=token)
-    with _explained(repo_id, api.endpoint):
-        validate_repo_id(repo_id)
+    with _explained(repo_id, api.endpoint, token):
         tags = _read_tags(api, repo_id)
         contents = prepare(checkpoint, repo_id, license=license, tags=tags)
+        contents[RECORD] = _record(contents)
         head = _open_repository(api, repo_id, private).sha
         if tag in tags and _holds(api, repo_id, tag, contents):
             logger.info("%s already holds this checkpoint at %s", repo_id, tag)
             commit = tags[tag]
         else:
-            commit = _commit(api, repo_id, head, contents, stage)
+            replaced = _check_replaced(api, repo_id, head, contents, tags, overwrite_card)
+            commit = _commit(api, repo_id, head, contents, replaced, stage)
             if tag in tags:
                 logger.warning("%s: the tag %s moves from %s to %s", repo_id, tag, tags[tag], commit)
                 api.delete_tag(repo_id, tag=tag)
@@ -105,6 +121,7 @@ def publish(
 
 def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None) -> str:
     """The names of the files that [`publish`] would send, and the card; nothing is sent or asked."""
+    _check_repo_id(repo_id)
     contents = prepare(checkpoint, repo_id, license=license)
     return f"# {checkpoint} -> {repo_id}: {', '.join(sorted(contents))}\n\n{contents['README.md'].decode()}"
 
@@ -136,39 +153,103 @@ def _open_repository(api: HfApi, repo_id: str, private: bool) -> ModelInfo:
     return info
 
 
-def _holds(api: HfApi, repo_id: str, revision: str, local: Mapping[str, Path | bytes]) -> bool:
-    """Whether a revision's checkpoint is exactly this one."""
-    remote = {
-        file.path: file
-        for file in api.list_repo_tree(repo_id, revision=revision)
-        if isinstance(file, RepoFile) and is_published(file.path)
-    }
-    return set(remote) == set(local) and all(_same(remote[name], content) for name, content in local.items())
-
-
-def _same(remote: RepoFile, content: Path | bytes) -> bool:
-    """Compare without downloading: by size, then by the hash that the Hub keeps of large or of small files."""
+def _hashes(content: Path | bytes) -> dict[str, str]:
+    """What the Hub names a content by: `git` of a small file, `sha256` of a large one."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    if size != remote.size:
-        return False
-    if remote.lfs is None:
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest() == remote.blob_id
-    digest = hashlib.sha256()
+    git, sha256 = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), hashlib.sha256()
     if isinstance(content, bytes):
-        digest.update(content)
+        git.update(content)
+        sha256.update(content)
     else:
         with content.open("rb") as file:
             while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest() == remote.lfs.sha256
+                git.update(chunk)
+                sha256.update(chunk)
+    return {"git": git.hexdigest(), "sha256": sha256.hexdigest()}
 
 
-def _commit(api: HfApi, repo_id: str, head: str, local: Mapping[str, Path | bytes], stage: str) -> str:
+def _record(contents: Mapping[str, Path | bytes]) -> bytes:
+    """The file that says what publishing wrote."""
+    return to_json({"files": {name: _hashes(content) for name, content in sorted(contents.items())}}).encode()
+
+
+def _read_record(api: HfApi, repo_id: str, revision: str) -> dict[str, dict]:
+    """Hashes by name of what publishing wrote; none where somebody changed the form of its record."""
+    try:
+        path = api.hf_hub_download(repo_id, RECORD, revision=revision)
+    except LocalEntryNotFoundError as error:  # the connection broke, and no earlier call has left a copy
+        raise ConnectionError(error) from error
+    try:
+        files = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
+        return {name: dict(hashes) for name, hashes in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo_id, revision=revision)
+    return {file.path: file for file in entries if isinstance(file, RepoFile)}
+
+
+def _is_same(remote: RepoFile, hashes: Mapping[str, str]) -> bool:
+    """Compare without downloading, by the hash that the Hub keeps of large or of small files."""
+    if remote.lfs is None:
+        return remote.blob_id == hashes.get("git")
+    return remote.lfs.sha256 == hashes.get("sha256")
+
+
+def _holds(api: HfApi, repo_id: str, revision: str, local: Mapping[str, Path | bytes]) -> bool:
+    """Whether a revision is the commit of exactly this checkpoint; its record says the same of it."""
+    remote = _files(api, repo_id, revision)
+    hashes = json.loads(local[RECORD])["files"] | {RECORD: _hashes(local[RECORD])}
+    return all(name in remote and _is_same(remote[name], hashes[name]) for name in local)
+
+
+def _check_replaced(
+    api: HfApi,
+    repo_id: str,
+    head: str,
+    local: Mapping[str, Path | bytes],
+    tags: Mapping[str, str],
+    overwrite_card: bool,
+) -> list[str]:
+    """Refuse to replace what publishing did not write.
+
+    Returns:
+        The files of the repository that it did write and that are still as it wrote them.
+    """
+    remote = _files(api, repo_id, head)
+    record = _read_record(api, repo_id, head) if RECORD in remote else {}
+    if not record:  # published by an earlier version: what is as at a stage's tag is its work
+        for tag, commit in tags.items():
+            if tag.startswith(stage_tag("")):
+                for name, file in _files(api, repo_id, commit).items():
+                    if name in remote and file.blob_id == remote[name].blob_id and is_published(name):
+                        record[name] = {"git": file.blob_id, "sha256": file.lfs.sha256 if file.lfs else ""}
+    hashes = json.loads(local[RECORD])["files"]
+    ours = [name for name, file in remote.items() if name == RECORD or _is_same(file, record.get(name, {}))]
+    others = [
+        name for name in remote if name in local and name not in ours and not _is_same(remote[name], hashes[name])
+    ]
+    if "README.md" in others and not overwrite_card:
+        raise PublishingError(
+            f"README.md of {repo_id} was written or edited by hand, and would be lost. Save what you need of it, then publish "
+            "with `--overwrite_card` (`overwrite_card=True`)."
+        )
+    if others := [name for name in others if name != "README.md"]:
+        raise PublishingError(
+            f"{repo_id} holds files that PART did not write, or that were changed there: {', '.join(others)}. They would be "
+            "overwritten. Move them away on the Hub, or choose another name."
+        )
+    return ours
+
+
+def _commit(
+    api: HfApi, repo_id: str, head: str, local: Mapping[str, Path | bytes], ours: Sequence[str], stage: str
+) -> str:
     """One commit on `main` with the whole checkpoint; its hash. huggingface_hub leaves out what has not changed."""
-    remote = [file.path for file in api.list_repo_tree(repo_id) if isinstance(file, RepoFile)]
     operations = [CommitOperationAdd(name, content) for name, content in local.items()]
-    operations += [CommitOperationDelete(name) for name in remote if is_published(name) and name not in local]
+    operations += [CommitOperationDelete(name) for name in ours if name not in local and name not in NEVER_DELETED]
     return api.create_commit(
         repo_id,
         operations,
@@ -177,32 +258,66 @@ def _commit(api: HfApi, repo_id: str, head: str, local: Mapping[str, Path | byte
     ).oid
 
 
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+        is_name = isinstance(repo_id, str) and "/" in repo_id
+    except HFValidationError:
+        is_name = False
+    if not is_name:
+        raise PublishingError(
+            f"{repo_id!r} is no name of a repository: an owner, '/', and at most 96 letters, digits, '-', '_' and '.'. "
+            "Give USER/NAME."
+        )
+
+
+def _checked_token(token: str | None) -> str | None:
+    """A token without spaces or line breaks around it; what cannot be one is refused, and never printed."""
+    if token is None:
+        return None
+    if not isinstance(token, str):
+        raise PublishingError(f"The token is a {type(token).__name__}, but must be text such as hf_***.")
+    stripped = token.strip()
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        what = "empty" if not stripped else "not one word of ASCII letters and digits"
+        raise PublishingError(
+            f"The token is {what}. Copy it again from https://huggingface.co/settings/tokens, or leave it out to take "
+            "HF_TOKEN or that of `hf auth login`."
+        )
+    return stripped
+
+
 @contextmanager
-def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence with the fix."""
+def _explained(repo_id: str, endpoint: str, token: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence with the fix, without the token."""
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise PublishingError("No token for the Hub. Run `hf auth login`, or set HF_TOKEN.") from error
-    except HFValidationError as error:
-        raise PublishingError(f"{repo_id!r} is no name of a repository ({error}). Give USER/NAME.") from error
     except OfflineModeIsEnabled as error:
         raise PublishingError("HF_HUB_OFFLINE is set. Unset it to publish.") from error
     except HfHubHTTPError as error:
-        raise PublishingError(_http_message(error, repo_id)) from error
+        raise PublishingError(without_secrets(_http_message(error, repo_id), token)) from error
+    except UnicodeEncodeError:  # a token from HF_TOKEN or a file
+        raise PublishingError("The token is not ASCII. Copy it again, then run `hf auth login`.") from None
     except (HTTPError, ConnectionError) as error:  # the latter from hf_xet
-        raise PublishingError(_network_message(error, endpoint)) from error
+        raise _network_error(error, endpoint, token) from None
     except RuntimeError as error:  # huggingface_hub wraps what stops the upload of a large file
         if not isinstance(error.__cause__, HTTPError):
             raise
-        raise PublishingError(f"{error} {_network_message(error.__cause__, endpoint)}") from error
+        raise _network_error(error.__cause__, endpoint, token, f"{error} ") from None
 
 
-def _network_message(error: Exception, endpoint: str) -> str:
-    return (
-        f"The connection to {endpoint} failed ({type(error).__name__}: {error}). Check the network (HF_ENDPOINT, "
+def _network_error(error: Exception, endpoint: str, token: str | None, before: str = "") -> PublishingError:
+    if "header value" in str(error):  # httpx quotes the header, token and all
+        return PublishingError(
+            "The token holds a line break or another character that no token has. Set HF_TOKEN anew, or run `hf auth login`."
+        )
+    message = (
+        f"{before}The connection to {endpoint} failed ({type(error).__name__}: {error}). Check the network (HF_ENDPOINT, "
         "HTTPS_PROXY) and run the same command again: it continues, finished files are not sent twice."
     )
+    return PublishingError(without_secrets(message, token))
 
 
 def _http_message(error: HfHubHTTPError, repo_id: str) -> str:
@@ -230,7 +345,7 @@ def finished_stages(folder: str | Path, names: Sequence[str] | None = None) -> l
         names: only these stages.
 
     Raises:
-        CheckpointError: there is none, or one of `names` is not among them.
+        CheckpointError: there is none, one of `names` is not among them, or two have one name.
     """
     folder = Path(folder)
     if (folder / "stage.json").is_file():
@@ -238,7 +353,12 @@ def finished_stages(folder: str | Path, names: Sequence[str] | None = None) -> l
     else:
         folders = sorted(path.parent for path in folder.glob("*/stage.json"))
     records = {path: read_stage_json(path) for path in folders}
-    by_name = {record["stage"]: path for path, record in records.items()}
+    by_name: dict[str, Path] = {}
+    for path, record in records.items():
+        if (other := by_name.setdefault(record["stage"], path)) != path:
+            raise CheckpointError(
+                f"{other} and {path} are both stage {record['stage']!r}. Give the folder of one of them."
+            )
     missing = sorted(set(names or ()) - set(by_name))
     if not by_name or missing:
         raise CheckpointError(f"{folder} holds the finished stages {sorted(by_name)}, not {missing or 'any'}.")

@@ -1,6 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Local paths are taken out of what is published; secrets are refused."""
+"""Local paths are taken out of what is published; secrets are refused.
 
+Secrets are looked for by the patterns here and by those of detect-secrets, which knows the tokens of many services. Its
+guesses by entropy and by words such as "password" are left out: they would take hashes and prompts for secrets.
+"""
+
+import functools
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -16,42 +22,144 @@ T = TypeVar("T")  # a JSON value
 # Keys that only say where the files lay.
 LOCAL_KEYS = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "_commit_hash"}
 
-# A text that is a path as a whole: absolute with two parts or more, or from the home, this or the parent folder.
-WHOLE_PATH = re.compile(r"(?:/[^/\s{}<>|()\\]+){2,}/?|(?:~|\.\.?)/[^\s{}<>|()\\]+|[A-Za-z]:[/\\][^\s{}<>|]+")
+# Keys whose texts the model was trained with: nothing in them is changed, a path in them is refused.
+PROMPT_KEYS = {"chat_template", "system_prompt"}
+
+# A text that is a path as a whole: absolute with two parts or more, or from the home, this or the parent folder. Single
+# spaces may stand within its parts.
+_PART = r"[^/\s{}<>|\\]+(?: [^/\s{}<>|\\]+)*"
+WHOLE_PATH = re.compile(
+    rf"(?:file:/{{0,2}})?(?:/{_PART}){{2,}}/?|(?:~|\.\.?)(?:/{_PART})+/?"
+    r"|(?:file:/{0,3})?[A-Za-z]:[/\\][^<>|{}\n]+|\\\\[^\\\s<>|{}]+\\[^<>|{}\n]+"
+)
+
+# A path within a text: of a folder that machines keep people's files in, or that this machine has.
+PATH_WITHIN = re.compile(r"(?:\bfile:/{0,2})?(?<![\w/:.<>~\\-])(/[\w.+@%=,-]+(?:/[\w.+@%=,-]+)+/?)")
+FILE_ADDRESS = re.compile(r"\bfile:/{1,3}[\w.+@%=,:/-]*")
+WINDOWS_PATH_WITHIN = re.compile(r"(?<![\w\\])(?:[A-Za-z]:\\|\\\\[\w.-]+\\)[^\\\s\"'<>|{}]+(?:\\[^\\\s\"'<>|{}]+)*\\?")
+FOLDERS_OF_PEOPLE = frozenset(
+    "Users Volumes cluster data datasets export fs gpfs home lustre media mnt net nfs opt private projects root scratch "
+    "shared srv storage tmp var vol work workspace".split()
+)
 SECRETS = {
     "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"),
     "a GitHub token": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}"),
-    "an AWS key": re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
+    "a GitLab token": re.compile(r"\bgl(?:pat|dt|ft|soat|rt|cbt|imt|ptt|agent|oas)-[\w-]{18,}"),
+    "a Slack token": re.compile(r"\bxox[abeoprs]-[\w-]{10,}|hooks\.slack\.com/services/\w+"),
+    "a Google key": re.compile(r"\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}"),
+    "an AWS key": re.compile(r"\b(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}\b"),
+    "an AWS secret": re.compile(
+        r"aws.{0,20}(?:key|token|secret)\W{1,5}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])", re.IGNORECASE
+    ),
     "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a Stripe key": re.compile(r"\b[rs]k_(?:live|test)_[0-9A-Za-z]{16,}"),
+    "an npm token": re.compile(r"\bnpm_[A-Za-z0-9]{30,}"),
+    "a PyPI token": re.compile(r"\bpypi-[A-Za-z0-9_-]{50,}"),
+    "a JSON web token": re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"),
+    "a private key": re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"),
     "a password in an address": re.compile(r"\w+://[^\s/:@]+:[^\s/@]+@"),
 }
+
+# Plugins of detect-secrets that guess: by entropy, by words, and addresses of the Internet.
+GUESSES = {"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector", "KeywordDetector"}
 
 
 def without_local_paths(value: T, folder: Path) -> T:
     """A copy of a JSON value without keys that say where files lay, and with local paths cut to their last part."""
     if isinstance(value, dict):
-        return {key: without_local_paths(item, folder) for key, item in value.items() if key not in LOCAL_KEYS}
+        return {
+            key: item if key in PROMPT_KEYS and isinstance(item, str) else without_local_paths(item, folder)
+            for key, item in value.items()
+            if key not in LOCAL_KEYS
+        }
     if isinstance(value, list):
         return [without_local_paths(item, folder) for item in value]
     if not isinstance(value, str):
         return value
     if WHOLE_PATH.fullmatch(value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        return _last_part(value)
     for root in _local_roots(folder):
         value = re.sub(re.escape(root) + r"(?=[/\\]|\b)[/\\]?", "", value)
-    return value
+    value = FILE_ADDRESS.sub(lambda found: _last_part(found[0]), value)
+    value = PATH_WITHIN.sub(lambda found: _last_part(found[1]) if _is_local(found[1]) else found[0], value)
+    return WINDOWS_PATH_WITHIN.sub(lambda found: _last_part(found[0]), value)
 
 
 def check_nothing_private(name: str, text: str, folder: Path) -> None:
-    """Raise where a text that is to be published holds a secret, or names a local folder."""
+    """Raise where a text that is to be published holds a secret, or names a local folder.
+
+    Raises:
+        CheckpointError: names file and finding, never the secret.
+    """
+    found = secrets_in(text)
+    found += [f"the local path {root}" for root in _local_roots(folder) if re.search(re.escape(root) + r"\b", text)]
+    found += [f"the local path {path}" for path in PATH_WITHIN.findall(text) if _is_local(path)][:3]
+    found += [f"the address {address}" for address in FILE_ADDRESS.findall(text)][:3]
+    if found:
+        found = list(dict.fromkeys(found))
+        raise CheckpointError(f"{name} holds {', '.join(found)}, which must not be published. Take it out.")
+
+
+def check_vocabulary(name: str, content: bytes, folder: Path) -> None:
+    """Like [`check_nothing_private`] for a file of a tokenizer.
+
+    Words of a vocabulary, such as "/home", are data, so that secrets only are looked for in them; in the other parts of
+    a `tokenizer.json` paths as well.
+
+    Raises:
+        CheckpointError: names file and finding, never the secret.
+    """
+    text = content.decode("utf-8", errors="replace")
+    if found := secrets_in(text):
+        raise CheckpointError(f"{name} holds {', '.join(found)}, which must not be published. Take it out.")
+    if name == "tokenizer.json":
+        try:
+            tokenizer = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / name} is not JSON ({error}). Save the tokenizer again.") from error
+        if isinstance(tokenizer, dict):
+            model = tokenizer.get("model")
+            rest = {**tokenizer, "model": None}
+            if isinstance(model, dict):
+                rest["model"] = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+            check_nothing_private(name, json.dumps(rest, ensure_ascii=False), folder)
+
+
+def secrets_in(text: str) -> list[str]:
+    """What kinds of secrets a text holds, such as "a GitHub token"; the user's own token of the Hub among them."""
     found = [what for what, pattern in SECRETS.items() if pattern.search(text)]
     token = get_token()
-    if token is not None and token in text:
+    if token and token in text:
         found.append("your Hugging Face token")
-    found += [f"the local path {root}" for root in _local_roots(folder) if re.search(re.escape(root) + r"\b", text)]
     if found:
-        raise CheckpointError(f"{name} holds {', '.join(found)}, which must not be published. Take it out.")
+        return found
+    return [f"a secret ({one.secret_type})" for one in _detectors() if any(one.analyze_string(text))]
+
+
+def without_secrets(text: str, token: str | None = None) -> str:
+    """A message with tokens blotted out, for errors that quote what was sent."""
+    if token and token.strip():
+        text = text.replace(token, "***").replace(token.strip(), "***")
+    for pattern in SECRETS.values():
+        text = pattern.sub("***", text)
+    return text
+
+
+@functools.cache
+def _detectors() -> list:
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+    plugins = get_mapping_from_secret_type_to_class().values()
+    return [plugin() for plugin in plugins if plugin.__name__ not in GUESSES]
+
+
+def _is_local(path: str) -> bool:
+    top = path.split("/")[1]
+    return top in FOLDERS_OF_PEOPLE or Path("/", top).is_dir()
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _local_roots(folder: Path) -> list[str]:

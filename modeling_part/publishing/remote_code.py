@@ -2,7 +2,8 @@
 """The code that travels with a published checkpoint."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -51,7 +52,7 @@ def add_remote_code(folder: str | Path) -> list[Path]:
         The copied modules.
 
     Raises:
-        CheckpointError: a config is missing, or the folder holds another architecture.
+        CheckpointError: a config is missing or a link out of the folder, or the folder holds another architecture.
     """
     folder = Path(folder)
     configs = {}
@@ -59,12 +60,47 @@ def add_remote_code(folder: str | Path) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; save the model and its processor there first.")
         configs[name] = read_json(folder / name)
+        if not isinstance(configs[name], dict):
+            raise CheckpointError(f"{folder / name} is no object. Save the model and its processor again.")
+    check_links(folder, ["config.json", "processor_config.json", *CODE_FILES])
     check_architecture(configs["config.json"], folder)
     configs["config.json"] |= {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
     configs["processor_config.json"]["auto_map"] = PROCESSOR_AUTO_MAP
     for name, content in configs.items():
         write_json(folder / name, content)
-    return [Path(shutil.copyfile(module, folder / module.name)) for module in code_files()]
+    return [_copy(module, folder) for module in code_files()]
+
+
+def check_links(folder: Path, patterns: Iterable[str]) -> None:
+    """Refuse links out of a folder among the files with these names: they would be read, or written, at their target.
+
+    Raises:
+        CheckpointError: names the links.
+    """
+    patterns = list(patterns)
+    links = [
+        f"{path.name} -> {path.readlink()}"
+        for path in sorted(folder.iterdir())
+        if path.is_symlink()
+        and matches(path.name, patterns)
+        and not (path.exists() and path.resolve().is_relative_to(folder.resolve()))
+    ]
+    if links:
+        raise CheckpointError(
+            f"{folder} holds links out of the folder, {', '.join(links)}. Put the files themselves there, or take the "
+            "links away."
+        )
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name fits one of the patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _copy(module: Path, folder: Path) -> Path:
+    """Copy aside and rename, so that a link is replaced and not followed."""
+    aside = Path(shutil.copyfile(module, folder / f".{module.name}.new"))
+    return aside.replace(folder / module.name)
 
 
 def check_architecture(config: Mapping, folder: str | Path) -> None:

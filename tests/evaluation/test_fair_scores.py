@@ -327,8 +327,8 @@ def test_a_report_names_the_normaliser_of_each_figure(tmp_path):
     )
     write_report(report, tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "normaliser english (asr/en): Whisper's" in text and "normaliser basic (asr/fr): " in text
+    assert "normaliser english (en): Whisper's" in text and "normaliser basic (fr): " in text
     del report["groups"]["asr/en"]["normalizer"]
     write_report(report, tmp_path)
-    assert "normaliser an earlier one (asr/en)" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "normaliser an earlier one (en)" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert normalizer_name("en-GB") == "english" and normalizer_name("enm") == "basic"

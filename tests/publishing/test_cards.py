@@ -5,12 +5,17 @@ import re
 
 import jinja2
 import pytest
+import yaml
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from test_publishing import REPO, stage_info
 from tiny import REPOSITORY
 
 from modeling_part.evaluation.scoring import score
-from modeling_part.publishing.cards import base_license, render_card
+from modeling_part.publishing.cards import base_license, group_languages, render_card
+from modeling_part.recipes.files import CheckpointError
 
 
 CARDS = REPOSITORY / "model_cards"
@@ -109,6 +114,119 @@ def test_metadata_is_what_the_hub_reads(report):
     }
     assert results["fleurs", "en", "wer"].metric_value == 14.3
     assert results["covost2", "zh-CN-en", "bleu"].task_type == "translation"
+
+
+@pytest.mark.parametrize(
+    ("group", "languages"),
+    [
+        ("asr/rm-sursilv", ["rm-sursilv"]),
+        ("asr/ca-valencia", ["ca-valencia"]),
+        ("asr/zh-yue", ["zh-yue"]),
+        ("asr/nan-TW", ["nan-TW"]),
+        ("s2tt/rm-sursilv-ca-valencia", ["rm-sursilv", "ca-valencia"]),
+        ("s2tt/sr-Latn-RS-es-419", ["sr-Latn-RS", "es-419"]),
+        ("mt/en-zh-Hans", ["en", "zh-Hans"]),
+        ("mt/ast-hsb", ["ast", "hsb"]),
+        ("s2tt/en-fr-de", []),
+        ("asr", []),
+    ],
+)
+def test_languages_of_a_group(group, languages):
+    assert group_languages(group) == languages
+
+
+tags = st.tuples(
+    st.sampled_from(["en", "no", "rm", "nan", "hsb", "zh", "ca"]),
+    st.sampled_from(["", "-Latn", "-Hant"]),
+    st.sampled_from(["", "-TW", "-419"]),
+    st.sampled_from(["", "-valencia", "-sursilv", "-1996"]),
+).map("".join)
+
+
+@settings(deadline=None)
+@given(tags, tags)
+def test_every_language_of_a_card_is_one_that_was_trained(source, target):
+    info = stage_info(
+        data={"fingerprint": "x", "rows": {f"asr/{source}": 1, f"s2tt/{source}-{target}": 2}, "hours": {}}
+    )
+    card = render_card(info, repo_id=REPO)
+    assert yaml.safe_load(card.split("---")[1])["language"] == sorted({tag.split("-")[0] for tag in (source, target)})
+    assert f'source_lang="{source}"' in card
+
+
+ODD = [
+    "<img src=x onerror=alert(1)>",
+    "a\n# heading",
+    "a\n---\nb: c",
+    "[x](http://evil.example)",
+    "`",
+    "a|b",
+    "no",
+    "{{ 7*7 }}",
+    "'\": - #",
+    "**b**",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_names_are_shown_as_they_are_and_break_nothing(text, report):
+    report = {**report, "corpora": {text: {key: report[key] for key in ("groups", "macro")}, "made": report}}
+    info = stage_info(
+        parent=text,
+        base_models={"audio_model": text, "language_model": "a/b"},
+        hyperparameters={text: text},
+        trainable_parameters={text: 1, f"{text}2": 0},
+        versions={text: text},
+        data={"fingerprint": text, "rows": {f"asr/{text}": 1}, "hours": {}},
+        datasets=[text],
+    )
+    card = ModelCard(render_card(info, report, repo_id=REPO))
+    assert card.data.datasets == [text]
+    assert {result.dataset_type for result in card.data.eval_results} == {text, "made"}
+    clean = ModelCard(render_card(stage_info(), {**report, "corpora": {"x": report, "made": report}}, repo_id=REPO))
+    headings = [line for line in clean.text.splitlines() if line.startswith("#")]
+    assert [line for line in card.text.splitlines() if line.startswith("#") and line != headings[-1]][:4] == headings[
+        :4
+    ]
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card.text)
+    assert "<img" not in html and 'evil.example"' not in html and "<strong>b</strong>" not in html and "49" not in html
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_models": {"audio_model": None}}, r"'audio_model' of 'base_models' is None, but must be str"),
+        ({"trainable_parameters": {"adapter": "many"}}, r"'adapter' of 'trainable_parameters' is 'many'"),
+        ({"versions": {"torch": 2.1}}, r"'torch' of 'versions' is 2\.1"),
+        ({"data": {"fingerprint": "x", "rows": {"asr/en": None}, "hours": {}}}, r"'asr/en' of 'rows' is None"),
+        ({"data": {"fingerprint": "x", "rows": {}, "hours": {"asr/en": "1 h"}}}, r"'asr/en' of 'hours' is '1 h'"),
+        ({"datasets": [None]}, r"None of 'datasets' is no name"),
+        ({"data": None}, "'data' is a NoneType"),
+    ],
+)
+def test_a_record_with_odd_parts_is_refused_by_name(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        render_card(stage_info(**change), repo_id=REPO)
+
+
+def test_parts_that_may_be_empty_are_gaps():
+    info = stage_info(
+        data={"fingerprint": "x", "rows": {"asr/en": 5}, "hours": {"asr/en": None}}, trainable_parameters={}
+    )
+    assert "| asr | en | 5 | – |" in render_card(info, repo_id=REPO)
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "license"), [("a/b\n# c", None), ("", None), ("a/b", "my licence"), ("a/b", "x\ny")]
+)
+def test_names_that_are_none_are_refused(repo_id, license):
+    with pytest.raises(ValueError, match=r"License|epo"):
+        render_card(stage_info(), repo_id=repo_id, license=license)
+
+
+def test_a_card_names_the_normalisers(report):
+    text = render_card(stage_info(), report, repo_id=REPO)
+    assert "- english (en): Whisper's" in text and "- basic (zh-CN): Whisper's" in text
 
 
 def test_texts_cannot_break_the_tables_of_a_card():

@@ -22,7 +22,7 @@ from tiny import REPOSITORY
 from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.__main__ import main
 from modeling_part.publishing.contents import prepare
-from modeling_part.publishing.hub import PublishingError, finished_stages, publish
+from modeling_part.publishing.hub import PublishingError, finished_stages, preview, publish
 from modeling_part.publishing.privacy import without_local_paths
 from modeling_part.publishing.remote_code import CODE_FILES, add_remote_code
 from modeling_part.recipes.files import CheckpointError
@@ -69,6 +69,9 @@ def hub(monkeypatch, tmp_path):
     with LoopbackHub(users={TOKEN: "ada", "hf_" + "b" * 34: "bob"}) as server:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))
@@ -156,6 +159,74 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
     }
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "runs/Nov26_host/events.out.tfevents.17.host.0",
+        "events.out.tfevents.17.host.0",
+        "wandb/run-1/files/config.yaml",
+        "trackio/project.db",
+        "mlruns/0/meta.yaml",
+        "notes of mine/a.txt",
+        "checkpoint-best/model.safetensors",
+        "LICENSE.d/x",
+        ".DS_Store",
+        "train.log",
+        "emissions.csv",
+    ],
+)
+def test_what_loggers_write_does_not_stand_in_the_way(checkpoint, name):
+    expected = set(prepare(checkpoint, REPO))
+    (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+    (checkpoint / name).write_bytes(b"\x00 anything")
+    assert set(prepare(checkpoint, REPO)) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["NOTICE", "LICENSE", "vocab.txt", "chat_template.jinja", "model.safetensors", "config.json"]
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_links_out_of_the_folder_are_refused(checkpoint, tmp_path, name, is_there):
+    outside = tmp_path / "outside"
+    if is_there:
+        outside.write_bytes(
+            (checkpoint / name).read_bytes() if (checkpoint / name).exists() else b"secret of the owner"
+        )
+    before = outside.read_bytes() if is_there else None
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=rf"links out of the folder, {re.escape(name)} -> .*outside"):
+        prepare(checkpoint, REPO)
+    assert (outside.read_bytes() if outside.exists() else None) == before
+
+
+def test_links_within_the_folder_are_published(checkpoint):
+    (checkpoint / "LICENSE").write_text("mine")
+    (checkpoint / "NOTICE").symlink_to("LICENSE")
+    assert prepare(checkpoint, REPO)["NOTICE"] == b"mine"
+
+
+def test_code_is_never_written_through_a_link(checkpoint, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("my own work")
+    (checkpoint / "modeling_part.py").unlink(missing_ok=True)
+    (checkpoint / "modeling_part.py").symlink_to(mine)
+    with pytest.raises(CheckpointError, match=r"modeling_part\.py -> .*mine\.py"):
+        add_remote_code(checkpoint)
+    assert mine.read_text() == "my own work"
+    (checkpoint / "modeling_part.py").unlink()
+    (checkpoint / "other.py").write_text("my own work")
+    (checkpoint / "modeling_part.py").symlink_to("other.py")
+    add_remote_code(checkpoint)
+    assert (checkpoint / "other.py").read_text() == "my own work" and not (
+        checkpoint / "modeling_part.py"
+    ).is_symlink()
+
+
+def _not_a_number(weights: dict) -> None:
+    weights["lm_head.weight"][0, 0] = float("nan")
+
+
 def _rename_tensor(weights: dict) -> None:
     weights["model.adapter.unexpected"] = weights.pop("lm_head.weight")
 
@@ -169,6 +240,7 @@ def _cut_tensor(weights: dict) -> None:
     [
         (_rename_tensor, r"missing \['lm_head.weight'\], unexpected \['model.adapter.unexpected'\]"),
         (_cut_tensor, r"another shape \['lm_head.weight'\]"),
+        (_not_a_number, r"'lm_head.weight' holds values that are not finite"),
     ],
 )
 def test_weights_of_another_model_are_refused(checkpoint, change, message):
@@ -196,6 +268,84 @@ def test_a_secret_in_a_text_is_refused(checkpoint):
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja holds a Hugging Face token") as refusal:
         prepare(checkpoint, REPO)
     assert TOKEN not in str(refusal.value)
+
+
+SECRETS_OF_SERVICES = {
+    "GitLab": "glpat-" + "a1B2" * 5,
+    "Slack": "xoxb-123456789012-abcdefABCDEF",
+    "Google": "AIza" + "b" * 35,
+    "AWS key": "ASIA" + "A1" * 8,
+    "AWS secret": "aws_secret_access_key=" + "a/B+" * 10,
+    "npm": "npm_" + "a1" * 18,
+    "PyPI": "pypi-AgEIcHlwaS5vcmc" + "a" * 60,
+    "Stripe": "sk_live_" + "a1" * 12,
+    "JSON web token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdefghijklmnop",
+    "private key": "-----BEGIN PGP PRIVATE KEY BLOCK-----",
+    "Twilio": "SK" + "a1" * 16,  # by detect-secrets
+    "SendGrid": "SG." + "a1" * 11 + "." + "b2" * 21 + "c",
+    "Hugging Face": TOKEN,
+}
+
+
+@pytest.mark.parametrize("service", SECRETS_OF_SERVICES)
+@pytest.mark.parametrize("name", ["NOTICE", "stage.json", "vocab.txt", "tokenizer.json", "tokenizer.model"])
+def test_secrets_of_many_services_are_refused_in_every_text(checkpoint, service, name):
+    secret = SECRETS_OF_SERVICES[service]
+    path = checkpoint / name
+    if name == "stage.json":
+        write_stage_json(checkpoint, stage_info(hyperparameters={"note": f"use {secret} here"}))
+    elif name == "tokenizer.json":
+        tokenizer = json.loads(path.read_text())
+        tokenizer["model"]["vocab"][f"use {secret} here"] = 7
+        path.write_text(json.dumps(tokenizer))
+    else:
+        path.write_bytes(b"\xff\n" * (name == "tokenizer.model") + f"use {secret} here\n".encode())
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} holds an? ") as refusal:
+        prepare(checkpoint, REPO)
+    assert secret not in str(refusal.value)
+
+
+def test_paths_in_a_tokenizer_are_refused_unless_they_are_words(checkpoint):
+    path = checkpoint / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["/home/ada/models"] = 7
+    path.write_text(json.dumps(tokenizer))
+    prepare(checkpoint, REPO)
+    tokenizer["post_processor"] = {"made_from": "see /home/ada/models/x"}
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds the local path /home/ada/models/x"):
+        prepare(checkpoint, REPO)
+
+
+def test_a_text_that_is_not_utf8_is_named(checkpoint):
+    (checkpoint / "NOTICE").write_bytes("für alle".encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"NOTICE is not UTF-8.*Save it as UTF-8"):
+        prepare(checkpoint, REPO)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", r"config\.json is no object"),
+        ("processor_config.json", "null", r"processor_config\.json is no object"),
+        ("report.json", "null", r"report\.json is missing, but must be an object"),
+        ("report.json", '{"groups": {"asr/en": null}}', r"report\.json: group 'asr/en' is missing"),
+        ("model.safetensors.index.json", "{}", r"has no 'weight_map'"),
+        ("tokenizer.json", "{", r"tokenizer\.json is not JSON"),
+        ("generation_config.json", "{", r"generation_config\.json is not JSON"),
+    ],
+)
+def test_a_file_that_is_not_what_it_must_be_is_named(checkpoint, name, content, message):
+    (checkpoint / name).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        prepare(checkpoint, REPO)
+
+
+def test_a_config_of_nothing_is_named(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"audio_config": 7}))
+    with pytest.raises(CheckpointError, match=r"config\.json describes no PART model"):
+        prepare(checkpoint, REPO)
 
 
 def test_local_paths_are_cut_out_of_every_text(checkpoint):
@@ -227,6 +377,34 @@ def test_local_paths_are_cut_out_of_every_text(checkpoint):
 )
 def test_a_path_is_cut_to_its_last_part(parts):
     assert without_local_paths({"key": ["/" + "/".join(parts)]}, Path("x")) == {"key": [parts[-1]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/mnt/My Models/whisper", "whisper"),
+        ("/mnt/models (old)/x", "x"),
+        ("trained on /mnt/corp/data.jsonl, twice", "trained on data.jsonl, twice"),
+        ("file:///mnt/corp/x", "x"),
+        ("see file:///mnt/corp/x y", "see x y"),
+        (r"\\server\share\x", "x"),
+        (r"from \\server\share\x and C:\Users\ada\y", "from x and y"),
+        ("~/models/a b", "a b"),
+        ("asr/fr and/or https://a.b/c/d /no/folder/here", "asr/fr and/or https://a.b/c/d /no/folder/here"),
+        ("/think /no_think", "/think /no_think"),
+    ],
+)
+def test_paths_of_all_kinds_are_cut(text, expected):
+    assert without_local_paths({"a": [text]}, Path("x")) == {"a": [expected]}
+
+
+def test_a_prompt_is_not_changed_but_a_path_in_it_refused(checkpoint):
+    config = json.loads((checkpoint / "processor_config.json").read_text())
+    prompt = "Files lie in /home/ada/notes."
+    assert without_local_paths({"system_prompt": prompt}, Path("x")) == {"system_prompt": prompt}
+    (checkpoint / "processor_config.json").write_text(json.dumps(config | {"system_prompt": prompt}))
+    with pytest.raises(CheckpointError, match=r"processor_config\.json holds the local path /home/ada/notes"):
+        prepare(checkpoint, REPO)
 
 
 @pytest.mark.parametrize("text", ["openai/whisper-base", "<|/think|>", "</s>", "/", "a / b", r"\p{L}+|\s", "1/2"])
@@ -362,6 +540,133 @@ def test_another_model_is_not_overwritten(hub, checkpoint):
         publish(checkpoint, REPO)
 
 
+OWN = {"LICENSE": b"mine", "NOTICE": b"mine", "merges.txt": b"mine", "notes.md": b"mine"}
+
+
+def upload(api: HfApi, **files: bytes) -> None:
+    api.create_repo(REPO, exist_ok=True)
+    for name, content in files.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
+
+
+def on_main(hub) -> dict[str, bytes]:
+    repository = hub.repositories[REPO]
+    return {name: file.content for name, file in repository.commits[repository.branches["main"]].items()}
+
+
+def test_what_the_owner_put_there_is_left_alone(hub, checkpoint):
+    upload(HfApi(), **OWN)
+    publish(checkpoint, REPO)
+    change_weights(checkpoint, 1.0)
+    write_stage_json(checkpoint, stage_info("joint"))
+    publish(checkpoint, REPO)
+    assert {name: on_main(hub)[name] for name in OWN} == OWN
+
+
+def test_what_publishing_wrote_is_deleted_when_a_later_stage_lacks_it(hub, checkpoint):
+    (checkpoint / "vocab.txt").write_text("a\n")
+    (checkpoint / "LICENSE").write_text("mine\n")
+    publish(checkpoint, REPO)
+    (checkpoint / "vocab.txt").unlink()
+    (checkpoint / "LICENSE").unlink()
+    change_weights(checkpoint, 1.0)
+    publish(checkpoint, REPO)
+    assert "vocab.txt" not in on_main(hub) and on_main(hub)["LICENSE"] == b"mine\n"
+
+
+def test_a_card_written_by_hand_is_not_lost(hub, checkpoint):
+    upload(HfApi(), **{"README.md": b"# My own card"})
+    with pytest.raises(
+        PublishingError, match=r"README\.md of ada/part-tiny was written or edited by hand.*--overwrite_card"
+    ):
+        publish(checkpoint, REPO)
+    assert on_main(hub)["README.md"] == b"# My own card" and "config.json" not in on_main(hub)
+    publish(checkpoint, REPO, overwrite_card=True)
+    assert b"after the stage **encoder**" in on_main(hub)["README.md"]
+
+
+def test_a_card_edited_on_the_hub_is_not_lost(hub, checkpoint):
+    first = publish(checkpoint, REPO)
+    edited = on_main(hub)["README.md"] + b"\nI tried it on my phone.\n"
+    upload(HfApi(), **{"README.md": edited})
+    assert publish(checkpoint, REPO) == first and on_main(hub)["README.md"] == edited  # nothing to send
+    change_weights(checkpoint, 1.0)
+    with pytest.raises(PublishingError, match="edited by hand"):
+        publish(checkpoint, REPO)
+    assert on_main(hub)["README.md"] == edited
+    publish(checkpoint, REPO, overwrite_card=True)
+    assert on_main(hub)["README.md"] != edited
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "LICENSE"])
+def test_a_file_changed_on_the_hub_is_not_overwritten(hub, checkpoint, name):
+    (checkpoint / "LICENSE").write_text("mine\n")
+    publish(checkpoint, REPO)
+    upload(HfApi(), **{name: b"changed there"})
+    change_weights(checkpoint, 1.0)
+    with pytest.raises(PublishingError, match=rf"PART did not write, or that were changed there: {re.escape(name)}\."):
+        publish(checkpoint, REPO, overwrite_card=True)
+    assert on_main(hub)[name] == b"changed there"
+
+
+def test_the_repository_of_another_model_with_a_stage_json_is_not_overwritten(hub, checkpoint):
+    upload(HfApi(), **{"config.json": b"{}", "stage.json": b"{}"})
+    with pytest.raises(PublishingError, match=r"PART did not write.*config\.json, stage\.json"):
+        publish(checkpoint, REPO)
+
+
+def test_a_repository_of_an_earlier_version_goes_on(hub, checkpoint):
+    publish(checkpoint, REPO)
+    repository = hub.repositories[REPO]
+    for files in repository.commits.values():
+        files.pop("published_files.json", None)
+    change_weights(checkpoint, 1.0)
+    publish(checkpoint, REPO)
+    upload(HfApi(), **{"README.md": b"edited"})
+    repository.commits[repository.branches["main"]].pop("published_files.json")
+    change_weights(checkpoint, 1.0)
+    with pytest.raises(PublishingError, match="edited by hand"):
+        publish(checkpoint, REPO)
+
+
+def test_a_record_that_was_changed_there_is_no_licence_to_overwrite(hub, checkpoint):
+    publish(checkpoint, REPO)
+    upload(HfApi(), **{"published_files.json": b"[1]", "README.md": b"edited"})
+    change_weights(checkpoint, 1.0)
+    with pytest.raises(PublishingError, match="edited by hand"):
+        publish(checkpoint, REPO)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "The token is empty"),
+        (" \n", "The token is empty"),
+        (TOKEN + "é", "not one word of ASCII"),
+        (TOKEN[:10] + "\n" + TOKEN[10:], "not one word of ASCII"),
+        (TOKEN[:10] + " " + TOKEN[10:], "not one word of ASCII"),
+        (17, "The token is a int"),
+    ],
+)
+def test_a_token_that_cannot_be_one_is_refused_and_not_printed(hub, checkpoint, token, message):
+    with pytest.raises(PublishingError, match=message) as refusal:
+        publish(checkpoint, REPO, token=token)
+    assert TOKEN[:12] not in str(refusal.value) and "aaaa" not in str(refusal.value)
+    assert hub.repositories == {}
+
+
+def test_white_space_around_a_token_is_nothing(hub, checkpoint):
+    assert publish(checkpoint, REPO, token=f" {TOKEN}\n").tag == "stage-encoder"
+
+
+@pytest.mark.parametrize("name", ["part", "ada/", "ada/a b", "ada/part\n# x", "", None, "a/b/c"])
+def test_a_name_that_is_no_repository_is_refused_before_anything_is_sent(hub, checkpoint, name):
+    for call in (publish, preview):
+        with pytest.raises(PublishingError, match=r"is no name of a repository.*Give USER/NAME"):
+            call(checkpoint, name)
+    assert hub.received == 0
+
+
 def test_private_is_kept(hub, checkpoint):
     publish(checkpoint, REPO, private=True)
     assert hub.repositories[REPO].private
@@ -411,6 +716,13 @@ def test_a_run_gives_its_stages_parents_first(run):
     write_stage_json(run / "encoder", stage_info("encoder", parent="adapter"))
     with pytest.raises(CheckpointError, match="each other's parents"):
         finished_stages(run)
+
+
+def test_two_folders_of_one_stage_are_named(run):
+    shutil.copytree(run / "encoder", run / "encoder-copy")
+    with pytest.raises(CheckpointError, match=r"encoder and .*encoder-copy are both stage 'encoder'"):
+        finished_stages(run)
+    assert finished_stages(run / "encoder-copy") == [run / "encoder-copy"]
 
 
 def test_a_preview_prints_the_card_and_sends_nothing(hub, run, capsys):
