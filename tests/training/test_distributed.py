@@ -25,10 +25,16 @@ FSDP_WORKER = Path(tiny_training.__file__).parent / "fsdp_worker.py"
 # 1e-9 in the gradient into one of the learning rate.
 RATES = {"adapter": 1e-3, "encoder": 1e-3, "language_model": 1e-3}
 STAGES = [
-    {"name": "adapter", "max_steps": 2, "learning_rates": {"adapter": 1e-3}},
+    {"name": "adapter", "max_steps": 2, "learning_rates": {"adapter": 1e-3}, "losses": {"ctc": 1.0}},
     {"name": "encoder_top", "max_steps": 2, "encoder_layers": 1},
-    {"name": "encoder", "max_steps": 2},
-    {"name": "joint", "max_steps": 8, "learning_rates": RATES, "warmup_ratio": 0.0},  # every step moves something
+    {"name": "encoder", "max_steps": 2, "losses": {"nll": 1.0, "ctc": 0.5}},
+    {  # every step moves something
+        "name": "joint",
+        "max_steps": 8,
+        "learning_rates": RATES,
+        "warmup_ratio": 0.0,
+        "losses": {"nll": 1.0, "ctc": 0.5},
+    },
 ]
 
 
@@ -43,7 +49,8 @@ def corpus(tmp_path_factory):
 def train(folder, tiny_parts, corpus, processes, accumulation, stages, timeout=280, overrides=(), **variables):
     """Run train_part.py with the probe; returns the probe's lines per rank and the run's output."""
     folder.mkdir(exist_ok=True)
-    settings = {"test_data": None, "adam_epsilon": 1e-4, "max_rows": 2, "stages": stages}
+    adapter = {"adapter_hidden_size": 32, "adapter_num_attention_heads": 2, "adapter_conv_stride": 1}
+    settings = {"test_data": None, "adam_epsilon": 1e-4, "max_rows": 2, "stages": stages, "adapter": adapter}
     recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, **settings)
     options = ["--gradient_accumulation_steps", str(accumulation), *overrides]
     arguments = [str(folder), str(recipe), *options]
