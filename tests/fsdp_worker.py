@@ -49,7 +49,7 @@ def main(checkpoint: str, out: Path):
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint)
     processor = PARTProcessor.from_pretrained(checkpoint)
-    stage = tiny_training.joint_stage()
+    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5})
     # Builds LoRA, freezes what the stage does not train, and is what saves in the end.
     trainer = tiny_training.make_trainer(out / "run", stage, model=model, processor=processor, max_rows=2)
     if world > 1:
@@ -60,7 +60,7 @@ def main(checkpoint: str, out: Path):
     trained = {name: parameters[name] for names in trainer.trainable_names.values() for name in names}
     gate = LanguageModelGate(stage, [parameters[name] for name in trainer.trainable_names["language_model"]])
     optimizer = torch.optim.AdamW(list(trained.values()), lr=1e-3, weight_decay=0.1, eps=1e-4, foreach=False)
-    collator, dataset = PARTCollator(processor), trainer.train_dataset
+    collator, dataset = PARTCollator(processor, with_transcripts=True), trainer.train_dataset
     rows = {task: [row for row in dataset if row["task"] == task] for task in set(TASKS)}
     report = []
     for task in TASKS:
@@ -78,7 +78,7 @@ def main(checkpoint: str, out: Path):
             if world > 1:
                 model.set_requires_gradient_sync(index == len(mine) - 1)
             # FSDP averages over the ranks; the loss is divided by the tokens of all of them.
-            (model(**inputs, num_items_in_batch=tokens).loss * world).backward()
+            (model(**inputs, num_items_in_batch=tokens, ctc_weight=0.5).loss * world).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         moved = {name for name, p in trained.items() if not torch.equal(local(p), before[name])}

@@ -190,3 +190,29 @@ def test_a_model_without_a_head_says_how_to_get_one():
     batch.pop("batch_info")
     with pytest.raises(ValueError, match="no alignment head"):
         model(**batch, ctc_weight=1.0)
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 1.0])
+def test_packed_clips_and_kept_encoder_frames_give_the_same(aligned, nll_weight):
+    model, _, batch = aligned
+    model.eval()
+    options = {"nll_weight": nll_weight, "ctc_weight": 0.5, "loss_chunk_size": 8}
+    with torch.no_grad():
+        expected = model(**batch, **options)
+        packed = model(**batch, **options, padding_free=True)
+        kept = {name: value for name, value in batch.items() if name != "input_features"}
+        frames = model.model.encode(batch["input_features"], batch["input_features_mask"]).last_hidden_state
+        from_frames = model(**kept, **options, encoder_frames=frames)
+    for output in (packed, from_frames):
+        torch.testing.assert_close(output.ctc_losses, expected.ctc_losses, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(output.loss, expected.loss, atol=1e-4, rtol=1e-4)
+        assert torch.equal(output.ctc_tokens, expected.ctc_tokens)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(aligned, half):
+    model, _, batch = aligned
+    expected = model(**batch, nll_weight=0.0, ctc_weight=1.0).ctc_losses
+    with torch.autocast("cpu", half):
+        given = model(**batch, nll_weight=0.0, ctc_weight=1.0).ctc_losses
+    torch.testing.assert_close(given, expected, atol=0.3, rtol=0.05)
