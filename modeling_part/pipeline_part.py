@@ -251,7 +251,8 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             kwargs.pop(name, None)
         processor = kwargs.pop("processor", None)
         if processor is None:
-            processor = AutoProcessor.from_pretrained(model.name_or_path)
+            commit = getattr(model.config, "_commit_hash", None)  # of a checkpoint on the Hub
+            processor = AutoProcessor.from_pretrained(model.name_or_path, revision=commit or "main")
         return PARTPipeline(model=model, processor=processor, **kwargs)
 
 

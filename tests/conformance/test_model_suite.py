@@ -1,5 +1,7 @@
 """transformers' ModelTesterMixin on tiny PARTs of several encoders and language models."""
 
+import itertools
+import os
 import unittest
 from unittest import mock
 
@@ -21,14 +23,13 @@ generation = suites.load("generation.test_utils")
 MODEL_MAPPING_NAMES["part"] = "PARTModel"
 MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["part"] = "PARTForSpeechSeq2Seq"
 
+ENCODERS = ("whisper", "fun_asr_nano", "qwen2_audio", "wav2vec2")
+LANGUAGE_MODELS = ("qwen2", "llama_tied", "gemma3", "gpt2")
+# Each encoder with the first language model and each language model with the first encoder, or with PART_ALL_PAIRS all.
 PAIRS = [
-    ("whisper", "qwen2"),
-    ("whisper", "llama_tied"),
-    ("whisper", "gemma3"),
-    ("whisper", "gpt2"),
-    ("fun_asr_nano", "qwen2"),
-    ("qwen2_audio", "qwen2"),
-    ("wav2vec2", "qwen2"),
+    pair
+    for pair in itertools.product(ENCODERS, LANGUAGE_MODELS)
+    if "PART_ALL_PAIRS" in os.environ or ENCODERS[0] in pair or LANGUAGE_MODELS[0] in pair
 ]
 LENGTHS = [80, 64, 24, 80]  # input steps of the clips
 AUDIO_TOKEN = 3  # small, since the tests shrink the vocabulary
