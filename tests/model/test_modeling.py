@@ -368,6 +368,36 @@ class TestGeneration:
     def test_a_prompt_in_chunks_changes_nothing(self, model, inputs, size):
         assert generated(model, inputs, prefill_chunk_size=size) == generated(model, inputs)
 
+    @pytest.mark.parametrize("text", ["qwen2", "gemma3", "gpt2"])
+    def test_speculation_changes_nothing(self, text):
+        model = build(text=text)
+        alone = row_of(inputs_of(model, "whisper", random_clips("whisper", LENGTHS)), 0)
+        expected = generated(model, alone)
+        assert generated(model, alone, prompt_lookup_num_tokens=2) == expected
+        for seed in (0, 1):  # an assistant that always agrees, and one that hardly does
+            assert generated(model, alone, assistant_model=build(text=text, seed=seed)) == expected
+
+    def test_going_on_from_a_cache(self, model, inputs):
+        alone = row_of(inputs, 0)
+        half = model.generate(**alone, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
+        ids = half.sequences
+        whole = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=half.past_key_values,
+            max_new_tokens=4,
+            min_new_tokens=4,
+        )
+        assert torch.equal(whole, model.generate(**alone, max_new_tokens=8, min_new_tokens=8))
+
+    @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
+    def test_audio_that_is_encoded_already(self, model, inputs, settings):
+        expected = generated(model, inputs, **settings)
+        features, mask = inputs.pop("input_features"), inputs.pop("input_features_mask")
+        audio = model.get_audio_features(features, mask)
+        assert generated(model, {**inputs, "mm_encoder_outputs": {"audio": audio}}, **settings) == expected
+        assert len(audio.pooler_output) == sum(tokens_of(model, clip) for clip in random_clips("whisper", LENGTHS))
+
     def test_sampling_and_returned_sequences(self, model, inputs):
         def sample():
             torch.manual_seed(0)
