@@ -17,6 +17,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import tone
 
 from modeling_part import load_audio
 from modeling_part.__main__ import main
@@ -33,10 +34,6 @@ WORDS = {
     "fr": "zéro un deux trois quatre cinq six sept huit neuf".split(),
 }
 VOICES = {"en": "en_US_f_Allison", "fr": "fr_CA_f_June"}
-
-
-def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
 
 
 def prompts(language: str) -> list[tuple[str, str, bool]]:
@@ -66,9 +63,9 @@ def packages(tmp_path_factory) -> dict[str, Path]:
             if recorded:
                 (sounds / prompt_id).parent.mkdir(parents=True, exist_ok=True)
                 seconds = 0.4 if prompt_id.startswith("digits") else 1.5 + index / 100
-                sound = np.concatenate([np.zeros(400), tone(seconds, 300 + 10 * number), np.zeros(800)])
+                sound = np.concatenate([np.zeros(400), tone(seconds, 300 + 10 * number, RATE), np.zeros(800)])
                 soundfile.write(sounds / f"{prompt_id}.wav", sound, RATE, subtype="PCM_16")
-        soundfile.write(sounds / "unlisted.wav", tone(0.5), RATE)
+        soundfile.write(sounds / "unlisted.wav", tone(0.5, rate=RATE), RATE)
         with gzip.open(doc / f"core-sounds-{language}.txt.gz", "wt", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
     return roots
@@ -310,7 +307,7 @@ def test_more_strings_than_there_are_is_an_error():
 def test_clips_are_trimmed_and_joined_with_short_gaps():
     import random
 
-    clip = np.concatenate([np.zeros(1600, np.float32), tone(0.5), np.zeros(2400, np.float32)])
+    clip = np.concatenate([np.zeros(1600, np.float32), tone(0.5, rate=RATE), np.zeros(2400, np.float32)])
     trimmed = trim_silence(clip, RATE)
     assert len(trimmed) / RATE == pytest.approx(0.56, abs=0.02)
     assert abs(trimmed[0]) < 1e-6 and abs(trimmed[-1]) < 1e-6, "no click at the cuts"

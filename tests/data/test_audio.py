@@ -1,24 +1,23 @@
 """What a clip really holds: every way in gives the samples of a whole decode, or one error that names the file."""
 
-import io
 import os
 import struct
 import sys
 from functools import cache
 from types import SimpleNamespace
 
+import made_data
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_data import RATE
 
 from modeling_part.audio_part import AudioError, audio_seconds, load_audio, load_clip
 from modeling_part.mp3_part import read_mp3, with_header
 
 
-RATE = 16_000
 KINDS = {
     "wav": {"format": "WAV"},
     "float wav": {"format": "WAV", "subtype": "FLOAT"},
@@ -43,9 +42,7 @@ def voice(seconds: float, rate: int = RATE) -> np.ndarray:
 
 
 def encoded(kind: str, samples: np.ndarray, rate: int = RATE) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, **KINDS[kind])
-    return buffer.getvalue()
+    return made_data.encoded(samples, rate, **KINDS[kind])
 
 
 @cache
@@ -310,7 +307,9 @@ def test_files_that_cannot_be_opened_are_refused_at_once(tmp_path):
 def test_damaged_recordings_of_phones_and_browsers_are_named(content):
     pytest.importorskip("av")
     for read in (load_audio, audio_seconds):
-        with pytest.raises(AudioError, match=r"it is (M4A or MP4|WebM or Matroska), and FFmpeg says .* Fetch it again"):
+        with pytest.raises(
+            AudioError, match=r"it is (M4A or MP4|WebM or Matroska), and FFmpeg says .* Fetch it again"
+        ):
             read(content)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import RATE, tone
 
 from modeling_part.data.augmentation import (
     Augmentation,
@@ -18,13 +19,6 @@ from modeling_part.data.augmentation import (
     mask_features,
     row_generator,
 )
-
-
-RATE = 16_000
-
-
-def tone(hertz: float, seconds: float) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 
 def loudest_frequency(audio: np.ndarray) -> float:
@@ -43,7 +37,7 @@ def test_row_generator_depends_on_every_key_and_on_nothing_else():
 
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
 def test_speed_changes_length_and_pitch_together(speed):
-    audio = tone(440, 2.0)
+    audio = tone(2.0)
     faster = change_speed(audio, RATE, speed)
     assert faster.dtype == np.float32
     assert len(faster) == pytest.approx(len(audio) / speed, abs=2)
@@ -53,7 +47,7 @@ def test_speed_changes_length_and_pitch_together(speed):
 def test_every_speed_is_drawn_and_none_that_would_be_too_long():
     augmentation = Augmentation(speeds=(0.9, 1.0, 1.1), max_seconds=1.05)
     for seconds, expected in ((0.5, {0.9, 1.0, 1.1}), (1.0, {1.0, 1.1})):
-        audio = tone(300, seconds)
+        audio = tone(seconds, 300)
         lengths = [
             len(augmentation.augment_waveform(audio, RATE, row_generator(0, i))) for i in range(60)
         ]  # fmt: skip
@@ -109,7 +103,7 @@ def test_settings_of_a_recipe():
 
 
 def test_off_by_default():
-    audio, features = tone(440, 0.2), np.ones((80, 20), dtype=np.float32)
+    audio, features = tone(0.2), np.ones((80, 20), dtype=np.float32)
     assert Augmentation().augment_waveform(audio, RATE, row_generator(0)) is audio
     assert Augmentation().augment_features(features, row_generator(0)) is features
 
@@ -123,7 +117,7 @@ def test_settings_that_cannot_be_meant_are_refused(wrong):
 def test_noise_gain_and_codec_each_do_what_they_say_and_leave_global_randomness_alone():
     pytest.importorskip("audiomentations")
     pytest.importorskip("fast_mp3_augment")
-    audio = tone(440, 1.0)
+    audio = tone(1.0)
     off = {"noise_probability": 0.0, "gain_probability": 0.0, "codec_probability": 0.0}
 
     noisy = Augmentation(waveform=WaveformAugment(**off | {"noise_probability": 1.0}, min_snr_db=10, max_snr_db=10))

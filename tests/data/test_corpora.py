@@ -1,6 +1,5 @@
 """read_corpora with the readers of one's own files: manifests, datasets, text pairs; filters, counts, streaming."""
 
-import io
 import json
 
 import datasets
@@ -9,6 +8,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import MT, RATE, asr, encoded, read_lines, tone, write_lines
 
 from modeling_part import load_audio
 from modeling_part.data.checking import RowFilters, summary
@@ -24,44 +24,6 @@ from modeling_part.data.rows import (
     split_of,
 )
 from modeling_part.data.stored_corpora import fingerprint
-
-
-RATE = 16_000
-
-
-def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
-
-
-def write_lines(path, records) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    return str(path)
-
-
-def asr(name: str, **changes) -> dict:
-    record = {"id": name, "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": f"Texte {name}."}
-    return {**record, "audio": "clips/a.flac", "duration": 1.5, **changes}
-
-
-MT = {"id": "m", "task": "mt", "source_lang": "fr", "target_lang": "en", "text": "Red.", "source_text": "Rouge."}
-
-
-@pytest.fixture
-def clips(tmp_path):
-    """A folder with clips/a.flac (1.5 s), clips/b.mp3 (2 s), clips/long.opus (6 s: 440 Hz, then 880 Hz)."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    soundfile.write(folder / "a.flac", tone(1.5), RATE)
-    soundfile.write(folder / "b.mp3", tone(2.0), RATE)
-    soundfile.write(
-        folder / "long.opus", np.concatenate([tone(3.0), tone(3.0, 880)]), RATE, format="OGG", subtype="OPUS"
-    )
-    return tmp_path
-
-
-def read_lines(clips, records, **settings):
-    return read_corpora([{"reader": "manifest", "path": write_lines(clips / "train.jsonl", records)}], **settings)
 
 
 # ------------------------------------------------------------------------------------------------------ manifests
@@ -279,7 +241,10 @@ def test_weights_are_given_per_corpus_column(clips):
         ),
         ({"reader": "manifest", "path": "x", "languages": [["de"]]}, "'languages' must be a list of names"),
         ({"reader": "manifest", "path": "x", "languages": 5}, "'languages' must be a list of names, not 5"),
-        ({"reader": "manifest", "path": "x", "weight": 1e12}, "weight 1000000000000.0 is no number above 0 and up to 1000"),
+        (
+            {"reader": "manifest", "path": "x", "weight": 1e12},
+            "weight 1000000000000.0 is no number above 0 and up to 1000",
+        ),
         ({"reader": "manifest", "path": "x", "weight": True}, "weight True is no number above 0"),
         ({"reader": "manifest", "path": "x", "name": 5}, "'name' must be text, not 5"),
         ({"reader": "manifest", "path": "x", "columns": {"text": "a"}}, "'columns' is a setting of dataset"),
@@ -339,19 +304,13 @@ def test_damaged_rows_on_disk_are_named(clips, name, content):
 # ------------------------------------------------------------------------------------------------ mapped datasets
 
 
-def encoded(seconds: float, kind: str = "FLAC") -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone(seconds), RATE, format=kind)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def parquet(tmp_path):
     """A folder with train and validation parquet files of 7 and 2 rows, audio bytes inside, made as the Hub does."""
     for split, count in (("train", 7), ("validation", 2)):
         records = [
             {
-                "audio": {"bytes": encoded(0.5 + i / 10), "path": f"{split}{i}.flac"},
+                "audio": {"bytes": encoded(tone(0.5 + i / 10), format="FLAC"), "path": f"{split}{i}.flac"},
                 "sentence": f"Satz {i}",
                 "en": f"S{i}",
             }
@@ -409,7 +368,7 @@ def test_a_mapping_that_does_not_fit_says_what_is_there(parquet, change, message
 
 
 def test_saved_datasets_and_audiofolders_are_read_too(parquet, tmp_path):
-    records = [{"audio": {"bytes": encoded(0.7), "path": None}, "text": "Ja", "locale": "de"}]
+    records = [{"audio": {"bytes": encoded(tone(0.7), format="FLAC"), "path": None}, "text": "Ja", "locale": "de"}]
     datasets.DatasetDict({"train": datasets.Dataset.from_list(records)}).save_to_disk(tmp_path / "saved")
     spec = {"reader": "dataset", "tasks": ["asr"]}
     saved, _ = read_corpora([{**spec, "path": str(tmp_path / "saved"), "columns": {"source_lang": "locale"}}])

@@ -3,7 +3,6 @@
 The short runs are part of the suite; `-m slow` runs the long ones.
 """
 
-import io
 import json
 import random
 import shutil
@@ -14,9 +13,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_data import RATE, encoded, tone
 
 from modeling_part.audio_part import AudioError, alike, audio_seconds, load_audio, load_clip
 from modeling_part.data.corpora import read_corpora
@@ -28,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
 ]
 
-RATE = 16_000
 SLOWEST = 20.0  # seconds for what takes a tenth of one
 ODD = ["", "null", "NaN", "true", "-1", "1e400", "Infinity", "é", "\u2028", "\t\t", '"', "\\", "[]", "{}", "0", "²"]
 ODD = [text.encode() for text in (*ODD, "9" * 30, "<html>", "../../x", "\r", "a\tb", "train ")] + [
@@ -36,16 +34,6 @@ ODD = [text.encode() for text in (*ODD, "9" * 30, "<html>", "../../x", "\r", "a\
     b"\xed\xa0\x80",
 ]
 HABITS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-
-
-def tone(seconds: float) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(round(seconds * RATE)) / 6)).astype("float32")
-
-
-def encoded(samples: np.ndarray, **options) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, RATE, **{"format": "WAV", **options})
-    return buffer.getvalue()
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

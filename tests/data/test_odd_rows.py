@@ -1,63 +1,18 @@
 """Text, types, ids and languages as they come: each row is used as it is, or counted with its place and the reason."""
 
 import csv
-import io
 import json
 
 import datasets
-import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import MT, RATE, asr, encoded, read_lines, tone, write_lines
 
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.files import read_csv, text_lines
 from modeling_part.data.rows import COLUMNS, CorpusError
-
-
-RATE = 16_000
-
-
-def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
-
-
-def write_lines(path, records) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    return str(path)
-
-
-def asr(name: str, **changes) -> dict:
-    record = {"id": name, "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": f"Texte {name}."}
-    return {**record, "audio": "clips/a.flac", "duration": 1.5, **changes}
-
-
-MT = {"id": "m", "task": "mt", "source_lang": "fr", "target_lang": "en", "text": "Red.", "source_text": "Rouge."}
-
-
-@pytest.fixture
-def clips(tmp_path):
-    """A folder with clips/a.flac (1.5 s), clips/b.mp3 (2 s), clips/long.opus (6 s: 440 Hz, then 880 Hz)."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    soundfile.write(folder / "a.flac", tone(1.5), RATE)
-    soundfile.write(folder / "b.mp3", tone(2.0), RATE)
-    soundfile.write(
-        folder / "long.opus", np.concatenate([tone(3.0), tone(3.0, 880)]), RATE, format="OGG", subtype="OPUS"
-    )
-    return tmp_path
-
-
-def read_lines(clips, records, **settings):
-    return read_corpora([{"reader": "manifest", "path": write_lines(clips / "train.jsonl", records)}], **settings)
-
-
-def encoded(seconds: float, kind: str = "FLAC") -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone(seconds), RATE, format=kind)
-    return buffer.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------------- files
@@ -99,7 +54,10 @@ def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path):
     broken = []
     read = list(read_csv(path, ("file_name",), lambda where, error: broken.append((where, error.reason))))
     assert [(number, record["text"]) for number, record in read] == [(2, "one"), (4, "three"), (5, "fo\nur")]
-    assert broken == [(f"{path}, line 3", "a quote is never closed, or the field is too long"), (f"{path}, line 7", "not the header's 2 fields")]
+    assert broken == [
+        (f"{path}, line 3", "a quote is never closed, or the field is too long"),
+        (f"{path}, line 7", "not the header's 2 fields"),
+    ]
     with pytest.raises(CorpusError, match="has no column 'path'; its header is file_name, text"):
         list(read_csv(path, ("path",)))
 
@@ -180,7 +138,7 @@ def manifest_folder(tmp_path_factory):
     ],
 )
 def test_texts_that_are_none_are_counted(tmp_path, texts, kept, reason):
-    audio = [{"path": None, "bytes": encoded(1.0)}] * 3
+    audio = [{"path": None, "bytes": encoded(tone(1.0), format="FLAC")}] * 3
     datasets.Dataset.from_dict({"audio": audio, "text": texts}).to_parquet(tmp_path / "x.parquet")
     spec = {"reader": "dataset", "path": str(tmp_path / "x.parquet"), "tasks": ["asr"], "languages": ["en"]}
     if kept:

@@ -16,6 +16,7 @@ import soundfile
 from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import RATE, encoded, tone
 
 from modeling_part import load_audio
 from modeling_part.data.corpora import read_corpora
@@ -23,13 +24,6 @@ from modeling_part.data.readers.common_voice import unquoted
 from modeling_part.data.readers.covost2 import escaped_fields
 from modeling_part.data.readers.wenetspeech import json_array
 from modeling_part.data.rows import CorpusError, split_of
-
-
-RATE = 16_000
-
-
-def tone(seconds: float, hertz: float = 440.0, rate: int = RATE) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
 def pitch(samples: np.ndarray) -> float:
@@ -182,12 +176,6 @@ FLEURS = {
 }
 
 
-def wav_bytes(seconds: float) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone(seconds), RATE, format="WAV")
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def fleurs_archives(tmp_path):
     """The Hub layout: `data/<lang>/dev.tsv` without a header and `data/<lang>/audio/dev.tar.gz`."""
@@ -197,8 +185,8 @@ def fleurs_archives(tmp_path):
         with tarfile.open(folder / "audio" / "dev.tar.gz", "w:gz") as tar:
             for _, file, _, seconds in recordings:
                 member = tarfile.TarInfo(f"dev/{file}")
-                member.size = len(wav_bytes(seconds))
-                tar.addfile(member, io.BytesIO(wav_bytes(seconds)))
+                member.size = len(encoded(tone(seconds)))
+                tar.addfile(member, io.BytesIO(encoded(tone(seconds))))
         with (folder / "dev.tsv").open("w", encoding="utf-8") as table:
             for number, file, text, seconds in recordings:
                 spelled = " ".join(text.lower()) + " |"
@@ -216,7 +204,7 @@ def fleurs_parquet(tmp_path):
                 "id": number,
                 "num_samples": round(seconds * RATE),
                 "path": f"/cache/{file}",
-                "audio": {"bytes": wav_bytes(seconds), "path": file},
+                "audio": {"bytes": encoded(tone(seconds)), "path": file},
                 "transcription": text.lower(),
                 "raw_transcription": text,
                 "gender": 1,

@@ -1,0 +1,44 @@
+"""Sound and rows that several test modules of the data make."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from modeling_part.data.corpora import read_corpora
+
+
+RATE = 16_000
+MT = {"id": "m", "task": "mt", "source_lang": "fr", "target_lang": "en", "text": "Red.", "source_text": "Rouge."}
+
+
+def tone(seconds: float, hertz: float = 440.0, rate: int = RATE) -> np.ndarray:
+    """`(samples,)` of one frequency."""
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encoded(samples: np.ndarray, rate: int = RATE, **options) -> bytes:
+    """An audio file's bytes; WAV unless `format` says otherwise."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, **{"format": "WAV", **options})
+    return buffer.getvalue()
+
+
+def asr(name: str, **changes) -> dict:
+    """A manifest row of the fixture `clips`."""
+    record = {"id": name, "task": "asr", "source_lang": "fr", "target_lang": "fr", "text": f"Texte {name}."}
+    return {**record, "audio": "clips/a.flac", "duration": 1.5, **changes}
+
+
+def write_lines(path: Path, records) -> str:
+    """Write a JSONL file; its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def read_lines(folder: Path, records, **settings):
+    """Dataset and report of `train.jsonl` in a folder, with these records."""
+    return read_corpora([{"reader": "manifest", "path": write_lines(folder / "train.jsonl", records)}], **settings)
