@@ -37,7 +37,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)
 
 conformance: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet parameterized
+	$(VENV)/bin/python -m pip install --quiet parameterized kaldialign num2words
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal tests/conformance $(PYTEST_OPTIONS)
 
 style: $(VENV)/installed

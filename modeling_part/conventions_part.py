@@ -115,7 +115,9 @@ class ConventionalProcessor(FeatureProcessor):
             conversation: messages, or a list of conversations. The content of a message is a text or a list of
                 `{"type": "text", "text": ...}` and `{"type": "audio", "audio" or "path" or "url": ...}`.
             chat_template: the language model's own when None, for which content in parts is joined line by line, as
-                `PARTProcessor.__call__` does. Another one must place the `audio_token` itself.
+                `PARTProcessor.__call__` does: the same text, and the same tokens where special tokens end a turn (in
+                what old templates write as plain text, tokens may reach across). Another template must place the
+                `audio_token` itself.
             kwargs: `tokenize`, `return_dict`, `add_generation_prompt`, ...
 
         Returns:
