@@ -247,28 +247,27 @@ class ConventionalProcessor(FeatureProcessor):
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         text, audio = merged["text_kwargs"], merged["audio_kwargs"]
-        flags = [
-            bool(merged.get(name) or text.pop(name, False))
-            for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")
-        ]
-        text.pop("return_mm_token_type_ids", None)
-        text.pop("return_text_replacement_offsets", None)
+        # Newer transformers keep these two beside the groups, older ones among the text's.
+        flags = {name: merged.get(name) for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")}
+        flags = {name: bool(text.pop(name, None) or value) for name, value in flags.items()}
         groups = (kwargs, kwargs.get("text_kwargs", {}), kwargs.get("common_kwargs", {}))
-        # The tokenizer's own side is that of its training; PART pads for what the batch is for.
-        text["padding_side"] = next((group["padding_side"] for group in groups if group.get("padding_side")), None)
+        # A tokenizer's own side and truncation are those of its training; PART pads for what the batch is for, and
+        # cuts nothing unasked.
+        for name in ("padding_side", "truncation"):
+            text[name] = next((group[name] for group in groups if group.get(name) is not None), None)
         text.setdefault("return_tensors", "pt")
         text["padding"] = True if text.get("padding") is None else text["padding"]
         return CallOptions(
             padding=text["padding"],
             padding_side=text["padding_side"],
             max_length=text.get("max_length"),
-            truncation=text.get("truncation") not in (None, False, "do_not_truncate"),
+            truncation=text["truncation"] not in (None, False, "do_not_truncate"),
             pad_to_multiple_of=text.get("pad_to_multiple_of"),
             pad_features_to_multiple_of=audio.get("pad_features_to_multiple_of"),
             sampling_rate=audio.get("sampling_rate"),
             return_tensors=text["return_tensors"],
-            with_token_types=flags[0],
-            with_offsets=flags[1],
+            with_token_types=flags["return_mm_token_type_ids"],
+            with_offsets=flags["return_text_replacement_offsets"],
             of_tokenizer={name: value for name, value in text.items() if value is not None},
         )
 
@@ -291,13 +290,12 @@ class ConventionalProcessor(FeatureProcessor):
         encoded = self.tokenizer(filled, **arguments)
         self._check_special_mm_tokens(filled, encoded, modalities=["audio"])
         batch = {**encoded}
+        tensors = self.pad_features(features, options.pad_features_to_multiple_of) if features else {}
+        if options.with_token_types:
+            tensors["mm_token_type_ids"] = torch.tensor(self.create_mm_token_type_ids(encoded["input_ids"]))
         if options.with_offsets:
             batch["text_replacement_offsets"] = offsets
-        if features:
-            batch.update(
-                convert(self.pad_features(features, options.pad_features_to_multiple_of), options.return_tensors)
-            )
-        return BatchFeature(batch)
+        return BatchFeature({**batch, **convert(tensors, options.return_tensors)})
 
     def _skip_prompt(self, ids: list[int]) -> list[int]:
         """What follows the user's turn with audio; all ids if there is none."""

@@ -344,8 +344,21 @@ class TestConventions:
             processor(sine(0.3), return_offsets_mapping=True)
 
     def test_kinds_of_tokens(self, processor):
-        batch = processor([sine(0.1), sine(0.3)], return_mm_token_type_ids=True)
-        assert torch.equal(batch["mm_token_type_ids"] == 3, batch["input_ids"] == processor.audio_token_id)
+        clips = [sine(0.1), sine(0.3)]
+        prompts = processor.apply_transcription_request(clips, tokenize=False)
+        for batch in (
+            processor(clips, return_mm_token_type_ids=True),
+            processor(text=prompts, audio=clips, return_mm_token_type_ids=True),
+        ):
+            assert torch.equal(batch["mm_token_type_ids"] == 3, batch["input_ids"] == processor.audio_token_id)
+
+    def test_a_tokenizer_that_cuts_and_pads_by_itself(self):
+        """What its configuration says of training: PART cuts nothing unasked and pads for what the batch is for."""
+        own = tiny.tiny_tokenizer(extra_tokens=[AUDIO])
+        own.init_kwargs |= {"truncation": True, "max_length": 10, "padding_side": "right"}
+        batch = PARTProcessor(tiny.tiny_feature_extractor(), own)([sine(0.1), sine(0.3)])
+        expected = build()([sine(0.1), sine(0.3)])
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
 
     def test_a_text_with_the_placeholder_is_a_prompt_or_an_answer(self, processor):
         text = f"{AUDIO}\nsay this"
