@@ -26,6 +26,7 @@ from modeling_part.recipes.arguments import Recipe, parse_recipe
 from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.dry_run import dry_run, log_plan
 from modeling_part.training.epochs import epoch_callbacks
+from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
 from modeling_part.training.run import Run, StageRun, predict_checkpoint
@@ -83,6 +84,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     )
     checkpoint, progress = stage.find_checkpoint(args)
     batches = plan_batches(stage.plan, rows, processor, recipe, progress)
+    check_lengths(model, processor, rows, recipe)
     record, changed = stage.record(rows, batches, model, trainable, recipe), False
     if checkpoint is not None:
         record, changed = continued(record, checkpoint, args)

@@ -1,0 +1,98 @@
+"""Rows that are longer than encoder or language model have positions for are named before the first step."""
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import tiny_training
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config
+
+from modeling_part import PARTForSpeechSeq2Seq
+from modeling_part.data.collator import PARTCollator
+from modeling_part.data.loading import Rows
+from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
+from modeling_part.training.limits import RowLengths, TooLongError, check_lengths, has_learned_positions
+
+
+def recipe(tmp_path, **data):
+    training = PARTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_new_tokens=data.pop("new", 4))
+    return Recipe(ModelArguments(checkpoint="tiny"), DataArguments(**data), training)
+
+
+@pytest.fixture(scope="module")
+def with_language_model(tmp_path_factory, tiny_parts):
+    """PART around a random language model with so many positions."""
+
+    def build(kind, positions):
+        folder = tmp_path_factory.mktemp(kind)
+        sizes = {"vocab_size": 259, "bos_token_id": 1, "eos_token_id": 2}
+        config = {
+            "gpt2": lambda: GPT2Config(n_positions=positions, n_embd=32, n_layer=1, n_head=2, **sizes),
+            "opt": lambda: OPTConfig(max_position_embeddings=positions, hidden_size=32, word_embed_proj_dim=32,
+                                     num_hidden_layers=1, num_attention_heads=2, ffn_dim=32, pad_token_id=0, **sizes),
+            "qwen2": lambda: Qwen2Config(max_position_embeddings=positions, hidden_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2, num_key_value_heads=2, intermediate_size=32, **sizes),
+        }[kind]()  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tiny.tiny_tokenizer().save_pretrained(folder)
+        settings = {"adapter_hidden_size": 32, "adapter_num_attention_heads": 2}
+        return PARTForSpeechSeq2Seq.from_pretrained_parts(str(tiny_parts.audio_model), str(folder), **settings)
+
+    return build
+
+
+@pytest.mark.parametrize("tasks", [("asr",), ("mt",), ("asr", "s2tt", "mt")])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_the_length_of_the_longest_row_is_that_of_its_batch(tasks, multiple):
+    dataset = tiny_training.tiny_dataset(tasks, count=8, words=(1, 5), seed=3)
+    _, processor = tiny_training.tiny_model()
+    collator = PARTCollator(processor, 0.2, multiple)
+    actual = [collator([row])["input_ids"].shape[1] for row in dataset]
+    seconds = np.array([row["duration"] if row["task"] != "mt" else 0.0 for row in dataset])
+    row, positions = RowLengths(dataset, seconds, processor, 0).longest_above(1, multiple)
+    assert abs(positions - max(actual)) <= multiple and abs(actual[row] - max(actual)) <= multiple
+    assert RowLengths(dataset, seconds, processor, 0).longest_above(max(actual) + multiple, multiple) == (None, 0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_a_row_beyond_learned_positions_is_refused(with_language_model, tmp_path, kind):
+    dataset = tiny_training.tiny_dataset(("asr",), count=4)
+    model, processor = with_language_model(kind, 40)
+    assert has_learned_positions(model.model.language_model)
+    for rows in (Rows(train=dataset), Rows(test=dataset), Rows(eval=dataset)):
+        name = next(iter(rows.datasets))
+        with pytest.raises(TooLongError, match=rf"Row '\S+' of `{name}_data` takes \d+ positions .* has 40: lower"):
+            check_lengths(model, processor, rows, recipe(tmp_path))
+    model, processor = with_language_model(kind, 200)
+    check_lengths(model, processor, Rows(train=dataset, test=dataset), recipe(tmp_path))
+    with pytest.raises(TooLongError, match="or `max_new_tokens`"):
+        check_lengths(model, processor, Rows(test=dataset), recipe(tmp_path, new=190))
+
+
+def test_rotated_positions_are_a_warning(with_language_model, tmp_path, caplog):
+    model, processor = with_language_model("qwen2", 40)
+    assert not has_learned_positions(model.model.language_model)
+    with caplog.at_level(logging.WARNING):
+        check_lengths(model, processor, Rows(train=tiny_training.tiny_dataset(("asr",))), recipe(tmp_path))
+    assert "has 40: beyond those it was not trained" in caplog.text
+
+
+@pytest.mark.parametrize(("speeds", "is_refused"), [((), False), ((0.5, 1.0), True)])
+def test_a_row_beyond_the_encoders_window_is_refused(tmp_path, speeds, is_refused):
+    model, processor = tiny_training.tiny_model()
+    window = processor.feature_extractor.n_samples / processor.sampling_rate
+    dataset = tiny_training.tiny_dataset(("asr", "mt"), count=2)
+    longer = dataset.map(lambda row: {"duration": window * 0.6 if row["task"] == "asr" else None})
+    settings = recipe(tmp_path, augmentation={"speeds": list(speeds), "max_seconds": 2 * window} if speeds else None)
+    if is_refused:
+        with pytest.raises(TooLongError, match=r"of `train_data` has .* s, and 3 more like it.*lower `max_duration`"):
+            check_lengths(model, processor, Rows(train=longer), settings)
+    else:
+        check_lengths(model, processor, Rows(train=longer), settings)
+
+
+def test_streams_cannot_be_looked_into(tmp_path):
+    model, processor = tiny_training.tiny_model()
+    check_lengths(model, processor, Rows(train={"asr": SimpleNamespace()}, is_streamed=True), recipe(tmp_path))
