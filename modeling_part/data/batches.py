@@ -98,7 +98,15 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
     return Batches(
         train_rows=sampler if rows.is_streamed else rows.train,
         sampler=sampler,
-        collator=PARTCollator(processor, *multiples, augmentation, seed, skip_broken=True, with_transcripts=aligns),
+        collator=PARTCollator(
+            processor,
+            *multiples,
+            augmentation,
+            seed,
+            unnamed_share=data.unnamed_share,
+            skip_broken=True,
+            with_transcripts=aligns,
+        ),
         eval_rows=rows.eval,
         eval_batches=None if rows.eval is None else plan_eval_batches(rows.eval, processor, budget),
         eval_collator=PARTCollator(processor, *multiples, skip_broken=True, with_transcripts=aligns),

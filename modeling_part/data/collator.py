@@ -36,6 +36,8 @@ class PARTCollator:
         pad_tokens_multiple: positions are padded to a multiple of this.
         augmentation: for training only; None: off.
         seed: of the augmentation, which depends on it, the row and the rows beside it only.
+        unnamed_share: share of the rows whose prompt does not name the source language, so that the model can be asked
+            without it; drawn by seed, batch and row, as the augmentation is.
         skip_broken: leave a row whose audio cannot be used out of the loss (silence stands in for it, and its labels
             are -100), and say in `batch_info["broken"]` what is wrong. Default: such a row raises.
         with_transcripts: also give the tokens of what is said, for the alignment loss.
@@ -54,6 +56,7 @@ class PARTCollator:
         pad_tokens_multiple: int = 8,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        unnamed_share: float = 0.0,
         skip_broken: bool = False,
         with_transcripts: bool = False,
         encoder_outputs: EncoderOutputs | None = None,
@@ -65,6 +68,7 @@ class PARTCollator:
         self.pad_tokens_multiple = pad_tokens_multiple
         self.augmentation = augmentation
         self.seed = seed
+        self.unnamed_share = unnamed_share
         self.skip_broken = skip_broken
         self.with_transcripts = with_transcripts
         self.encoder_outputs = encoder_outputs
@@ -115,7 +119,7 @@ class PARTCollator:
                 broken[index] = str(error)
                 features.append(self.processor.silence())
         return self.processor.assemble(
-            rows,
+            self._prompt_rows(rows),
             features,
             pad_to_multiple_of=self.pad_tokens_multiple,
             pad_features_to_multiple_of=self._feature_multiple,
@@ -129,7 +133,9 @@ class PARTCollator:
         }
         broken.update({index: fault for index, (_, _, fault) in clips.items() if fault is not None})
         frames, lengths, _ = zip(*clips.values(), strict=True)
-        batch = self.processor.assemble_prompts(rows, lengths, pad_to_multiple_of=self.pad_tokens_multiple)
+        batch = self.processor.assemble_prompts(
+            self._prompt_rows(rows), lengths, pad_to_multiple_of=self.pad_tokens_multiple
+        )
         padded = math.ceil(max(lengths) / self._feature_multiple) * self._feature_multiple
         batch["input_features_mask"] = (torch.arange(padded) < torch.tensor(lengths)[:, None]).long()
         # As wide as the frames of the padded features would be: few distinct shapes here too.
@@ -138,6 +144,18 @@ class PARTCollator:
             [nn.functional.pad(clip, (0, 0, 0, width - len(clip))) for clip in frames]
         )
         return batch
+
+    def _prompt_rows(self, rows: list[dict]) -> list[dict]:
+        """The rows as they are asked: some without the name of their source language."""
+        if not self.unnamed_share:
+            return rows
+        batch_key = "/".join(row["id"] for row in rows)
+        return [
+            {**row, "source_lang": None}
+            if row_generator(self.seed, "unnamed", batch_key, row["id"]).random() < self.unnamed_share
+            else row
+            for row in rows
+        ]
 
     def _transcript_ids(self, rows: list[dict]) -> torch.Tensor:
         """`(B, U)` tokens of what is said."""

@@ -111,6 +111,13 @@ class DataArguments:
         default=0.2, metadata={"help": "Audio is padded to multiples of so many seconds: few distinct shapes."}
     )
     pad_tokens_multiple: int = field(default=8, metadata={"help": "Positions are padded to a multiple of this."})
+    unnamed_share: float = field(
+        default=0.15,
+        metadata={
+            "help": "Share of the training rows whose prompt does not name the source language, so that the model answers "
+            "without it too."
+        },
+    )
     augmentation: None | str | dict = field(
         default=None, metadata={"help": "Training only: fields of modeling_part.data.augmentation.Augmentation."}
     )

@@ -34,6 +34,7 @@ BOUNDS = {
     "min_characters_per_second": AT_LEAST_0,
     "max_characters_per_second": ABOVE_0,
     "max_bad_fraction": Field(ge=0, le=1),
+    "unnamed_share": Field(ge=0, le=1),
     "temperature": Field(ge=0.1, le=10**6),
     "max_audio_seconds": Field(gt=0, le=10**5),
     "max_tokens": Field(ge=1, le=10**7),

@@ -56,6 +56,7 @@ DATA_SETTINGS = (
     "temperature",
     "direction_weights",
     "augmentation",
+    "unnamed_share",
     "pad_seconds_multiple",
     "pad_tokens_multiple",
 )
