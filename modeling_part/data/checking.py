@@ -201,8 +201,8 @@ class Admission:
         """Whether an earlier row with the same id, task and languages is the same row; None where there is none."""
         if self._seen is None:
             return None
-        key = hash(tuple(row[name] for name in ("corpus", "task", "source_lang", "target_lang", "id")))
-        content = repr([row[name] for name in ("text", "source_text", "start", "end")])
+        key = hash((row["corpus"], row["task"], row["source_lang"], row["target_lang"], row["id"]))
+        content = f"{row['text']}\n{row['source_text']}\n{row['start']} {row['end']}"
         audio = row["audio"] or {}
         sound = audio.get("bytes") or (audio.get("path") or "").encode()
         # One byte, which Python keeps once, tells enough of a row that is left out in any case.

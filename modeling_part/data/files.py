@@ -4,8 +4,10 @@
 import codecs
 import csv
 import json
+import lzma
 import os
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ def unpack_tar(archive: Path, folder: Path) -> None:
                         )
                     names.add(member.name)
                     tar.extract(member, partial, filter="data")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise CorpusError(f"{archive} could not be unpacked into {folder}: {error}") from error
     partial.rename(folder)
 
@@ -191,7 +193,7 @@ def read_jsonl(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
 def parse_record(line: str) -> dict:
     """The JSON object in one line of a JSONL file; `BrokenRowError` if it is none or has a field twice."""
     try:
-        record = json.loads(line, object_pairs_hook=_fields_once)
+        record = _DECODER.decode(line)
     except BrokenRowError:
         raise
     except json.JSONDecodeError as error:
@@ -209,6 +211,9 @@ def _fields_once(pairs: list[tuple[str, object]]) -> dict:
         twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
         raise BrokenRowError("a field stands twice in a row", repr(twice[0]))
     return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_fields_once)
 
 
 def write_manifest(rows: Iterable[dict], path: str | Path) -> int:

@@ -2,6 +2,7 @@
 """JSONL manifests of canonical rows."""
 
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from ..files import read_jsonl
 from ..rows import COLUMNS, FOR_PEOPLE, BrokenRowError, check_direction, shortened, speech_row, text_row
 
 
-REQUIRED = ("id", "task", "source_lang", "target_lang", "text")
-NUMBERS = ("duration", "start", "end")
+REQUIRED = frozenset({"id", "task", "source_lang", "target_lang", "text"})
+NUMBERS = frozenset({"duration", "start", "end"})
+KNOWN = frozenset({*COLUMNS, *FOR_PEOPLE})
 
 
 def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
@@ -38,19 +40,21 @@ def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 
 def manifest_row(record: dict, folder: Path) -> dict:
     """The canonical row (except `corpus`) of a manifest record; `BrokenRowError` if its columns are not as said."""
-    unknown = [name for name in record if name not in COLUMNS and name not in FOR_PEOPLE]
-    missing = [name for name in REQUIRED if name not in record]
-    if unknown:
-        hint = did_you_mean(unknown[0], COLUMNS)
-        raise BrokenRowError(f"unknown field {shortened(unknown[0])!r}.{hint} The fields are {', '.join(COLUMNS)}")
-    if missing:
-        raise BrokenRowError(f"no {missing[0]!r}; every row needs {', '.join(REQUIRED)}")
+    if not record.keys() <= KNOWN:
+        unknown = next(name for name in record if name not in KNOWN)
+        hint = did_you_mean(unknown, COLUMNS)
+        raise BrokenRowError(f"unknown field {shortened(unknown)!r}.{hint} The fields are {', '.join(COLUMNS)}")
+    if not record.keys() >= REQUIRED:
+        missing = next(name for name in COLUMNS if name in REQUIRED and name not in record)
+        raise BrokenRowError(f"no {missing!r}; every row needs {', '.join(sorted(REQUIRED))}")
     for name, value in record.items():
-        kind, described = (float, "a number of seconds") if name in NUMBERS else (str, "a string")
-        if not fits(value, kind) and not (value is None and name not in REQUIRED):
-            raise BrokenRowError(f"{name!r} must be {described}", repr(value))
-        if kind is float and value is not None and not math.isfinite(value):
-            raise BrokenRowError(f"{name!r} must be {described}", repr(value))
+        if value is None and name not in REQUIRED:
+            continue
+        if name in NUMBERS:
+            if not fits(value, float) or not math.isfinite(value):
+                raise BrokenRowError(f"{name!r} must be a number of seconds", repr(value))
+        elif not isinstance(value, str):
+            raise BrokenRowError(f"{name!r} must be a string", repr(value))
     check_direction(record["task"], record["source_lang"], record["target_lang"])
     audio = record.get("audio")
     if record["task"] == "mt":
@@ -62,6 +66,5 @@ def manifest_row(record: dict, folder: Path) -> dict:
         raise BrokenRowError(f"an {record['task']} row needs 'audio'")
     speech = (record[name] for name in ("source_lang", "target_lang", "text"))
     span = (record.get("start"), record.get("end"))
-    return speech_row(
-        record["id"], "", *speech, record.get("source_text"), record.get("duration"), folder / audio, span
-    )
+    path = os.path.join(folder, audio)
+    return speech_row(record["id"], "", *speech, record.get("source_text"), record.get("duration"), path, span)
