@@ -125,8 +125,12 @@ def outcome(stages, clip, tmp_path_factory) -> dict:
     work = tmp_path_factory.mktemp("elsewhere")
     soundfile.write(work / "clip.wav", clip, 16_000, subtype="FLOAT")
     with LoopbackHub(users={TOKEN: "ada"}) as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        constants = huggingface_hub.constants
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(work / "hub"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         for folder in stages.values():
             publish(folder, REPO, private=True, token=TOKEN)
         packages = installed_packages(work / "packages")
