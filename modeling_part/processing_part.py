@@ -152,9 +152,8 @@ class PARTProcessor(ConventionalProcessor):
             options,
         )
         if options.with_token_types:
-            batch["mm_token_type_ids"] = 3 * (
-                batch["input_ids"] == self.audio_token_id
-            )  # transformers' number of audio
+            # 3 is what transformers calls audio.
+            batch["mm_token_type_ids"] = 3 * (batch["input_ids"] == self.audio_token_id)
         return BatchFeature(convert(batch, options.return_tensors))
 
     def assemble(
