@@ -25,7 +25,7 @@ from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
 from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.dry_run import dry_run, log_plan
-from modeling_part.training.epochs import epoch_callbacks
+from modeling_part.training.epochs import epoch_callbacks, with_fractions
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
@@ -83,7 +83,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         model, stage.plan, recipe, lambda: count_transcript_tokens(rows, processor, vocabulary_size)
     )
     checkpoint, progress = stage.find_checkpoint(args)
-    batches = plan_batches(stage.plan, rows, processor, recipe, progress)
+    batches = with_fractions(stage.plan, lambda plan: plan_batches(plan, rows, processor, recipe, progress))
     check_lengths(model, processor, rows, recipe)
     record, changed = stage.record(rows, batches, model, trainable, recipe), False
     if checkpoint is not None:

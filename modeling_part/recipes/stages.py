@@ -47,7 +47,7 @@ class Stage:
         tasks: weight of each task, 1.0 = every row once per epoch. Tasks not named are not trained.
         learning_rates: peak learning rate of each part that trains: `adapter`, `encoder`, `language_model`.
         encoder_layers: train only so many of the encoder's last layers; None means the whole encoder.
-        epochs: length in passes over the data, unless `max_steps` is given.
+        epochs: length in passes over the data, also a fraction of one, unless `max_steps` is given.
         max_steps: length in optimizer steps.
         warmup_ratio: share of the steps over which the learning rates rise.
         gate: when the language model gets gradients, if it trains at all. `task_gated` (the method): on cross-language
@@ -64,7 +64,7 @@ class Stage:
     tasks: dict[str, float]
     learning_rates: dict[str, float]
     encoder_layers: int | None = None
-    epochs: int | None = 1
+    epochs: float | None = 1
     max_steps: int | None = None
     warmup_ratio: float = 0.05
     gate: str = "task_gated"

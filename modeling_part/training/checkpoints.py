@@ -120,6 +120,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step, default=None)
 
 
+def remove_oldest(folder: Path, limit: int | None) -> None:
+    """Keep the newest `limit` checkpoints of a stage; what only begins with such a name is the user's."""
+    checkpoints = sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step)
+    for path in checkpoints[:-limit] if limit else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def checkpoint_step(checkpoint: Path) -> int:
     """Optimizer steps done when a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))

@@ -4,6 +4,9 @@
 To `Trainer` a stage is one pass over its batches, all epochs one after the other.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 from transformers import TrainerCallback, TrainerControl
@@ -12,9 +15,26 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data.batches import Batches
 from ..data.sampling import TaskBatchSampler
 from ..recipes.arguments import PARTTrainingArguments
+from ..recipes.stages import Stage
 
 
 STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
+
+
+def with_fractions(stage: Stage, plan: Callable[[Stage], Batches]) -> Batches:
+    """The batches of a stage whose `epochs` may be a fraction: the last epoch then ends early.
+
+    Args:
+        stage: what trains.
+        plan: a stage's batches, for a whole number of epochs or `max_steps`.
+    """
+    if stage.max_steps is not None or stage.epochs is None:
+        return plan(stage)
+    whole = plan(replace(stage, epochs=math.ceil(stage.epochs)))
+    left_out = math.floor((math.ceil(stage.epochs) - stage.epochs) * whole.report["steps"])
+    if not left_out:
+        return whole
+    return plan(replace(stage, max_steps=max(1, whole.sampler.num_steps - left_out)))
 
 
 def epoch_callbacks(batches: Batches, args: PARTTrainingArguments) -> list[TrainerCallback]:

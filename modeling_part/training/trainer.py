@@ -15,13 +15,13 @@ from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
 from ..prompts_part import TASKS
 from ..recipes.stages import LOSSES, Stage
 from .broken_rows import BrokenRows
-from .checkpoints import INCOMPLETE, publish_checkpoint, restore_weights, save_weights
+from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
 from .dev_loss import dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
 from .kernels import COMPILED_VARIANTS, use_liger_kernels
@@ -390,12 +390,7 @@ class PARTTrainer(Trainer):
             steps = self.state.global_step - sum(steps for _, steps in earlier)
             history = [*earlier, (self.args.world_size * self.args.gradient_accumulation_steps, steps)]
             publish_checkpoint(staged, final, history, self.on_save)
-            rotate_checkpoints(
-                output_dir=str(run_folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
+            remove_oldest(run_folder, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -17,7 +17,13 @@ import train_part
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_files import NotFiniteError
 from modeling_part.recipes.stage_record import read_stage_json
-from modeling_part.training.checkpoints import checkpoint_step, last_checkpoint, publish_checkpoint, read_history
+from modeling_part.training.checkpoints import (
+    checkpoint_step,
+    last_checkpoint,
+    publish_checkpoint,
+    read_history,
+    remove_oldest,
+)
 from modeling_part.training.resuming import NOT_RECORDED, differences
 
 
@@ -200,6 +206,16 @@ class TestDamage:
             publish_checkpoint(staged, tmp_path / "checkpoint-2", [(1, 2)], None)
         assert not (tmp_path / "checkpoint-2").exists()
 
+    def test_only_whole_checkpoints_are_removed(self, tmp_path):
+        for name in ("2", "3.bak", "3-mine", "4", "10", "best"):
+            (tmp_path / f"checkpoint-{name}").mkdir()
+            (tmp_path / f"checkpoint-{name}" / "trainer_state.json").touch()
+        (tmp_path / "checkpoint-1").mkdir()  # not one of ours
+        for limit, kept in ((None, {"2", "4", "10"}), (2, {"4", "10"}), (2, {"4", "10"}), (1, {"10"})):
+            remove_oldest(tmp_path, limit)
+            left = {path.name.removeprefix("checkpoint-") for path in tmp_path.iterdir()}
+            assert left == kept | {"1", "3.bak", "3-mine", "best"}
+
     @given(st.lists(st.text("0123456789abc.-", max_size=5), max_size=6))
     def test_the_last_checkpoint_among_anything(self, tmp_path_factory, names):
         folder = tmp_path_factory.mktemp("names")
@@ -239,6 +255,14 @@ class TestEpochs:
         stages = [{"name": "adapter", "max_steps": 2}]
         train_part.main(self.recipe(made, tmp_path, eval_strategy="epoch", save_strategy="epoch", stages=stages))
         assert [path.name for path in (tmp_path / "run" / "adapter").glob("checkpoint-*")] == ["checkpoint-2"]
+
+    @pytest.mark.parametrize("epochs", [0.5, 1.0, 2.25, "1.5e+0"])
+    def test_epochs_may_be_a_fraction(self, made, tmp_path, epochs):
+        whole = 6  # steps of an epoch
+        stages = [{"name": "adapter", "epochs": epochs}]
+        train_part.main(self.recipe(made, tmp_path, save_strategy="no", stages=stages, eval_data=[]))
+        record = read_stage_json(tmp_path / "run" / "adapter")["hyperparameters"]
+        assert (record["epochs"], record["num_steps"]) == (float(epochs), round(float(epochs) * whole))
 
     def test_a_resumed_stage_goes_on_epoch_by_epoch(self, made, tmp_path):
         argv = self.recipe(made, tmp_path, save_strategy="epoch")
