@@ -284,7 +284,7 @@ def _one_form(text: str) -> str:
         text = text.replace(typed, sign)
     text = FORMAT_CHARACTERS.sub("", unicodedata.normalize("NFKC", FORMAT_CHARACTERS.sub("", text)))
     text = APOSTROPHES.sub("'", text)
-    text = OTHER_DIGITS.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+    text = OTHER_DIGITS.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
     # NFKC splits the Thai and Lao vowel "am", which nobody writes in two characters; two e for ae are seen by nobody.
     text = LAO_AM.sub("\\1\u0eb3", THAI_AM.sub("\\1\u0e33", text))
     return text.replace("\u0e40\u0e40", "\u0e41").replace("\u0ec0\u0ec0", "\u0ec1")

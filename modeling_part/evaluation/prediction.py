@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..audio_part import load_clip
 from .reports import write_report
-from .scoring import annotate, prediction_key, read_predictions, score, write_predictions
+from .scoring import annotate, check_prediction, prediction_key, read_predictions, score, write_predictions
 
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,11 @@ def _gather(output_path: Path, keys: Sequence[tuple], model_fingerprint: str) ->
     wanted, dropped, found = set(keys), 0, {}
     for path in [output_path, *parts]:
         for row in read_predictions(path) if path.exists() else []:
+            try:
+                check_prediction(row)
+            except ValueError as error:
+                logger.warning("%s: %s It is predicted again", path, error)
+                continue
             key = prediction_key(row)
             if row.get("model") != model_fingerprint or key not in wanted:
                 dropped += 1

@@ -115,3 +115,26 @@ def test_what_must_not_be_compared(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"predictions\.jsonl does not exist"):
         compare([first, other])
     assert json.loads(first.read_text())["settings"]["bleu_tokenizer"] is None
+
+
+def test_files_that_are_not_what_they_must_be_are_named(tmp_path):
+    rows = system(0, 0.2, count=5)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first, second = (write_system(tmp_path / name, rows) for name in "ab")
+    predictions = tmp_path / "b" / "predictions.jsonl"
+    whole = predictions.read_text()
+    predictions.write_text(whole + whole.splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"2 predictions share corpus, id, task and languages"):
+        compare([first, second])
+    predictions.write_text(whole.replace('"task": "asr"', '"task": "st"', 1))
+    with pytest.raises(ValueError, match=r"task 'st' is none of"):
+        compare([first, second])
+    predictions.write_text(whole)
+    for content, message in (
+        ("null", "is missing, but must be an object"),
+        ('{"groups": {}, "macro": {}, "settings": {}}', "'confidence' of 'settings' is missing"),
+    ):
+        second.write_text(content)
+        with pytest.raises(ValueError, match=rf"{second}.*{message}.*part score"):
+            compare([first, second])

@@ -98,6 +98,15 @@ def test_composed_decomposed_and_wide_forms_are_one_text(sample):
 
 
 @settings(deadline=None)  # the first call of all reads tables
+@given(st.sampled_from(LANGUAGES), st.text(max_size=10))
+@example("fr", "\U00010d40")  # a digit that regex knows and Python 3.11 does not
+def test_any_text_is_its_composed_and_decomposed_form(language, text):
+    expected = normalize_text(text, language)
+    for form in ("NFC", "NFD"):
+        assert normalize_text(unicodedata.normalize(form, text), language) == expected
+
+
+@settings(deadline=None)  # the first call of all reads tables
 @given(texts(), st.sampled_from("’‘‛ʼʻ`´′＇ʹʾ"))
 def test_all_apostrophes_are_one(sample, other):
     language, text = sample

@@ -129,6 +129,19 @@ def test_other_weights_and_other_rows_are_not_taken_for_done(model_and_processor
     assert weights_fingerprint(model, "6") == before
 
 
+def test_rows_of_a_file_that_was_changed_are_predicted_again(model_and_processor, rows, tmp_path, caplog):
+    model, processor = model_and_processor
+    path = tmp_path / "predictions.jsonl"
+    expected = predict(model, processor, rows[:4], output_path=path, **FAST)
+    first, second, *others = path.read_text(encoding="utf-8").splitlines()
+    changed = {**json.loads(second), "hypothesis": 7}
+    path.write_text("\n".join(["{}", json.dumps(changed), *others, first]) + "\n", encoding="utf-8")
+    counting = CountingModel(model)
+    assert predict(counting, processor, rows[:4], output_path=path, **FAST) == expected
+    assert sum(counting.batch_sizes) == 1
+    assert "has no id" in caplog.text and "'hypothesis' is 7" in caplog.text
+
+
 def test_a_broken_clip_costs_its_own_row_only_and_is_tried_again(model_and_processor, rows, tmp_path):
     model, processor = model_and_processor
     path = tmp_path / "predictions.jsonl"

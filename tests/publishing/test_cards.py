@@ -251,3 +251,39 @@ def test_the_example_card_is_rendered_from_its_inputs():
     inputs = {name: json.loads((CARDS / f"example_{name}.json").read_text()) for name in ("stage", "report")}
     card = render_card(inputs["stage"], inputs["report"], repo_id="USER/part-example")
     assert card == (CARDS / "example.md").read_text()
+
+
+def places(value, place=()) -> list[tuple]:
+    """The way to every value inside nested objects and lists."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([place] if place else []), *(found for key, item in inner for found in places(item, (*place, key)))]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from(["report", "stage"]))
+def test_inputs_that_were_changed_make_a_card_or_are_refused_by_name(report, data, which):
+    inputs = {"report": json.loads(json.dumps(report)), "stage": json.loads(json.dumps(stage_info()))}
+    place = data.draw(st.sampled_from(places(inputs[which])))
+    parent = inputs[which]
+    for key in place[:-1]:
+        parent = parent[key]
+    odd = (
+        st.none()
+        | st.booleans()
+        | st.integers(-5, 5)
+        | st.floats()
+        | st.sampled_from(["", *ODD, [], {}, [1], {"a": 1}])
+    )
+    if isinstance(parent, dict) and data.draw(st.booleans()):
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = data.draw(odd)
+    try:
+        card = render_card(inputs["stage"], inputs["report"], repo_id=REPO)
+    except CheckpointError as error:
+        assert any(f"{key!r}" in str(error) or f"'{key}" in str(error) for key in place) or "cannot be a tag" in str(
+            error
+        )
+    else:
+        html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(ModelCard(card).text)
+        assert "<img" not in html and "<strong>b</strong>" not in html
