@@ -655,6 +655,15 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_printed(hub, checkpoint, 
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize("token", ["hf_" + "é" * 30, "hf_aaaa\nInjected: aaaa", "hf_aaaa aaaa\x07"])
+def test_an_odd_token_of_the_environment_is_one_error_and_not_printed(hub, checkpoint, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(PublishingError, match=r"token") as refusal:
+        publish(checkpoint, REPO)
+    assert "aaaa" not in str(refusal.value) and "é" not in str(refusal.value)
+    assert "Check the network" not in str(refusal.value) and hub.repositories == {}
+
+
 def test_white_space_around_a_token_is_nothing(hub, checkpoint):
     assert publish(checkpoint, REPO, token=f" {TOKEN}\n").tag == "stage-encoder"
 
