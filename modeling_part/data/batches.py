@@ -166,10 +166,9 @@ def _stream(
         {task: weight for task, weight in stage.tasks.items() if task in streams},
         lambda row: count_row_tokens(row, processor),
         budget,
-        num_steps=stage.max_steps,
+        steps=range(progress.steps, stage.max_steps),
         rank=args.process_index,
         world_size=args.world_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         seed=args.seed,
-        first_step=progress.steps,
     )

@@ -34,7 +34,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
     Read it with `DataLoader(stream, batch_size=None, collate_fn=..., num_workers=...)` and do not let accelerate
     prepare that loader: it would read everything on rank 0 and broadcast it, or take every n-th batch once more.
 
-    The batches follow from the arguments and the number of workers. To resume, pass `first_step`: the rows of the
+    The batches follow from the arguments and the number of workers. To resume, begin `steps` later: the rows of the
     earlier steps are read again but neither collated nor decoded.
 
     Args:
@@ -43,13 +43,12 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         task_weights: share of the global steps of each task, up to a factor (streams have no length to go by).
         count_tokens: row -> tokens of its target (of source and target for text tasks).
         budget: what a batch may hold.
-        num_steps: optimizer steps of the stage.
+        steps: optimizer steps to make, such as `range(100)`; `range(40, 100)` where 40 are already trained.
         rank: of this process.
         world_size: number of ranks.
         gradient_accumulation_steps: batches per rank and optimizer step.
         seed: every rank must be given the same.
         buffer_rows: rows waiting per task and worker; more gives less padding and better shuffling for more memory.
-        first_step: optimizer steps that are already trained.
 
     Raises:
         ValueError: if tasks and streams do not match, a stream gives no rows, or a row is over a budget alone.
@@ -62,13 +61,12 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         count_tokens: Callable[[Row], int],
         budget: Budget,
         *,
-        num_steps: int,
+        steps: range,
         rank: int = 0,
         world_size: int = 1,
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
         buffer_rows: int = 2000,
-        first_step: int = 0,
     ) -> None:
         unknown = sorted(set(task_weights) - set(TASKS))
         missing = sorted(task for task, weight in task_weights.items() if weight and task not in streams)
@@ -79,21 +77,21 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         self.streams = streams
         self.count_tokens = count_tokens
         self.budget = budget
-        self.num_steps = num_steps
+        self.num_steps = steps.stop
         self.rank = rank
         self.world_size = world_size
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.seed = seed
         self.buffer_rows = buffer_rows
-        self.first_step = first_step
+        self.first_step = steps.start
         self.passes: dict[str, int] = {}
         tasks = [task for task in TASKS if task_weights.get(task)]
         weights = np.array([task_weights[task] for task in tasks])
-        steps = largest_remainder(num_steps * weights / weights.sum())
-        self.schedule = np.random.default_rng([seed, 0]).permutation(np.repeat(tasks, steps)).tolist()
+        steps_of_tasks = largest_remainder(steps.stop * weights / weights.sum())
+        self.schedule = np.random.default_rng([seed, 0]).permutation(np.repeat(tasks, steps_of_tasks)).tolist()
 
     def __len__(self) -> int:
-        """Batches of the whole stage on one rank, those before `first_step` included."""
+        """Batches of the whole stage on one rank, those already trained included."""
         return self.num_steps * self.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[list[Row]]:

@@ -276,7 +276,13 @@ class Run:
         last_only = recipe.training.predict_last_stage_only
         parents = [None, *(self.folder / stage.name for stage in plan)]
         self.stages = [
-            StageRun(stage, self.folder / stage.name, parent, stage is plan[-1] or not last_only)
+            # Before the language model has run, it has nothing to answer: greedy CTC on the dev data stands for it.
+            StageRun(
+                stage,
+                self.folder / stage.name,
+                parent,
+                predicts=bool(stage.losses.get("nll")) and (stage is plan[-1] or not last_only),
+            )
             for stage, parent in zip(plan, parents, strict=False)
         ]
 

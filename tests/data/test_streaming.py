@@ -34,7 +34,8 @@ STREAMS = {task: make_rows(task, 300) for task in WEIGHTS}
 
 def make_stream(**kwargs) -> StreamingTaskBatches:
     limits = {field.name: kwargs.pop(field.name) for field in fields(Budget) if field.name in kwargs}
-    kwargs = {"num_steps": 12, "buffer_rows": 50} | kwargs
+    steps = range(kwargs.pop("first_step", 0), kwargs.pop("num_steps", 12))
+    kwargs = {"steps": steps, "buffer_rows": 50} | kwargs
     budget = Budget(**{"max_audio_seconds": 60.0, "max_tokens": 400} | limits)
     streams = kwargs.pop("streams", STREAMS)
     weights = kwargs.pop("task_weights", WEIGHTS)

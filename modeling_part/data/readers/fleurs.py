@@ -59,8 +59,8 @@ def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
     if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
         return spec.folder()
-    import httpx2
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
     spoken = spec.languages or ("*",)
     written = {*spoken, *(spec.target_languages or ())}
@@ -71,7 +71,7 @@ def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     settings = {"repo_type": "dataset", "revision": revision, "allow_patterns": patterns}
     try:
         return Path(snapshot_download(spec.path, **settings))
-    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+    except (OSError, RuntimeError, HTTPError) as error:
         raise unreachable(spec, error) from error
 
 
