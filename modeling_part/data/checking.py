@@ -188,7 +188,11 @@ class Admission:
             broken = broken or fault(row, measured, self.listings)
             reason = broken or self.filters.reason(row)
             if reason is None and (is_same := self._compare(row)) is not None:
-                reason = "the same row stands before it" if is_same else "id of another row; give each its own, or name another column for it"
+                reason = (
+                    "the same row stands before it"
+                    if is_same
+                    else "id of another row; give each its own, or name another column for it"
+                )
                 broken = None if is_same else reason
             if reason:
                 report.drop(shortened(row["corpus"]), shortened(row["id"]), reason, broken=broken is not None)
