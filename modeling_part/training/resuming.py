@@ -35,7 +35,6 @@ OF_DEVICES = ("hyperparameters.num_steps", "data.rows.", "data.hours.")
 OF_THE_MODEL = (
     "stage",
     "trainable_parameters.",
-    "hyperparameters.optim",
     "hyperparameters.tuning",
     "hyperparameters.lora_",
     "hyperparameters.encoder_layers",
@@ -84,7 +83,11 @@ def continued(record: Mapping, checkpoint: Path, args: PARTTrainingArguments) ->
         for name, pair in changes.items()
         if name not in DEVICES and not (hardware and name.startswith(OF_DEVICES))
     }
-    fixed = {name: pair for name, pair in told.items() if name.startswith(OF_THE_MODEL)}
+    fixed = {
+        name: pair
+        for name, pair in told.items()
+        if NOT_RECORDED not in pair and (name == "hyperparameters.optim" or name.startswith(OF_THE_MODEL))
+    }
     if fixed:
         raise ValueError(
             f"{checkpoint} is of another model: {in_words(fixed)}. Change it back, or start again with --force."

@@ -139,6 +139,16 @@ class TestChanges:
             with pytest.raises(ValueError, match="is of another model"):
                 interrupted("--resume_with_changes", **changes)
 
+    def test_what_an_earlier_version_did_not_record_needs_the_flag(self, made, interrupted):
+        record = read_stage_json(interrupted.checkpoint)
+        del record["versions"]["modeling-part"], record["hyperparameters"]["optim_args"], record["files"]
+        (interrupted.checkpoint / "stage.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=r"versions\.modeling-part was 'not recorded'"):
+            interrupted()
+        record, _ = interrupted("--resume_with_changes")
+        assert record["files"] == read_stage_json(made.run / "adapter")["files"]
+        assert record["stretches"][0]["values"]["versions.modeling-part"] == NOT_RECORDED
+
     def test_fewer_steps_than_are_done(self, interrupted):
         with pytest.raises(ValueError, match="has done 3 steps, but the stage now has 2"):
             interrupted("--resume_with_changes", stages=[{"name": "adapter", "max_steps": 2}])
