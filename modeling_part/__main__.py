@@ -122,14 +122,15 @@ def publish(options: argparse.Namespace) -> None:
         if options.preview:
             print(preview(folder, options.repo_id, license=options.license))
         else:
-            print(publish(folder, options.repo_id, private=options.private, license=options.license).url)
+            settings = _chosen(options, "private", "license", "overwrite_card")
+            print(publish(folder, options.repo_id, **settings).url)
 
 
 def demo(options: argparse.Namespace) -> None:
     """The web page."""
     from .demo import serve
 
-    serve(options.checkpoint, **_chosen(options, "revision", "device", "dtype", "host", "port"))
+    serve(options.checkpoint, **_chosen(options, "revision", "device", "dtype", "host", "port", "share", "max_minutes"))
 
 
 def speech(options: argparse.Namespace) -> None:
@@ -178,6 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--stage", nargs="+", help="of a run: only these stages")
     verb.add_argument("--private", action="store_true", help="create the repository private")
     verb.add_argument("--license", help="identifier for the card's metadata, such as apache-2.0")
+    verb.add_argument("--overwrite_card", action="store_true", help="replace a README.md written or edited by hand there")
     verb.add_argument("--preview", action="store_true", help="print the files and the card; send nothing")
     verb = _add(verbs, demo, "a web page that transcribes and translates; nothing leaves the machine")
     verb.add_argument("checkpoint", help="folder or Hub repository")
@@ -186,6 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--dtype", default="auto", help="such as bfloat16; that of the checkpoint by default")
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     verb.add_argument("--port", type=int, default=7860)
+    verb.add_argument("--max_minutes", type=float, default=60.0, help="longest recording (default 60)")
+    verb.add_argument("--share", action="store_true", help=argparse.SUPPRESS)  # refused, with what to do instead
     _add_quickstart(_add_group(verbs, "quickstart", "speech and pretrained parts from package registries"))
     return parser
 
