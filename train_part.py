@@ -13,7 +13,7 @@ and ends as a folder that `from_pretrained` loads; a finished stage is not run a
 import logging
 import signal
 import sys
-from pathlib import Path
+from functools import partial
 
 from accelerate import PartialState
 from transformers import set_seed
@@ -29,14 +29,8 @@ from modeling_part.training.epochs import epoch_callbacks, with_fractions
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
-from modeling_part.training.run import Run, StageRun, predict_checkpoint
-from modeling_part.training.setup import (
-    cache_encoder_outputs,
-    load_model,
-    prepare_model,
-    set_up_logging,
-    stage_arguments,
-)
+from modeling_part.training.run import Run, StageRun, predict_checkpoint, set_up_logging
+from modeling_part.training.setup import cache_encoder_outputs, load_model, prepare_model, stage_arguments
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -50,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(args)
     if args.do_predict:
         return predict_checkpoint(recipe)
-    with only_run_in(Path(args.output_dir)):
+    with only_run_in(args.output_dir):
         unpublished = train(recipe)
     if unpublished:
         sys.exit(f"Trained, but not published: {', '.join(unpublished)}; the messages above say how to publish them.")
@@ -78,16 +72,11 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     args = recipe.training
     set_seed(args.seed)  # then load, then LoRA: the order of the random draws
     model, processor = load_model(stage.parent, recipe.model)
-    vocabulary_size = model.config.text_config.vocab_size
-    trainable = prepare_model(
-        model, stage.plan, recipe, lambda: count_transcript_tokens(rows, processor, vocabulary_size)
-    )
+    trainable = prepare_model(model, stage.plan, recipe, partial(count_transcript_tokens, rows, processor))
     checkpoint, progress = stage.find_checkpoint(args)
     batches = with_fractions(stage.plan, lambda plan: plan_batches(plan, rows, processor, recipe, progress))
     check_lengths(model, processor, rows, recipe)
-    record, changed = stage.record(rows, batches, model, trainable, recipe), False
-    if checkpoint is not None:
-        record, changed = continued(record, checkpoint, args)
+    record, changed = continued(stage.record(rows, batches, model, trainable, recipe), checkpoint, args)
     trainer = PARTTrainer(
         model,
         stage=stage.plan,
@@ -113,8 +102,9 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     stage.begin()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
-        step = trainer.state.global_step
-        logger.warning("Stopped. Continue with: --resume (stage %s, step %d)", stage.plan.name, step)
+        logger.warning(
+            "Stopped in stage %s, step %d. Continue with: --resume", stage.plan.name, trainer.state.global_step
+        )
         sys.exit(128 + signal.SIGTERM)
     stage.finish(trainer, record, rows, args)
 
@@ -122,8 +112,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
 def launch(argv: list[str] | None = None) -> None:
     """[`main`] in a process of its own, which leaves the group of ranks before it exits.
 
-    Otherwise the threads of the group can end a rank with an error after all is done. A rank that failed does not wait
-    for the others.
+    Otherwise the group's threads can end a rank with an error after all is done. A failed rank waits for nobody.
     """
     try:
         main(argv)

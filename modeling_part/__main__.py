@@ -130,7 +130,9 @@ def demo(options: argparse.Namespace) -> None:
     """The web page."""
     from .demo import serve
 
-    serve(options.checkpoint, **_chosen(options, "revision", "device", "dtype", "host", "port", "share", "max_minutes"))
+    serve(
+        options.checkpoint, **_chosen(options, "revision", "device", "dtype", "host", "port", "share", "max_minutes")
+    )
 
 
 def speech(options: argparse.Namespace) -> None:
@@ -179,7 +181,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--stage", nargs="+", help="of a run: only these stages")
     verb.add_argument("--private", action="store_true", help="create the repository private")
     verb.add_argument("--license", help="identifier for the card's metadata, such as apache-2.0")
-    verb.add_argument("--overwrite_card", action="store_true", help="replace a README.md written or edited by hand there")
+    verb.add_argument(
+        "--overwrite_card", action="store_true", help="replace a README.md written or edited by hand there"
+    )
     verb.add_argument("--preview", action="store_true", help="print the files and the card; send nothing")
     verb = _add(verbs, demo, "a web page that transcribes and translates; nothing leaves the machine")
     verb.add_argument("checkpoint", help="folder or Hub repository")

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +135,7 @@ def make_trainer(
     )
     torch.manual_seed(0)
 
-    def counts() -> torch.Tensor:
-        return count_transcript_tokens(Rows(dataset), processor, model.config.text_config.vocab_size)
-
+    counts = partial(count_transcript_tokens, Rows(dataset), processor)
     trainable = prepare_model(model, stage, Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), args), counts)
     return PARTTrainer(
         model=model,

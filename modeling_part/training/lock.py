@@ -24,7 +24,7 @@ class FolderInUseError(RuntimeError):
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: str | Path) -> Iterator[None]:
     """Keep other runs out of a folder while this is open; the main process does it for all ranks.
 
     Raises:
@@ -33,6 +33,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     if fcntl is None or not PartialState().is_main_process:
         yield
         return
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a", encoding="utf-8") as file:
         try:

@@ -57,18 +57,20 @@ def in_words(changes: Mapping[str, tuple]) -> str:
     )
 
 
-def continued(record: Mapping, checkpoint: Path, args: PARTTrainingArguments) -> tuple[dict, bool]:
+def continued(record: Mapping, checkpoint: Path | None, args: PARTTrainingArguments) -> tuple[dict, bool]:
     """The record of a stage that goes on from a checkpoint, and whether it goes on with changes.
 
     Args:
         record: what it would be without the checkpoint.
-        checkpoint: inside the stage's folder.
+        checkpoint: inside the stage's folder; None where it begins.
         args: `resume_with_changes`.
 
     Raises:
         CheckpointError: a file of the checkpoint is missing or damaged.
         ValueError: the checkpoint was made with other data or settings; the message lists what has changed.
     """
+    if checkpoint is None:
+        return dict(record), False
     before = read_stage_json(checkpoint)
     check_checkpoint(checkpoint, before)
     done, steps = checkpoint_step(checkpoint), record["hyperparameters"]["num_steps"]

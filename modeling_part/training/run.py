@@ -371,6 +371,15 @@ class Run:
         return True
 
 
+def set_up_logging(args: PARTTrainingArguments) -> None:
+    """Messages of the main process on the screen; warnings of the others."""
+    level = logging.INFO if args.process_index == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
+    for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logger.info("Precision: %s", args.precision_reason)
+
+
 def predict_checkpoint(recipe: Recipe) -> None:
     """`--do_predict`: score `test_data` with `--checkpoint` (or a stage's folder) into `output_dir`.
 

@@ -29,15 +29,6 @@ from .trainer import PARTTrainer
 logger = logging.getLogger(__name__)
 
 
-def set_up_logging(args: PARTTrainingArguments) -> None:
-    """Messages of the main process on the screen; warnings of the others."""
-    level = logging.INFO if args.process_index == 0 else logging.WARNING
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
-    for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logger.info("Precision: %s", args.precision_reason)
-
-
 def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTForSpeechSeq2Seq, PARTProcessor]:
     """The parent stage's model, the recipe's checkpoint, or the two pretrained parts with a new adapter.
 
@@ -67,7 +58,7 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
 
 
 def prepare_model(
-    model: nn.Module, stage: Stage, recipe: Recipe, token_counts: Callable[[], torch.Tensor] | None = None
+    model: nn.Module, stage: Stage, recipe: Recipe, token_counts: Callable[[int], torch.Tensor] | None = None
 ) -> dict[str, list[str]]:
     """Add the alignment head and LoRA where the stage uses them, freeze what it does not train, and give that its dtype.
 
@@ -75,7 +66,7 @@ def prepare_model(
         model: as loaded.
         stage: to train.
         recipe: of the run.
-        token_counts: gives `(V,)` counts of the tokens in the training transcripts; asked where a head is new.
+        token_counts: gives `(V,)` counts of the tokens in the training transcripts, for V; asked where a head is new.
 
     Returns:
         Names of the trainable parameters of each part.
@@ -84,7 +75,7 @@ def prepare_model(
         ValueError: a part has no parameters to train, or `padding_free` would mix the rows.
     """
     if stage.losses.get("ctc") and model.alignment_head is None:
-        model.add_alignment_head(token_counts())
+        model.add_alignment_head(token_counts(model.config.text_config.vocab_size))
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     trainable = set_trainable(stage, model)
