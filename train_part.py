@@ -102,9 +102,8 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     stage.begin()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
-        logger.warning(
-            "Stopped in stage %s, step %d. Continue with: --resume", stage.plan.name, trainer.state.global_step
-        )
+        step = trainer.state.global_step
+        logger.warning("Stopped. Continue with: --resume (stage %s, step %d)", stage.plan.name, step)
         sys.exit(128 + signal.SIGTERM)
     stage.finish(trainer, record, rows, args)
 

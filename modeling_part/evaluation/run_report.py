@@ -142,12 +142,12 @@ def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     for name in losses:
         add("dev loss", name, [number(stage["dev_loss"].get(name), 3) for stage in stages])
     languages = sorted(
-        {name for stage in stages for name in stage["ctc_error"]}, key=lambda name: (name != "average", name)
+        {name for stage in stages for name in stage.get("ctc_error", ())}, key=lambda name: (name != "average", name)
     )
     for name in languages:
-        add("dev CTC error %", name, [percent(stage["ctc_error"].get(name)) for stage in stages])
+        add("dev CTC error %", name, [percent(stage.get("ctc_error", {}).get(name)) for stage in stages])
     words = {True: "yes", False: "no"}
-    add("uses its audio", "", [words.get(stage["listens"], "–") for stage in stages])
+    add("uses its audio", "", [words.get(stage.get("listens"), "–") for stage in stages])
     reports = [stage["report"] or {"groups": {}, "macro": {}} for stage in stages]
     groups = sorted({name for report in reports for name in report["groups"]})
     for task, measure, label, form in (
