@@ -68,6 +68,14 @@ def embedding_scale(causal_lm: PreTrainedModel) -> float:
     return (total / embed.num_embeddings).sqrt().item()
 
 
+def has_learned_positions(language_model: nn.Module) -> bool:
+    """Whether a language model looks its positions up in a table, which ends (GPT-2, OPT)."""
+    return any(
+        isinstance(module, nn.Embedding) and ("pos" in name or name.endswith("wpe"))
+        for name, module in language_model.named_modules()
+    )
+
+
 def find_encoder(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a loaded checkpoint that turns features into frames."""
     if hasattr(model, "audio_tower"):

@@ -20,7 +20,13 @@ from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
 from .generation_part import AudioGenerationMixin
-from .loading_part import check_tensors, explain_missing_safetensors, load_parts, tied_weights_keys
+from .loading_part import (
+    check_tensors,
+    explain_missing_safetensors,
+    has_learned_positions,
+    load_parts,
+    tied_weights_keys,
+)
 from .logits_part import chunked_token_losses, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
 from .processing_part import PARTProcessor
@@ -106,6 +112,9 @@ class PARTModel(PARTPreTrainedModel):
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config).base_model
         self.language_model = language_model
+        # Where positions are looked up in a table, it ends.
+        learned = has_learned_positions(language_model)
+        self.position_limit = config.text_config.max_position_embeddings if learned else None
         self.post_init()
 
     @property
@@ -252,6 +261,11 @@ class PARTModel(PARTPreTrainedModel):
             audio_embeds = mm_encoder_outputs["audio"].pooler_output.flatten(0, -2)
             mask = self.find_placeholders(input_ids, inputs_embeds, audio_embeds)
             inputs_embeds = self.place_audio(mask, inputs_embeds, audio_embeds)
+        if self.position_limit is not None and inputs_embeds.shape[1] > self.position_limit:
+            raise ValueError(
+                f"The rows have {inputs_embeds.shape[1]} positions, and the language model has learned "
+                f"{self.position_limit}: shorten the audio or the text, or raise the adapter's `adapter_conv_stride`."
+            )
         if padding_free:
             # transformers knows rows packed into one by their positions, which begin again (no mask, no cache).
             valid = attention_mask.bool()

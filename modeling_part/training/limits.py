@@ -13,6 +13,7 @@ from torch import nn
 from ..data.augmentation import build_augmentation
 from ..data.collator import count_tokens
 from ..data.loading import Rows
+from ..loading_part import has_learned_positions
 from ..processing_part import PARTProcessor
 from ..recipes.arguments import Recipe
 
@@ -61,14 +62,6 @@ def check_lengths(model: nn.Module, processor: PARTProcessor, rows: Rows, recipe
                 "take a language model with more positions."
             )
         logger.warning("%s: beyond those it was not trained", told)
-
-
-def has_learned_positions(language_model: nn.Module) -> bool:
-    """Whether a language model looks its positions up in a table, which ends (GPT-2, OPT)."""
-    return any(
-        isinstance(module, nn.Embedding) and ("pos" in name or name.endswith("wpe"))
-        for name, module in language_model.named_modules()
-    )
 
 
 class RowLengths:
