@@ -23,7 +23,8 @@ def count_transcript_tokens(rows: Rows, processor: PARTProcessor, vocabulary_siz
     """`(vocabulary_size,)`: how often each token occurs in the training transcripts; of streams, in their beginning."""
     counts = torch.zeros(vocabulary_size, dtype=torch.long)
     for _, ids in transcripts(rows, processor):
-        counts += torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=vocabulary_size)
+        tokens = torch.tensor(ids, dtype=torch.long)
+        counts.index_add_(0, tokens, torch.ones_like(tokens))  # a vocabulary is long, a transcript short
     return counts
 
 

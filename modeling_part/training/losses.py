@@ -85,7 +85,6 @@ class StepStatistics:
         """Begin a new line."""
         self.losses: GroupLosses = {}
         self.ctc_losses: GroupLosses = {}
-        self.clips_left_out = 0  # of the alignment
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
         self.part_norms: dict[str, float] = {}
         self.open_batches = self.batches = 0
@@ -94,8 +93,6 @@ class StepStatistics:
     def add_batch(self, info: dict, inputs: dict, outputs: dict, gate_is_open: bool) -> None:
         """Add a batch of the collator: its `batch_info`, the model's inputs and outputs."""
         add_output(self.losses, self.ctc_losses, info, inputs, outputs)
-        if outputs.get("ctc_counted") is not None:
-            self.clips_left_out += int((~outputs["ctc_counted"]).sum())
         mask = inputs["attention_mask"]
         padded = info["padded_seconds"] * len(info["ids"])
         sums = [mask.numel(), float(mask.sum()), sum(info["audio_seconds"]), padded]
