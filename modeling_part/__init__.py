@@ -1,30 +1,36 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """PART: progressive alignment of speech encoders and language models, for transcription and translation.
 
-`import modeling_part` makes the Auto classes know PART and needs torch and transformers only. What is done with the
-model lives in the folders: `recipes`, `data`, `evaluation`, `publishing`, `training`, `analysis`, `quickstart`.
+`import modeling_part` makes the Auto classes know PART and needs torch and transformers only; both are loaded when the
+first class is asked for. What is done with the model lives in the folders: `recipes`, `data`, `evaluation`, `publishing`,
+`training`, `analysis`, `quickstart`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .audio_part import load_audio
-from .configuration_part import PARTConfig
-from .modeling_part import PARTForSpeechSeq2Seq, PARTModel, PARTPreTrainedModel
-from .pipeline_part import PARTPipeline, SpeechRecognitionPipeline
-from .processing_part import PARTProcessor
+from .registration import register
+
+
+if TYPE_CHECKING:
+    from .audio_part import load_audio
+    from .configuration_part import PARTConfig
+    from .modeling_part import PARTForSpeechSeq2Seq, PARTModel, PARTPreTrainedModel
+    from .pipeline_part import PARTPipeline
+    from .processing_part import PARTProcessor
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register("part", PARTConfig)
-AutoModel.register(PARTConfig, PARTModel)
-AutoModelForSpeechSeq2Seq.register(PARTConfig, PARTForSpeechSeq2Seq)
-AutoModelForMultimodalLM.register(PARTConfig, PARTForSpeechSeq2Seq)
-AutoProcessor.register(PARTConfig, PARTProcessor)
-PIPELINE_REGISTRY.register_pipeline("speech-to-text", PARTPipeline, AutoModelForSpeechSeq2Seq)
-# transformers takes its pipeline for speech by the model's class name, and would take PART for a CTC model.
-PIPELINE_REGISTRY.supported_tasks["automatic-speech-recognition"]["impl"] = SpeechRecognitionPipeline
+_FILES = {
+    "PARTConfig": "configuration_part",
+    "PARTForSpeechSeq2Seq": "modeling_part",
+    "PARTModel": "modeling_part",
+    "PARTPipeline": "pipeline_part",
+    "PARTPreTrainedModel": "modeling_part",
+    "PARTProcessor": "processing_part",
+    "load_audio": "audio_part",
+}
 
 __all__ = [
     "PARTConfig",
@@ -35,3 +41,17 @@ __all__ = [
     "PARTProcessor",
     "load_audio",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f".{_FILES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register()
