@@ -48,7 +48,7 @@ PUBLISHED_FILES = (*WEIGHT_FILES, *CODE_FILES, *JSON_FILES, *VOCABULARY_FILES, *
 
 # What training and evaluation leave beside a finished model; it stays here, as all folders do: checkpoints, answers of
 # `predict_with_generate`, what loggers write (runs, wandb, trackio, mlruns, ...). Predictions quote their corpora, and
-# lora.safetensors (to continue training) is in the published weights already, merged.
+# LoRA (the folder lora, once lora.safetensors) is in the published weights already, merged.
 LEFT_FILES = (
     "*/",
     ".*",

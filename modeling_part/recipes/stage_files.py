@@ -16,6 +16,7 @@ from .files import CheckpointError, read_json
 logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
+LORA_FOLDER = "lora"  # a stage's LoRA beside its merged weights, as a PEFT adapter
 
 
 class NotFiniteError(CheckpointError):
@@ -58,7 +59,7 @@ def check_files(folder: Path, record: Mapping, fix: str) -> None:
 def check_finite(folder: Path) -> None:
     """Raise `NotFiniteError` where a tensor of a folder's safetensors files holds NaN or infinity."""
     bad = []
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *(folder / LORA_FOLDER).glob("*.safetensors")]):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
                 tensor = tensors.get_tensor(name)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..recipes.files import CheckpointError, read_json
-from ..recipes.stage_files import INDEX, check_finite, checksums, shards_of
+from ..recipes.stage_files import INDEX, LORA_FOLDER, check_finite, checksums, shards_of
 from ..recipes.stage_record import write_stage_json
 from ..recipes.stages import Stage
-from .lora import split_lora, transposed_lora
+from .lora import load_lora, save_lora, split_lora, transposed_lora
 from .set_aside import is_checkpoint
 
 
-LORA_FILE = "lora.safetensors"
+FORMER_LORA_FILE = "lora.safetensors"  # what was written before November 2026
 HISTORY_FILE = "batches.json"  # [[batches per optimizer step, optimizer steps], ...] up to the checkpoint
 INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
 
@@ -29,7 +29,9 @@ INCOMPLETE = "incomplete"  # checkpoints are written here and renamed when whole
 def save_weights(
     model: PreTrainedModel, stage: Stage, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Plain weights with LoRA merged, and the LoRA tensors beside them.
+    """Plain weights with LoRA merged, and beside them, in the folder `lora`, LoRA as a PEFT adapter.
+
+    Not among the model's own files, where `from_pretrained` would add the adapter to the merged weights.
 
     Args:
         model: the unwrapped model.
@@ -38,7 +40,8 @@ def save_weights(
         state_dict: where the model's own is sharded; gathered.
     """
     state_dict = model.state_dict() if state_dict is None else state_dict
-    merged, lora = split_lora(state_dict, stage.lora_alpha / stage.lora_rank, transposed_lora(model))
+    transposed = transposed_lora(model)
+    merged, lora = split_lora(state_dict, stage.lora_alpha / stage.lora_rank, transposed)
     # Parts that a stage keeps frozen in another dtype are stored like the rest (bfloat16 -> float32 is exact).
     dtype = model.config.dtype or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -46,7 +49,7 @@ def save_weights(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=_retied(merged, model))
     if lora:
-        save_file({name: tensor.contiguous() for name, tensor in lora.items()}, folder / LORA_FILE)
+        save_lora(lora, stage, transposed, folder / LORA_FOLDER)
 
 
 def restore_weights(model: nn.Module, folder: Path, stage: Stage) -> None:
@@ -57,8 +60,10 @@ def restore_weights(model: nn.Module, folder: Path, stage: Stage) -> None:
     """
     state_dict = model.state_dict()
     loaded = load_weights(folder)
-    if (folder / LORA_FILE).is_file():
-        loaded |= load_file(folder / LORA_FILE)
+    if (folder / LORA_FOLDER).is_dir():
+        loaded |= load_lora(folder / LORA_FOLDER)
+    elif (folder / FORMER_LORA_FILE).is_file():
+        loaded |= load_file(folder / FORMER_LORA_FILE)
     # Weights under LoRA are merged in the file; the frozen originals are already here.
     bases = {name.replace(".base_layer.", ".") for name in state_dict if ".base_layer." in name}
     loaded = {

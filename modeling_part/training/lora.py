@@ -1,36 +1,85 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""LoRA of the language model (Interspeech version of the paper): injected, and merged when saved."""
+"""LoRA of the language model (Interspeech version of the paper): injected, merged when saved, kept as a PEFT adapter."""
 
-from collections.abc import Collection
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..recipes.stages import Stage
 
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+# peft's names: of an adapter's weights, of the model in its wrapper, and how tensors end in a model and in a file.
+WEIGHTS_FILE = "adapter_model.safetensors"
+WRAPPER = "base_model.model."
+IN_MODEL, IN_FILE = ".default.weight", ".weight"
+
+
 def add_lora(stage: Stage, model: nn.Module) -> None:
     """Inject LoRA (peft) into every linear layer of the language model's blocks, and only there."""
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    linear = {
-        name: module
-        for name, module in model.model.language_model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
+    language_model = model.model.language_model
     # Explicit names: a pattern such as `q_proj` would also match the encoder and the adapter.
-    targets = [f"model.language_model.{name}" for name in linear]
+    targets = [
+        f"model.language_model.{name}"
+        for name, module in language_model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    ]
     if not targets:
-        raise ValueError(f"{type(model.model.language_model).__name__} has no linear layers for LoRA; use `full`.")
-    config = LoraConfig(
+        raise ValueError(f"{type(language_model).__name__} has no linear layers for LoRA; use `full`.")
+    inject_adapter_in_model(_peft_config(stage, targets, transposed_lora(language_model)), model)
+
+
+def save_lora(lora: Mapping[str, torch.Tensor], stage: Stage, transposed: Collection[str], folder: Path) -> None:
+    """LoRA tensors as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Its base is a PART model with the encoder and the adapter of this stage and the language model from before it.
+
+    Args:
+        lora: from [`split_lora`].
+        stage: whose LoRA it is.
+        transposed: see [`transposed_lora`].
+        folder: created.
+    """
+    config = _peft_config(stage, {name.split(".lora_")[0] for name in lora}, transposed)
+    config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set would be written in another order each time
+    config.save_pretrained(str(folder))
+    tensors = {
+        f"{WRAPPER}{name.removesuffix(IN_MODEL)}{IN_FILE}": tensor.contiguous() for name, tensor in lora.items()
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_lora(folder: Path) -> dict[str, torch.Tensor]:
+    """What [`save_lora`] wrote, by the names in the model's state dict."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    return {
+        name.removeprefix(WRAPPER).removesuffix(IN_FILE) + IN_MODEL: tensor for name, tensor in tensors.items()
+    }
+
+
+def _peft_config(stage: Stage, targets: Collection[str], transposed: Collection[str]) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=stage.lora_rank,
         lora_alpha=stage.lora_alpha,
         lora_dropout=stage.lora_dropout,
-        target_modules=targets,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
+        target_modules=list(targets),
+        fan_in_fan_out=bool(transposed),
     )
-    inject_adapter_in_model(config, model)
 
 
 def transposed_lora(model: nn.Module) -> set[str]:

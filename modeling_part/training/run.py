@@ -22,7 +22,7 @@ from ..processing_part import PARTProcessor
 from ..publishing.hub import PublishingError, publish
 from ..recipes.arguments import PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
-from ..recipes.stage_files import check_files, check_finite, checksums, weight_files
+from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, weight_files
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
@@ -209,6 +209,8 @@ class StageRun:
             for path in written_by_training(source):
                 if path.is_file() and path.name != "stage.json":
                     shutil.copy2(path, partial)
+                elif path.name == LORA_FOLDER:
+                    shutil.copytree(path, partial / path.name)
             check_files(partial, record, "Copying went wrong: see to the disk and start again.")
             set_aside(self.folder)
             self.folder.mkdir(exist_ok=True)

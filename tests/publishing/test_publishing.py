@@ -145,6 +145,8 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
     (checkpoint / "dev" / "step-2").mkdir(parents=True)
     (checkpoint / "dev" / "step-2" / "predictions.jsonl").write_text("{}\n")
     save_file({"lora_A": torch.zeros(2)}, checkpoint / "lora.safetensors")
+    (checkpoint / "lora").mkdir()
+    save_file({"lora_A": torch.zeros(2)}, checkpoint / "lora" / "adapter_model.safetensors")
     assert set(prepare(checkpoint, REPO)) == {
         *CODE_FILES,
         "README.md",

@@ -1,13 +1,16 @@
 """LoRA: on the language model only, merged without rounding."""
 
 import copy
+import json
 
 import architectures
 import pytest
 import tiny_training
 import torch
 
+from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.recipes.stages import Stage
+from modeling_part.training.checkpoints import save_weights
 from modeling_part.training.freezing import cast_frozen, set_trainable
 from modeling_part.training.lora import add_lora, split_lora, transposed_lora
 
@@ -97,3 +100,49 @@ def test_merging_does_not_round_to_the_dtype_under_lora(model):
         assert merged[plain].dtype == torch.float32
         rounding = base.bfloat16().float() - base
         torch.testing.assert_close(merged[plain], exact[plain] + rounding, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", list(architectures.TEXT_CONFIGS))
+def test_the_adapter_on_its_base_is_the_saved_model(text, tmp_path):
+    """LoRA and the encoder have trained; peft's own loading, on the former language model, gives the saved model."""
+    from peft import PeftModel
+
+    before = architectures.build(text=text)
+    model = copy.deepcopy(before)
+    stage = with_lora(model, lora_rank=4, lora_alpha=6)
+    with torch.no_grad():
+        for parameter in model.model.audio_tower.parameters():
+            parameter.add_(0.01)
+    save_weights(model, stage, tmp_path)
+    saved, base = (PARTForSpeechSeq2Seq.from_pretrained(tmp_path).eval() for _ in range(2))
+    base.model.language_model = before.model.language_model
+    base.tie_weights()
+    batch = architectures.training_batch(saved)
+    del batch["labels"]
+    valid = batch["attention_mask"].bool()
+
+    with torch.no_grad():
+        expected = saved(**batch).logits[valid]
+        assert not torch.allclose(base(**batch).logits[valid], expected, rtol=1e-2, atol=1e-3)
+        adapted = PeftModel.from_pretrained(base, str(tmp_path / "lora")).eval()
+        torch.testing.assert_close(adapted(**batch).logits[valid], expected, rtol=1e-4, atol=1e-5)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(**batch).logits[valid], expected, rtol=1e-4, atol=1e-5)
+    for name, weight in saved.state_dict().items():
+        torch.testing.assert_close(merged.state_dict()[name], weight, rtol=0, atol=1e-6)
+
+
+def test_the_adapter_names_its_layers_and_is_written_alike(model, tmp_path):
+    """In full, since `q_proj` is in the encoder too, and in one order, so that the same training gives the same file."""
+    stage = with_lora(model, lora_rank=3, lora_alpha=5, lora_dropout=0.1)
+    for name in ("one", "two"):
+        save_weights(model, stage, tmp_path / name)
+    files = [(tmp_path / name / "lora" / "adapter_config.json").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    config = json.loads(files[0])
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["lora_dropout"]) == ("LORA", 3, 5, 0.1)
+    assert config["inference_mode"] is True and config["base_model_name_or_path"] is None
+    assert config["target_modules"] == sorted(config["target_modules"]) and len(config["target_modules"]) == 14
+    assert all(name.startswith("model.language_model.layers.") for name in config["target_modules"])
+    # Beside the model's files, `from_pretrained` would add it to weights that hold it already.
+    assert not list((tmp_path / "one").glob("adapter_*"))

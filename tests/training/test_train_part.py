@@ -10,6 +10,7 @@ import tiny
 import tiny_training
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file
 
 import train_part
@@ -79,6 +80,25 @@ def test_each_stage_moves_only_its_parts(finished):
         previous = weights
     history = json.loads((finished.run / "joint" / "log_history.json").read_text())
     assert {"asr_loss", "s2tt_loss", "mt_loss"} <= {key for entry in history for key in entry}
+
+
+def test_the_last_stages_lora_is_an_adapter_for_the_language_model_before_it(finished, tmp_path):
+    """As modeling_part/recipes/README.md says it; and a copy of the stage has it too."""
+    joint, base = (PARTForSpeechSeq2Seq.from_pretrained(finished.run / "joint") for _ in range(2))
+    base.model.language_model = PARTForSpeechSeq2Seq.from_pretrained(finished.run / "encoder").model.language_model
+    base.tie_weights()
+    processor = PARTProcessor.from_pretrained(finished.run / "joint")
+    batch = processor(tiny.word_sound("en", 0), source_lang="en")
+    with torch.no_grad():
+        expected, before = joint(**batch).logits, base(**batch).logits
+        adapted = PeftModel.from_pretrained(base, str(finished.run / "joint" / "lora"))
+        torch.testing.assert_close(adapted(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, expected, rtol=1e-4, atol=1e-5)
+    assert not (finished.run / "encoder" / "lora").exists()
+    run(finished.recipe, "--reuse_runs", str(finished.run), "--output_dir", str(tmp_path / "copy"))
+    files = {path.name: path.read_bytes() for path in (finished.run / "joint" / "lora").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} == set(files)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy" / "joint" / "lora").iterdir()} == files
 
 
 def test_the_plan_is_said(finished):

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import tiny_training
 import torch
 from accelerate.utils import DistributedType
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
@@ -21,7 +22,7 @@ from modeling_part.data.batches import Progress
 from modeling_part.data.collator import PARTCollator
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
 from modeling_part.training.checkpoints import last_checkpoint, read_history
-from modeling_part.training.lora import split_lora
+from modeling_part.training.lora import load_lora, split_lora
 from modeling_part.training.trainer import NonFiniteTrainingError
 
 
@@ -567,7 +568,7 @@ def test_checkpoints_are_whole_counted_and_remember_their_batches(shared, tmp_pa
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     assert not (tmp_path / "incomplete").exists()
     assert len(saved) == 5
-    for name in ("config.json", "model.safetensors", "lora.safetensors", "processor_config.json", "optimizer.pt",
+    for name in ("config.json", "model.safetensors", "lora", "processor_config.json", "optimizer.pt",
                  "scheduler.pt", "rng_state.pth", "trainer_state.json"):  # fmt: skip
         assert name in saved[0]
     checkpoint = last_checkpoint(tmp_path)
@@ -579,9 +580,12 @@ def test_checkpoints_are_whole_counted_and_remember_their_batches(shared, tmp_pa
     assert load_file(checkpoint / "model.safetensors")
 
 
-@pytest.mark.parametrize("text_kind", ["qwen2", "llama"])
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, text_kind, tuning):
+@pytest.mark.parametrize(
+    ("text_kind", "tuning", "written"),
+    [("qwen2", "lora", "now"), ("qwen2", "lora", "formerly"), ("llama", "lora", "now"), ("qwen2", "full", "now"),
+     ("llama", "full", "now")],
+)  # fmt: skip
+def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, text_kind, tuning, written):
     def trainer(folder):
         model, processor = tiny_training.tiny_model(text_kind)
         options = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "linear", "save_total_limit": None}
@@ -591,6 +595,10 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, text_kind, tuning
 
     whole = trainer(tmp_path)
     whole.train()
+    if written == "formerly":
+        folder = tmp_path / "checkpoint-3" / "lora"
+        save_file(load_lora(folder), tmp_path / "checkpoint-3" / "lora.safetensors")
+        shutil.rmtree(folder)
     resumed = trainer(tmp_path / "again")
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert not tiny_training.changed(tiny_training.snapshot(whole.model), tiny_training.snapshot(resumed.model))
@@ -601,7 +609,7 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, text_kind, tuning
 def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
     trainer = build(shared, tmp_path, tiny_training.joint_stage(), steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
-    (tmp_path / "checkpoint-1" / "lora.safetensors").unlink()
+    shutil.rmtree(tmp_path / "checkpoint-1" / "lora")
     other = build(shared, tmp_path, tiny_training.joint_stage(), steps=2)
     with pytest.raises(ValueError, match=r"does not fit stage 'joint': missing .*lora_A"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
