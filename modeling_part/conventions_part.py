@@ -169,21 +169,17 @@ class ConventionalProcessor(FeatureProcessor):
             audio: one clip or a list, as for a call.
             language: BCP-47 code or English name, one for all or one per clip; None leaves it to the model.
             prompt: replaces the instruction.
-            keywords: refused: PART learns no words to look for.
+            keywords: words that may be said, which become the `context` of a call: one or a list for all clips, or a
+                list for each.
             tokenize: False gives the prompts as text, with one placeholder each.
             kwargs: for `__call__`, such as `sampling_rate`.
         """
-        if keywords:
-            raise ValueError("`keywords` are not supported: PART has not learned to look for given words.")
         languages = [None if name is None else self.language_code(name) for name in as_list(language)]
+        contexts = contexts_of(keywords)
         if tokenize:
-            return self(audio, source_lang=languages, prompt=prompt, task="asr", **kwargs)
-        clips, prompts = as_list(audio), as_list(prompt)
-        languages, prompts = (values * len(clips) if len(values) == 1 else values for values in (languages, prompts))
-        texts = [
-            self.instruction("asr", code) if text is None else text
-            for code, text in zip(languages, prompts, strict=True)
-        ]
+            return self(audio, source_lang=languages, prompt=prompt, context=contexts, task="asr", **kwargs)
+        rows = broadcast(audio=as_list(audio), source_lang=languages, prompt=as_list(prompt), context=contexts)
+        texts = [self.question({**row, "task": "asr", "target_lang": None}) for row in rows]
         turns = [[{"type": "audio"}, {"type": "text", "text": text}] for text in texts]
         conversations = [[{"role": "user", "content": content}] for content in turns]
         return self.apply_chat_template(conversations, add_generation_prompt=True)
@@ -334,6 +330,32 @@ class ConventionalProcessor(FeatureProcessor):
 def as_list(value) -> list:
     """A list of one or of the values."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def broadcast(**columns: list) -> list[dict]:
+    """Columns of one or B values -> B rows."""
+    size = max(len(values) for values in columns.values())
+    wrong = {name: len(values) for name, values in columns.items() if len(values) not in (1, size)}
+    if wrong or min(len(values) for values in columns.values()) == 0:
+        raise ValueError(
+            f"The batch has {size} rows, but {wrong or 'an argument is an empty list'}; give one value or one per row."
+        )
+    columns = {name: values * size if len(values) == 1 else values for name, values in columns.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def contexts_of(keywords: str | list | None) -> list[str | None]:
+    """Words for all clips, or a list of words for each, -> one context for all or one for each; None without words."""
+    per_clip = keywords if isinstance(keywords, (list, tuple)) else [keywords]
+    if all(isinstance(word, str) for word in per_clip):
+        per_clip = [per_clip]
+    contexts = []
+    for words in per_clip:
+        words = [] if words is None else as_list(words)
+        if not all(isinstance(word, str) and word.strip() for word in words):
+            raise ValueError(f"`keywords` hold {words!r}; give words, a list of words, or such a list for each clip.")
+        contexts.append(", ".join(" ".join(word.split()) for word in words) or None)
+    return contexts
 
 
 def convert(batch: dict[str, torch.Tensor], return_tensors: str | None) -> dict:

@@ -14,6 +14,7 @@ from .conventions_part import (
     ConventionalProcessor,
     PARTProcessorKwargs,
     as_list,
+    broadcast,
     convert,
 )
 from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS
@@ -97,6 +98,7 @@ class PARTProcessor(ConventionalProcessor):
         text: str | list[str] | None = None,
         source_text: str | list[str] | None = None,
         prompt: str | list[str | None] | None = None,
+        context: str | list[str | None] | None = None,
         **kwargs: Unpack[PARTProcessorKwargs],
     ) -> BatchFeature:
         """Audio or text, tasks and languages -> a batch for the model.
@@ -104,7 +106,7 @@ class PARTProcessor(ConventionalProcessor):
         Args:
             audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `{"array", "sampling_rate"}`, an `AudioDecoder` of
                 datasets, `(samples,)` or `(channels, samples)` array or tensor. None for `task="mt"`.
-            task: `"asr"` (when None), `"s2tt"` or `"mt"`; one for all or one per row, as are the next five.
+            task: `"asr"` (when None), `"s2tt"` or `"mt"`; one for all or one per row, as are the next six.
             source_lang: BCP-47 code of the speech or the source text; None: not named in the prompt.
             target_lang: BCP-47 code of the answer; not needed for `"asr"`.
             text: the answer. Gives `labels` that cover the answer and its end token only. Where it holds the
@@ -112,6 +114,8 @@ class PARTProcessor(ConventionalProcessor):
                 prompt, as other processors take it and `apply_chat_template` gives it: one placeholder per clip.
             source_text: the sentence to translate, for `"mt"`.
             prompt: replaces the instruction of the task.
+            context: names, terms or sentences that what is said may be about; a line after the instruction. Of use where
+                training had such lines.
             kwargs: as of any processor, flat or in `text_kwargs`, `audio_kwargs` and `common_kwargs`. The defaults:
                 `return_tensors="pt"` (also `"np"`; None: lists), `padding=True`, `padding_side` `"right"` with answers,
                 else `"left"`, as generation needs; `sampling_rate` of arrays, the encoder's (files carry their own). For
@@ -127,7 +131,7 @@ class PARTProcessor(ConventionalProcessor):
         """
         options = self._read_options(kwargs)
         columns = {"task": task, "source_lang": source_lang, "target_lang": target_lang}
-        columns |= {"source_text": source_text, "prompt": prompt}
+        columns |= {"source_text": source_text, "prompt": prompt, "context": context}
         clips, texts = as_list(audio), as_list(text)
         is_plain = text is not None and all(value is None for value in columns.values())
         # With a task or a language beside it, a text is an answer whatever it holds.
@@ -138,7 +142,7 @@ class PARTProcessor(ConventionalProcessor):
         if refused := [name for name in ONLY_OF_PROMPTS if options.of_tokenizer.get(name)]:
             raise ValueError(f"{refused} can be asked of whole prompts only, not of rows of a task.")
         columns["task"] = "asr" if task is None else task
-        rows = _broadcast(audio=clips, text=texts, **{name: as_list(value) for name, value in columns.items()})
+        rows = broadcast(audio=clips, text=texts, **{name: as_list(value) for name, value in columns.items()})
         features = [
             self.extract_features(row["audio"], options.sampling_rate) for row in rows if row["audio"] is not None
         ]
@@ -169,7 +173,7 @@ class PARTProcessor(ConventionalProcessor):
 
         Args:
             rows: mappings with `task`, `source_lang`, `target_lang`, `source_text`, `text`, `audio` (None: no audio)
-                and maybe `prompt`.
+                and maybe `prompt` and `context`.
             features: of the rows with audio, in order, from `extract_features`.
             padding_side, pad_to_multiple_of, pad_features_to_multiple_of: see `__call__`.
             options: of a call, for what it says about lengths.
@@ -246,11 +250,19 @@ class PARTProcessor(ConventionalProcessor):
             target=None if target_lang is None else self.language_name(target_lang),
         )
 
+    def question(self, row: dict) -> str:
+        """What is asked of a row, in words: its prompt or the instruction of its task, and its context."""
+        question = row.get("prompt")
+        if question is None:
+            question = self.instruction(row["task"], row["source_lang"], row["target_lang"])
+        context = row.get("context")
+        if context is None or not context.strip():
+            return question
+        return f"{question}\n{self.instructions['context'].format(context=context)}"
+
     def _encode_row(self, row: dict, num_audio_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt ids and answer ids (with the end token; empty without `text`) of one row."""
-        instruction = row.get("prompt")
-        if instruction is None:
-            instruction = self.instruction(row["task"], row["source_lang"], row["target_lang"])
+        instruction = self.question(row)
         before, after = self._turn()
         if num_audio_tokens:
             content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
@@ -284,18 +296,6 @@ class PARTProcessor(ConventionalProcessor):
             labels[index, first + len(prompt) : first + length] = torch.tensor(answer, dtype=torch.long)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         return {**batch, "labels": labels} if with_labels else batch
-
-
-def _broadcast(**columns: list) -> list[dict]:
-    """Columns of one or B values -> B rows."""
-    size = max(len(values) for values in columns.values())
-    wrong = {name: len(values) for name, values in columns.items() if len(values) not in (1, size)}
-    if wrong or min(len(values) for values in columns.values()) == 0:
-        raise ValueError(
-            f"The batch has {size} rows, but {wrong or 'an argument is an empty list'}; give one value or one per row."
-        )
-    columns = {name: values * size if len(values) == 1 else values for name, values in columns.items()}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 __all__ = ["PARTProcessor", "load_audio"]

@@ -12,6 +12,7 @@ INSTRUCTIONS = {
     "s2tt_unnamed": "Translate the speech into {target}.",
     "mt": "Translate the {source} text into {target}.",
     "mt_unnamed": "Translate the text into {target}.",
+    "context": "Context: {context}",  # a line after any of these, or after a prompt of the caller's
 }
 
 # English names from the Unicode CLDR (Babel's copy; a test compares them) of the languages of Whisper, FLEURS, Common

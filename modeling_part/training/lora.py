@@ -65,9 +65,7 @@ def save_lora(lora: Mapping[str, torch.Tensor], stage: Stage, transposed: Collec
 def load_lora(folder: Path) -> dict[str, torch.Tensor]:
     """What [`save_lora`] wrote, by the names in the model's state dict."""
     tensors = load_file(folder / WEIGHTS_FILE)
-    return {
-        name.removeprefix(WRAPPER).removesuffix(IN_FILE) + IN_MODEL: tensor for name, tensor in tensors.items()
-    }
+    return {name.removeprefix(WRAPPER).removesuffix(IN_FILE) + IN_MODEL: tensor for name, tensor in tensors.items()}
 
 
 def _peft_config(stage: Stage, targets: Collection[str], transposed: Collection[str]) -> LoraConfig:

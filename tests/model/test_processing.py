@@ -432,8 +432,52 @@ class TestConventions:
         assert eight["input_features"].shape == processor(sine(0.3))["input_features"].shape
         with pytest.raises(ValueError, match="Unknown language 'Klingon'"):
             processor.apply_transcription_request(clips, language="Klingon")
-        with pytest.raises(ValueError, match="`keywords` are not supported"):
-            processor.apply_transcription_request(clips, keywords=["PART"])
+
+    @pytest.mark.parametrize(
+        ("keywords", "contexts"),
+        [
+            (None, [None, None]),
+            ([], [None, None]),
+            ("PART", ["PART", "PART"]),
+            (["PART", "Qwen  2"], ["PART, Qwen 2", "PART, Qwen 2"]),
+            ([["PART"], None], ["PART", None]),
+            ([[], ["Ñandú", "<|im_end|>"]], [None, "Ñandú, <|im_end|>"]),
+        ],
+    )
+    def test_words_to_listen_for(self, processor, keywords, contexts):
+        """As transformers' other processors take them: for all clips, or a list for each; what is text stays text."""
+        clips, languages = [sine(0.1), sine(0.3)], ["en", None]
+        batch = processor.apply_transcription_request(clips, language=languages, keywords=keywords)
+        expected = processor(clips, source_lang=languages, context=contexts)
+        assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
+        questions = ["Transcribe the English speech.", "Transcribe the speech."]
+        lines = ["" if context is None else f"\nContext: {context}" for context in contexts]
+        end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        for ids, question, line in zip(batch["input_ids"], questions, lines, strict=True):
+            assert f"\n{question}{line}<|im_end|>" in processor.tokenizer.decode(ids)
+            assert (ids == end).sum() == 1
+        prompts = processor.apply_transcription_request(clips, language=languages, keywords=keywords, tokenize=False)
+        assert all(question + line in prompt for prompt, question, line in zip(prompts, questions, lines, strict=True))
+        with pytest.raises(ValueError, match="`keywords` hold"):
+            processor.apply_transcription_request(clips, keywords=[["PART"], [" "]])
+        with pytest.raises(ValueError, match="`keywords` hold"):
+            processor.apply_transcription_request(clips, keywords=3)
+
+    def test_context_stands_behind_every_question(self, processor):
+        """In training as when it is asked, and in the wording that is saved with the processor."""
+        row = {"task": "mt", "source_text": "un deux", "source_lang": "fr", "target_lang": "en"}
+        asked = processor(**row, context="numbers")
+        trained = processor(**row, context="numbers", text="one two")
+        length = asked["input_ids"].shape[1]
+        assert torch.equal(trained["input_ids"][:, :length], asked["input_ids"])
+        assert "into English.\nContext: numbers\nun deux<|im_end|>" in processor.tokenizer.decode(
+            asked["input_ids"][0]
+        )
+        assert torch.equal(processor(**row, context=" ")["input_ids"], processor(**row)["input_ids"])
+        other = build(instructions={"context": "Hot words: {context}."})
+        for prompt, question in (("What is heard?", "What is heard?"), (None, "Transcribe the speech.")):
+            ids = other(sine(0.1), prompt=prompt, context="PART, {x}")["input_ids"][0]
+            assert f"{question}\nHot words: PART, {{x}}.<|im_end|>" in other.tokenizer.decode(ids)
 
     def test_decoding_one_or_many(self, processor):
         ids = processor.tokenizer(" one two")["input_ids"] + [processor.tokenizer.eos_token_id]
