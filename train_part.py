@@ -26,6 +26,7 @@ from modeling_part.recipes.arguments import Recipe, parse_recipe
 from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.dry_run import dry_run, log_plan
 from modeling_part.training.epochs import epoch_callbacks, with_fractions
+from modeling_part.training.launches import record_launch
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
@@ -55,6 +56,7 @@ def train(recipe: Recipe) -> list[str]:
     args, run = recipe.training, Run(recipe)
     rows = load_rows(recipe)
     run.check(rows)
+    record_launch(run.folder, args)
     unpublished = []
     for stage in run.stages_to_train():
         train_stage(stage, rows, recipe)
@@ -63,7 +65,7 @@ def train(recipe: Recipe) -> list[str]:
             unpublished.append(stage.plan.name)
     if not args.dry_run and PartialState().is_main_process:
         run_report(run.folder)
-        logger.info("The report is in %s", run.folder / "report.md")
+        logger.info("The report is in %s", run.folder / "report.html")
     return unpublished
 
 

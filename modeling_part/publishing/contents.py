@@ -62,6 +62,8 @@ LEFT_FILES = (
     "log_history.json",
     "predictions.jsonl*",
     "report.md",
+    "report.html",
+    "alignments.json",
     "*.png",
     "README.md",
 )

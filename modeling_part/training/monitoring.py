@@ -10,7 +10,7 @@ from torch import nn
 
 from ..evaluation.failure_signs import failure_signs
 from ..evaluation.prediction import predict_and_report
-from ..evaluation.run_report import read_json_if_there
+from ..evaluation.run_files import read_json_if_there
 
 
 logger = logging.getLogger(__name__)

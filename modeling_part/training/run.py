@@ -16,6 +16,7 @@ from .. import __version__
 from ..data.batches import Batches, Progress
 from ..data.encoder_cache import refuse_augmentation
 from ..data.loading import Rows, check_prompts, load_test_rows
+from ..evaluation.alignments import write_alignments
 from ..evaluation.prediction import predict_and_report
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
@@ -414,6 +415,8 @@ def predict_and_score(
     predict_and_report(
         model, processor, rows, folder, seed=args.seed, accelerator=accelerator, **generation_settings(args)
     )
+    if PartialState().is_main_process:
+        write_alignments(model, processor, rows, folder)
 
 
 def generation_settings(args: PARTTrainingArguments) -> dict:

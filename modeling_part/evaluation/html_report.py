@@ -1,0 +1,228 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""`report.html`: a run, or one stage, in one file that opens without a network."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+
+from .. import __version__
+from ..prompts_part import LANGUAGE_NAMES
+from .pictures import picture_uri, plot_alignment, plot_curves, plot_losses, plot_scores
+from .run_files import is_number, read_json_if_there
+from .scoring import annotate
+from .tables import number, percent, plain_value, with_interval
+from .utterances import Clips, choose_utterances, clips_of_run, differences, frequent_substitutions
+
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+ANALYSES_FOLDER = "analyses"  # pictures that `part report RUN --analyses` leaves in the run's folder
+TASK_TITLES = {"asr": "Transcription", "s2tt": "Speech translation", "mt": "Text translation"}
+SIGNS = {"empty": "no text", "looping": "looping", "wrong_language": "wrong language"}
+
+
+def write_html(
+    folder: str | Path,
+    stages: Sequence[Mapping],
+    table: tuple[Sequence[str], Sequence[Sequence[str]]],
+    warnings: Sequence[str] = (),
+    run_folder: Path | None = None,
+) -> Path:
+    """Write `report.html` into a folder.
+
+    Args:
+        folder: of the run, or of one stage.
+        stages: what `run_files.read_stage` returns, in order.
+        table: header and rows of `run_report.stage_rows`.
+        warnings: sentences.
+        run_folder: where `run.json`, the test data and the pictures of analyses are; `folder` by default.
+
+    Returns:
+        The path of the file.
+    """
+    folder = Path(folder)
+    run_folder = run_folder or folder
+    clips = clips_of_run(run_folder)
+    answered = _with_answers(stages)
+    utterances = _utterances(answered, clips)
+    scored = [stage for stage in stages if stage["report"]]
+    losses, scores = plot_losses(stages), plot_scores(stages)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=True)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=folder.resolve().name,
+        version=__version__,
+        tiles=_tiles(scored[-1]) if scored else [],
+        facts=_facts(stages),
+        launches=read_json_if_there(run_folder / "run.json") or [],
+        stages=[_stage_line(stage) for stage in stages],
+        warnings=warnings,
+        table=table,
+        scores=scores and picture_uri(scores),
+        curves=[picture_uri(figure) for figure in (losses, *plot_curves(stages)) if figure],
+        signs=_sign_rows(scored),
+        substitutions=frequent_substitutions(answered[-1][1]) if answered else [],
+        alignments=_alignments(stages),
+        analyses=_analyses(run_folder),
+        utterances=utterances,
+        clips=clips.uris,
+        missing=sorted(clips.missing.items()),
+    )
+    path = folder / "report.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def language_name(code: str) -> str:
+    """English name and code: "French (fr)"; the code alone where there is no name."""
+    name = LANGUAGE_NAMES.get(code) or LANGUAGE_NAMES.get(code.split("-", maxsplit=1)[0])
+    return f"{name} ({code})" if name else code
+
+
+def duration(seconds: float) -> str:
+    """Such as "2 h 05 min", "14 min", "40 s"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _tiles(stage: Mapping) -> list[tuple[str, str, str]]:
+    """(what, figure, interval) of the last stage that was scored."""
+    tiles = []
+    for task, average in stage["report"]["macro"].items():
+        groups = [group for group in stage["report"]["groups"].values() if group["task"] == task]
+        metrics = " / ".join(sorted({group["error_metric"] for group in groups}))
+        kinds = [("bleu", "BLEU", number, 1)] if task != "asr" else []
+        kinds += [("error_rate", f"{metrics} %", percent, 100)]
+        for measure, label, form, scale in kinds[:1]:
+            if average.get(measure) is not None:
+                bounds = with_interval("", average.get(f"{measure}_interval"), scale).strip()
+                of = "languages" if task == "asr" else "directions"
+                title = f"{TASK_TITLES[task]}: {label}, mean of {average['groups']} {of}"
+                tiles.append((title, form(average[measure]), bounds))
+    return tiles
+
+
+def _facts(stages: Sequence[Mapping]) -> list[tuple[str, str]]:
+    """What was trained, on what, and how long."""
+    records = [stage["record"] for stage in stages]
+    models = {part: model for record in records for part, model in record["base_models"].items()}
+    rows: dict[str, float] = {}
+    hours: dict[str, float] = {}
+    for record in records:  # a stage may leave some of the rows out
+        for total, key in ((rows, "rows"), (hours, "hours")):
+            for group, value in record[key].items():
+                total[group] = max(value, total.get(group, 0))
+    codes = {group.partition("/")[2] for group in rows if group.startswith("asr/")}
+    directions = sum(group.startswith("s2tt/") for group in rows)
+    seconds = [stage["seconds"] for stage in stages if stage["seconds"] is not None]
+    versions = {package: version for record in records for package, version in record["versions"].items()}
+    tested = max((len(stage["predictions"]) for stage in stages), default=0)
+    facts = [
+        ("Speech encoder", models.get("audio_model")),
+        ("Language model", models.get("language_model")),
+        ("Languages", ", ".join(map(language_name, sorted(codes)))),
+        ("Directions of translation", f"{directions}" if directions else None),
+        ("Training data", _training_data(rows, hours)),
+        ("Test rows", f"{tested:,}" if tested else None),
+        ("Training took", f"{duration(sum(seconds))} in {len(seconds)} stages" if seconds else None),
+        ("Versions", ", ".join(f"{package} {version}" for package, version in versions.items())),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _training_data(rows: Mapping[str, float], hours: Mapping[str, float]) -> str:
+    """Rows and hours by task."""
+    parts = []
+    for task, title in TASK_TITLES.items():
+        names = [name for name in rows if name.startswith(f"{task}/")]
+        if names:
+            part = f"{title.lower()} {sum(rows[name] for name in names):,} rows"
+            time = sum(hours.get(name, 0) for name in names)
+            parts.append(part + (f" ({time:.2f} h)" if time else ""))
+    return "; ".join(parts)
+
+
+def _stage_line(stage: Mapping) -> dict:
+    trained = {part: count for part, count in stage["record"]["trainable_parameters"].items() if count}
+    tasks = (stage["record"]["hyperparameters"].get("tasks") or {}) if stage["record"]["hyperparameters"] else {}
+    return {
+        "name": stage["name"],
+        "trained": ", ".join(f"{part.replace('_', ' ')} ({plain_value(count)})" for part, count in trained.items()),
+        "tasks": ", ".join(tasks) if isinstance(tasks, Mapping) else "",
+        "steps": stage["steps"],
+        "time": "–" if stage["seconds"] is None else duration(stage["seconds"]),
+    }
+
+
+def _sign_rows(scored: Sequence[Mapping]) -> list[list[str]]:
+    """Stage, language or direction, utterances, and how many show a sign of a broken model; only those that do."""
+    rows = []
+    for stage in reversed(scored):
+        for name, group in stage["report"]["groups"].items():
+            counts = [round(group[sign] * group["utterances"]) for sign in SIGNS]
+            if any(counts) or group["failed"]:
+                rows.append([stage["name"], name, *map(str, [group["utterances"], *counts, group["failed"]])])
+    return rows
+
+
+def _with_answers(stages: Sequence[Mapping]) -> list[tuple[Mapping, list[dict]]]:
+    """Stages that answered, with their annotated predictions; those in the file are, unless somebody wrote it by hand."""
+    return [
+        (stage, rows if all(map(_is_annotated, rows)) else annotate(rows))
+        for stage in stages
+        if (rows := stage["predictions"])
+    ]
+
+
+def _is_annotated(row: Mapping) -> bool:
+    texts = (row.get("normalized_reference"), row.get("normalized_hypothesis"))
+    return is_number(row.get("error_rate")) and all(isinstance(text, str) for text in texts) and set(SIGNS) <= set(row)
+
+
+def _utterances(answered: Sequence[tuple[Mapping, Sequence[Mapping]]], clips: Clips) -> list[dict]:
+    """The rows of the table, the last stage's first: the sound of these is taken first."""
+    rows = []
+    for stage, predictions in reversed(answered):
+        for row, kind in choose_utterances(predictions):
+            rows.append(
+                {
+                    "stage": stage["name"],
+                    "kind": kind,
+                    "task": row["task"],
+                    "direction": row["source_lang"]
+                    if row["task"] == "asr"
+                    else f"{row['source_lang']}→{row['target_lang']}",
+                    "language": row["target_lang"],
+                    "errors": row["error_rate"],
+                    "differences": differences(row),
+                    "reference": row["reference"],
+                    "hypothesis": row["hypothesis"],
+                    "source": row.get("source_text") if row["task"] != "asr" else None,
+                    "id": row["id"],
+                    "failed": row.get("error"),
+                    "signs": [word for sign, word in SIGNS.items() if row[sign]],
+                    "clip": clips.number(row),
+                }
+            )
+    return rows
+
+
+def _alignments(stages: Sequence[Mapping]) -> list[tuple[str, str]]:
+    """(stage, picture) of the last stage that has some."""
+    with_some = [stage for stage in stages if stage["alignments"]]
+    if not with_some:
+        return []
+    return [(with_some[-1]["name"], picture_uri(plot_alignment(one))) for one in with_some[-1]["alignments"]]
+
+
+def _analyses(run_folder: Path) -> list[tuple[str, str]]:
+    """(title, picture) of what `--analyses` has left."""
+    return [
+        (
+            path.stem.replace("_", " "),
+            f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
+        )
+        for path in sorted((run_folder / ANALYSES_FOLDER).glob("*.png"))
+    ]

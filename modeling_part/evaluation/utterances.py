@@ -1,0 +1,153 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Single utterances for a person to read and hear: which to show, what is different in them, and their sound."""
+
+import base64
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import jiwer
+import soundfile
+
+from ..audio_part import AudioError, load_clip
+from ..data.rows import group_name
+from .normalization import counts_characters, scored_units
+from .scoring import prediction_key
+
+
+WORST, RANDOM = 60, 60  # utterances shown of a stage
+MOST_AUDIO = 13_000_000  # bytes of MP3 in a report: 17.4 MB as base64, so that the file stays below 20 MB
+CLIP_RATE = 16_000
+MOST_SUBSTITUTIONS = 25
+
+# ("equal" | "substitute" | "delete" | "insert", what the reference has, what the answer has)
+Difference = tuple[str, str, str]
+
+
+def differences(row: Mapping) -> list[Difference]:
+    """Where the normalised answer of an annotated prediction differs from its reference: what the error rate counts."""
+    language = row["target_lang"]
+    reference, hypothesis = (scored_units(row[f"normalized_{side}"], language) for side in ("reference", "hypothesis"))
+    between = "" if counts_characters(language) else " "
+    found = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
+    return [
+        (
+            chunk.type,
+            between.join(reference[chunk.ref_start_idx : chunk.ref_end_idx]),
+            between.join(hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in found.alignments[0]
+    ]
+
+
+def frequent_substitutions(rows: Iterable[Mapping], most: int = MOST_SUBSTITUTIONS) -> list[tuple[str, str, str, int]]:
+    """(language, said, written instead, how often) of transcription: words, or characters where these are counted.
+
+    What is missing or too many has nothing on the other side.
+    """
+    counts: Counter = Counter()
+    for row in rows:
+        if row["task"] != "asr" or row["normalized_reference"] == row["normalized_hypothesis"]:
+            continue
+        language = row["target_lang"]
+        units = [scored_units(row[f"normalized_{side}"], language) for side in ("reference", "hypothesis")]
+        found = jiwer.process_words(*map(" ".join, units))
+        for chunk in found.alignments[0]:
+            if chunk.type != "equal":
+                said = units[0][chunk.ref_start_idx : chunk.ref_end_idx]
+                written = units[1][chunk.hyp_start_idx : chunk.hyp_end_idx]
+                for at in range(max(len(said), len(written))):
+                    pair = [side[at] if at < len(side) else "" for side in (said, written)]
+                    counts[(language, *pair)] += 1
+    return [(*key, count) for key, count in counts.most_common(most)]
+
+
+def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int = RANDOM) -> list[tuple[Mapping, str]]:
+    """(annotated prediction, "worst" or "random"): the worst of every language and direction in turn, and a sample.
+
+    The sample is drawn by the rows' keys with a fixed seed: the same utterances for every stage of a run.
+    """
+    by_group = defaultdict(list)
+    for row in rows:
+        by_group[group_name(row)].append(row)
+    for group in by_group.values():
+        group.sort(key=lambda row: (-row["error_rate"], prediction_key(row)))
+    # The n-th worst of every group before the next worse of any.
+    ranks = sorted(
+        (rank, -row["error_rate"], name)
+        for name, group in by_group.items()
+        for rank, row in enumerate(group)
+        if row["error_rate"] > 0
+    )
+    chosen = [(by_group[name][rank], "worst") for rank, _, name in ranks[:worst]]
+    taken = {prediction_key(row) for row, _ in chosen}
+    ordered = sorted(rows, key=prediction_key)
+    drawn = random.Random(0).sample(range(len(ordered)), min(sample, len(ordered)))
+    return chosen + [(ordered[at], "random") for at in drawn if prediction_key(ordered[at]) not in taken]
+
+
+class Clips:
+    """The sound of utterances as MP3 in `data:` URIs, each clip once, until a report is full.
+
+    Args:
+        rows: canonical rows of the test data, a `datasets.Dataset`; None where the run has left none.
+        most_bytes: of MP3 in all.
+
+    Attributes:
+        uris: of the clips so far.
+        missing: why there is no sound -> for how many clips.
+    """
+
+    def __init__(self, rows=None, most_bytes: int = MOST_AUDIO) -> None:
+        self.rows, self.left = rows, most_bytes
+        self.uris: list[str] = []
+        self.missing: Counter = Counter()
+        self._numbers: dict[tuple, int | None] = {}
+        columns = ("corpus", "id", "task", "source_lang", "target_lang")
+        keys = [] if rows is None else zip(*(rows[column][:] for column in columns), strict=True)
+        self._index = {key: index for index, key in enumerate(keys)}
+
+    def number(self, prediction: Mapping) -> int | None:
+        """The position in `uris` of a prediction's clip; None where there is no sound of it."""
+        if prediction["task"] == "mt":
+            return None
+        index = self._index.get(prediction_key(prediction))
+        if index is None:
+            self.missing["the run's folder has no such row of test data"] += 1
+            return None
+        row = self.rows[index]
+        audio = row["audio"]
+        place = (audio["path"], row["start"], row["end"]) if audio["path"] else (prediction_key(prediction),)
+        if place not in self._numbers:
+            self._numbers[place] = self._add(row)
+        return self._numbers[place]
+
+    def _add(self, row: Mapping) -> int | None:
+        try:
+            waveform = load_clip(row, CLIP_RATE)
+        except AudioError as error:
+            self.missing[error.reason] += 1
+            return None
+        except OSError as error:
+            self.missing[error.strerror or type(error).__name__] += 1
+            return None
+        buffer = BytesIO()
+        soundfile.write(buffer, waveform, CLIP_RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.7)
+        if buffer.tell() > self.left:
+            self.missing["the report is full"] += 1
+            return None
+        self.left -= buffer.tell()
+        self.uris.append(f"data:audio/mpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+        return len(self.uris) - 1
+
+
+def clips_of_run(run_folder: Path) -> Clips:
+    """The clips of a run's test data, as far as its folder and the files it names are there."""
+    path = run_folder / "data" / "test" / "rows.arrow"
+    if not path.is_file():
+        return Clips()
+    from datasets import Dataset
+
+    return Clips(Dataset.from_file(str(path)))
