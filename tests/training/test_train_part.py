@@ -63,7 +63,7 @@ def test_every_stage_folder_is_complete_and_loads(finished):
         inputs = processor(sound, task="asr", source_lang="en", sampling_rate=tiny.SAMPLING_RATE)
         ids = model.generate(**inputs, max_new_tokens=2)
         assert ids.shape[1] > inputs["input_ids"].shape[1]
-    for file in ("report.md", "report.json", "loss.png"):
+    for file in ("report.md", "report.html", "report.json", "run.json", "loss.png"):
         assert (finished.run / file).is_file()
 
 
