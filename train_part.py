@@ -24,13 +24,14 @@ from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
 from modeling_part.training.checkpoints import write_checkpoint_record
+from modeling_part.training.console import Console, set_up_logging
 from modeling_part.training.dry_run import dry_run, log_plan
 from modeling_part.training.epochs import epoch_callbacks, with_fractions
 from modeling_part.training.launches import record_launch
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
-from modeling_part.training.run import Run, StageRun, predict_checkpoint, set_up_logging
+from modeling_part.training.run import Run, StageRun, predict_checkpoint
 from modeling_part.training.setup import cache_encoder_outputs, load_model, prepare_model, stage_arguments
 from modeling_part.training.trainer import PARTTrainer
 
@@ -88,12 +89,12 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         processing_class=processor,
         generation_monitor=stage.monitor(rows, record, processor, recipe),
         on_save=lambda folder: write_checkpoint_record(folder, record),
-        callbacks=epoch_callbacks(batches, args),
+        callbacks=[*epoch_callbacks(batches, args), Console(stage.plan, stage.later, batches, rows)],
     )
     if changed:
         trainer.add_callback(NewSettings(stage.plan, set(trainer.get_decay_parameter_names(model))))
     stage.check_disk(model, args)
-    log_plan(trainer)
+    log_plan(trainer, stage)
     if args.dry_run:
         return dry_run(trainer)
     alike = stage.find_copy(record, rows, args) if checkpoint is None else None

@@ -60,11 +60,13 @@ def train(options: argparse.Namespace) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Predictions to a report beside them."""
-    from .evaluation.reports import write_report
+    from .evaluation.reports import print_report, write_report
     from .evaluation.scoring import read_predictions, score
 
     settings = _chosen(options, "seed", "bleu_tokenizer", "simplify_chinese")
-    write_report(score(read_predictions(options.predictions), **settings), options.predictions.parent)
+    report = score(read_predictions(options.predictions), **settings)
+    write_report(report, options.predictions.parent)
+    print_report(report, str(options.predictions.parent))
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -149,7 +149,7 @@ def _predict_share(
     model.eval()
     with (
         part_path.open("w", encoding="utf-8") as part,
-        tqdm(total=sum(map(len, batches)), desc="predict", unit="row", disable=not progress) as bar,
+        tqdm(total=sum(map(len, batches)), desc="predict", unit="row", disable=None if progress else True) as bar,
     ):
         for batch in batches:
             outcomes = _predict_batch(model, processor, [dataset[index] for index in batch], max_new_tokens)

@@ -89,11 +89,15 @@ def _report_markdown(report: Mapping) -> str:
 
 
 def write_report(report: Mapping, folder: str | Path) -> None:
-    """Writes `report.json` and `report.md` of a report from `scoring.score` into a folder and prints the table."""
+    """Writes `report.json` and `report.md` of a report from `scoring.score` into a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     (folder / "report.md").write_text(_report_markdown(report), encoding="utf-8")
+
+
+def print_report(report: Mapping, title: str) -> None:
+    """The report's table on the terminal, without some of its columns."""
     header, rows = report_rows(report)
     shown = [0, 1, 2, 3, 5, 6, 8, 12, 13, 14]
-    print_table(str(folder), [header[column] for column in shown], [[row[column] for column in shown] for row in rows])
+    print_table(title, [header[column] for column in shown], [[row[column] for column in shown] for row in rows])

@@ -7,21 +7,25 @@ from itertools import islice
 import torch
 
 from ..configuration_part import convolved_length
+from ..recipes.files import read_json
+from .console import duration, memory_line
 from .freezing import parameters_per_part, trainable_per_part
 from .memory import estimate_memory
+from .run import StageRun
 from .trainer import PARTTrainer
 
 
 logger = logging.getLogger(__name__)
 
 
-def log_plan(trainer: PARTTrainer) -> None:
+def log_plan(trainer: PARTTrainer, run: StageRun) -> None:
     """What is about to happen, in a few lines."""
     stage, batches, config = trainer.stage, trainer.batches, trainer.model.config
-    report = batches.report
-    logger.info(
-        "Stage %s: %d steps, %d per epoch, gate %s", stage.name, batches.sampler.num_steps, report["steps"], stage.gate
-    )
+    report, steps = batches.report, batches.sampler.num_steps
+    name = f"Stage {run.number} of {run.number + len(run.later)}: {stage.name}"
+    gate = f", gate {stage.gate}" if stage.trains_language_model else ", language model frozen"
+    logger.info("%s, %d steps, %d per epoch%s", name, steps, report["steps"], gate)
+    logger.info("  %s%s", memory_line(trainer.args.device), _time_of_stage(steps, run))
     trainable = trainable_per_part(trainer.model, trainer.trainable_names)
     for part, total in parameters_per_part(trainer.model).items():
         rate = stage.learning_rates.get(part)
@@ -34,6 +38,17 @@ def log_plan(trainer: PARTTrainer) -> None:
         logger.info("  %-15s %d rows, %.2f h per epoch", group, rows, report["hours"][group])
     _report_too_long(report.get("transcripts_too_long", {}), trainer)
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
+
+
+def _time_of_stage(steps: int, run: StageRun) -> str:
+    """How long the stage would take at the pace of the one before it, where that is known."""
+    if run.parent is None or not (run.parent / "log_history.json").is_file():
+        return ""
+    for entry in reversed(read_json(run.parent / "log_history.json")):
+        if entry.get("train_steps_per_second"):
+            seconds = steps / entry["train_steps_per_second"]
+            return f"; about {duration(seconds)} at the pace of {run.parent.name}"
+    return ""
 
 
 def _report_too_long(counts: dict[str, tuple[int, int]], trainer: PARTTrainer) -> None:

@@ -86,7 +86,7 @@ class StepStatistics:
         self.losses: GroupLosses = {}
         self.ctc_losses: GroupLosses = {}
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
-        self.part_norms: dict[str, float] = {}
+        self.part_norms: dict[str, tuple[float, int]] = {}  # sum, steps
         self.open_batches = self.batches = 0
         self.since = time.perf_counter()
 
@@ -99,6 +99,12 @@ class StepStatistics:
         self.totals += torch.tensor(sums, dtype=torch.float64)
         self.open_batches += gate_is_open
         self.batches += 1
+
+    def add_norms(self, norms: dict[str, float]) -> None:
+        """Add the gradient norms of a step: of the parts that it trains."""
+        for part, norm in norms.items():
+            total, steps = self.part_norms.get(part, (0.0, 0))
+            self.part_norms[part] = (total + norm, steps + 1)
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not training."""
@@ -114,7 +120,7 @@ class StepStatistics:
         positions, valid, audio, padded = totals.tolist()
         figures = mean_losses(losses_over_ranks(self.losses), "")
         figures |= mean_losses(losses_over_ranks(self.ctc_losses), "", "ctc_loss")
-        figures |= {f"grad_norm/{part}": norm for part, norm in self.part_norms.items()}
+        figures |= {f"grad_norm/{part}": total / steps for part, (total, steps) in self.part_norms.items()}
         return figures | {
             "tokens_per_second": valid / seconds,
             "audio_hours_per_second": audio / 3600 / seconds,

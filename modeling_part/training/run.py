@@ -28,9 +28,10 @@ from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
 from .checks import check_augmentation, check_languages_of, check_optimizer, check_test_rows
+from .console import figures_with_table, terminal_width
 from .freezing import trainable_per_part
 from .lock import only_run_in
-from .monitoring import GenerationMonitor
+from .monitoring import GenerationMonitor, report_metrics
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import remove_set_aside, set_aside, written_by_training
 from .trainer import PARTTrainer
@@ -88,6 +89,8 @@ class StageRun:
         parent: folder of the stage before; None for the first.
         predicts: whether it predicts the test data in the end.
         restarts: whether it begins anew, whatever its folder holds (`--force`).
+        number: its place in the plan, from 1.
+        later: the stages that follow it in the run.
     """
 
     plan: Stage
@@ -95,6 +98,8 @@ class StageRun:
     parent: Path | None
     predicts: bool
     restarts: bool = False
+    number: int = 1
+    later: tuple[Stage, ...] = ()
 
     def find_checkpoint(self, args: PARTTrainingArguments) -> tuple[Path | None, Progress]:
         """Where an interrupted stage continues.
@@ -285,8 +290,10 @@ class Run:
                 self.folder / stage.name,
                 parent,
                 predicts=bool(stage.losses.get("nll")) and (stage is plan[-1] or not last_only),
+                number=number,
+                later=tuple(plan[number:]),
             )
-            for stage, parent in zip(plan, parents, strict=False)
+            for number, (stage, parent) in enumerate(zip(plan, parents, strict=False), start=1)
         ]
 
     def check(self, rows: Rows) -> None:
@@ -374,15 +381,6 @@ class Run:
         return True
 
 
-def set_up_logging(args: PARTTrainingArguments) -> None:
-    """Messages of the main process on the screen; warnings of the others."""
-    level = logging.INFO if args.process_index == 0 else logging.WARNING
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
-    for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logger.info("Precision: %s", args.precision_reason)
-
-
 def predict_checkpoint(recipe: Recipe) -> None:
     """`--do_predict`: score `test_data` with `--checkpoint` (or a stage's folder) into `output_dir`.
 
@@ -412,9 +410,10 @@ def predict_and_score(
     dtype = torch.bfloat16 if args.bf16 else "auto"
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
     processor = PARTProcessor.from_pretrained(checkpoint)
-    predict_and_report(
+    report = predict_and_report(
         model, processor, rows, folder, seed=args.seed, accelerator=accelerator, **generation_settings(args)
     )
+    logger.info("%s", figures_with_table(f"test data, {checkpoint}", report_metrics(report), terminal_width()))
     if PartialState().is_main_process:
         write_alignments(model, processor, rows, folder)
 

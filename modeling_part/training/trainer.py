@@ -15,6 +15,7 @@ from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
@@ -97,6 +98,8 @@ class PARTTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._frozen_modules = frozen_modules(model)
         self.broken_rows = BrokenRows(batches.max_bad_fraction)
+        for printer in (PrinterCallback, ProgressCallback):  # [`Console`] says it in a line
+            self.remove_callback(printer)
         self.stopping = StopCallback(self.broken_rows)
         self.add_callback(self.stopping)
         self._statistics = StepStatistics()
@@ -283,13 +286,20 @@ class PARTTrainer(Trainer):
         return {"loss_chunk_size": self.args.loss_chunk_size, "padding_free": self.args.padding_free, **weights}
 
     def _clip_grad_norm(self, model) -> torch.Tensor | float | None:
-        self._statistics.part_norms = gradient_norms(self.model, self.trainable_names)
+        self._note_norms()
         return super()._clip_grad_norm(model)
+
+    def _note_norms(self) -> None:
+        """Of the parts that the step trains: not of a language model behind a closed gate."""
+        norms = gradient_norms(self.model, self.trainable_names)
+        self._statistics.add_norms(
+            {part: norm for part, norm in norms.items() if part != "language_model" or self.gate.is_open}
+        )
 
     def _get_grad_norm(self, model, grad_norm=None) -> torch.Tensor | float | None:
         """The norm before clipping; a step whose gradient is not finite is dropped before the optimizer."""
         if grad_norm is None:  # nothing is clipped
-            self._statistics.part_norms = gradient_norms(self.model, self.trainable_names)
+            self._note_norms()
         norm = super()._get_grad_norm(model, grad_norm)
         if math.isfinite(float(norm)):
             self._bad_steps_in_a_row = 0
@@ -324,8 +334,12 @@ class PARTTrainer(Trainer):
         if "loss" in logs:
             figures = self._statistics.figures(self.accelerator)
             figures |= {"skipped_steps": self._bad_steps, "broken_rows": self.broken_rows.broken}
+            if not self.stage.trains_language_model:
+                del figures["gate_open_share"]
             logs.update({name: float(f"{value:.6g}") for name, value in figures.items()})
             self._statistics.reset()
+        if self.batches.report["steps"]:  # to `Trainer` the whole stage is one epoch
+            self.state.epoch = self.state.global_step / self.batches.report["steps"]
         super().log(logs, start_time)
 
     # ---- evaluation ----

@@ -52,7 +52,7 @@ def test_all_stages_through_the_launcher(recipe, config, processes):
     history = json.loads((recipe.parent / "run" / "joint" / "log_history.json").read_text())
     for entry in history:
         if "asr_loss" in entry and "loss" in entry:
-            assert entry["gate_open_share"] == 0.0 and entry["grad_norm/language_model"] == 0.0
+            assert entry["gate_open_share"] == 0.0 and "grad_norm/language_model" not in entry
 
 
 def test_a_closed_gate_saves_time():

@@ -374,8 +374,6 @@ def test_the_log_says_what_was_trained(shared, tmp_path):
     assert entry["skipped_steps"] == 0
     ratio = entry["tokens_per_second"] / entry["audio_hours_per_second"]
     assert ratio == pytest.approx(valid / (seconds / 3600), rel=0.05)  # both are rounded
-    squares = sum(entry[f"grad_norm/{part}"] ** 2 for part in ("adapter", "encoder", "language_model"))
-    assert entry["grad_norm"] ** 2 == pytest.approx(squares, rel=1e-3)
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
