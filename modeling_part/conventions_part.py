@@ -13,6 +13,13 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs
 from .audio_part import load_audio
 from .features_part import FeatureProcessor
 from .prompts_part import PROMPT_MARK
+from .templates_part import CHAT_OF_PARTS, freeze_clock
+
+
+try:
+    from jinja2 import TemplateError
+except ImportError:  # transformers says so where a template is to be rendered
+    TemplateError = ()
 
 
 # What a tokenizer can say about text, and PART about a whole prompt, but not about rows of a task.
@@ -28,38 +35,6 @@ ONLY_OF_PROMPTS = (
     "text_pair_target",
     "text_target",
 )
-
-# Put before a language model's own chat template, which knows text only: content given in parts becomes one text, with
-# the placeholder where audio is. Audio alone asks for a transcript.
-CHAT_OF_PARTS = """
-{%- set chat = namespace(messages=[]) -%}
-{%- if SYSTEM is not none and messages and messages[0].role != "system" -%}
-  {%- set chat.messages = [{"role": "system", "content": SYSTEM}] -%}
-{%- endif -%}
-{%- for message in messages -%}
-  {%- if message.content is string or not message.content -%}
-    {%- set chat.messages = chat.messages + [message] -%}
-  {%- else -%}
-    {%- set turn = namespace(texts=[], has_audio=false, has_text=false) -%}
-    {%- for part in message.content -%}
-      {%- if part.type == "audio" -%}
-        {%- set turn.texts = turn.texts + [AUDIO] -%}
-        {%- set turn.has_audio = true -%}
-      {%- elif part.type == "text" -%}
-        {%- set turn.texts = turn.texts + [part.text] -%}
-        {%- set turn.has_text = true -%}
-      {%- else -%}
-        {{- raise_exception("PART takes content of type 'audio' and 'text', not '" ~ part.type ~ "'.") -}}
-      {%- endif -%}
-    {%- endfor -%}
-    {%- if turn.has_audio and not turn.has_text -%}
-      {%- set turn.texts = turn.texts + [INSTRUCTION] -%}
-    {%- endif -%}
-    {%- set chat.messages = chat.messages + [dict(message, content=turn.texts | join("\n"))] -%}
-  {%- endif -%}
-{%- endfor -%}
-{%- set messages = chat.messages -%}
-"""
 
 
 class PARTAudioKwargs(AudioKwargs, total=False):
@@ -124,8 +99,7 @@ class ConventionalProcessor(FeatureProcessor):
             The prompt; with `tokenize=True` and `return_dict=True` what `PARTProcessor.__call__` gives.
         """
         if chat_template is None:
-            own = self.chat_template.get("default") if isinstance(self.chat_template, dict) else self.chat_template
-            own = own or self.tokenizer.chat_template
+            own = self._template()
             if own is None:
                 raise ValueError("The language model has no chat template, so that it cannot be asked in messages.")
             words = {
@@ -137,7 +111,7 @@ class ConventionalProcessor(FeatureProcessor):
                 f"{{%- set {name} = {'none' if word is None else json.dumps(word)} -%}}"
                 for name, word in words.items()
             )
-            chat_template = constants + CHAT_OF_PARTS.strip() + own
+            chat_template = constants + CHAT_OF_PARTS.lstrip() + own
         options = kwargs.get("processor_kwargs") or {}
         rate = (
             options.get("sampling_rate") or options.get("audio_kwargs", {}).get("sampling_rate") or self.sampling_rate
@@ -297,7 +271,7 @@ class ConventionalProcessor(FeatureProcessor):
         """What follows the user's turn with audio; all ids if there is none."""
         if self.audio_token_id not in ids:
             return ids
-        _, after = self._turn()
+        _, after = self.turn()
         # The instruction begins with a line break, which in a base model's prompt is also what ends the turn.
         first = len(ids) - ids[::-1].index(self.audio_token_id) + 1
         for start in range(first, len(ids) - len(after) + 1):
@@ -305,22 +279,52 @@ class ConventionalProcessor(FeatureProcessor):
                 return ids[start + len(after) :]
         return ids
 
-    def _turn(self) -> tuple[list[int], list[int]]:
-        """Token ids before and after the user's content in the language model's chat template."""
-        if self.tokenizer.chat_template is None:  # a base model: the start token, the content, a line break
+    def _template(self) -> str | None:
+        """The chat template that every prompt is written with; None for a base model."""
+        for template in (self.chat_template, self.tokenizer.chat_template):
+            template = template.get("default") if isinstance(template, dict) else template
+            if template:
+                return freeze_clock(template)
+        return None
+
+    def turn(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the user's content in the language model's chat template.
+
+        Raises:
+            ValueError: the template refuses or drops the system prompt or the user's message.
+        """
+        if self._template() is None:  # a base model: the start token, the content, a line break
             start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
             return start, self._tokens("\n")
         messages = [{"role": "user", "content": PROMPT_MARK}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = self._render(messages)
         before, mark, after = rendered.partition(PROMPT_MARK)
         if not mark:
             raise ValueError("The tokenizer's chat template drops the user's message; fix the template.")
+        if (self.system_prompt or "").strip() not in rendered:
+            raise ValueError(
+                f"The language model's chat template drops the system prompt {self.system_prompt!r}: leave "
+                "`system_prompt` out (null in a recipe)."
+            )
         return (
             self.tokenizer(before, add_special_tokens=False)["input_ids"],
             self.tokenizer(after, add_special_tokens=False)["input_ids"],
         )
+
+    def _render(self, messages: list[dict]) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self._template(), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            fix = "Fix the template"
+            if self.system_prompt is not None:
+                fix = (
+                    f"`system_prompt` is {self.system_prompt!r}; leave it out (null in a recipe), or fix the template"
+                )
+            raise ValueError(f"The language model's chat template refuses the prompt: {error}. {fix}.") from error
 
     def _tokens(self, text: str) -> list[int]:
         """Tokens of plain text: what looks like a special token in it stays text."""

@@ -17,6 +17,7 @@ from transformers import (
 
 from .configuration_part import PARTConfig
 from .processing_part import PARTProcessor
+from .templates_part import without_thinking
 
 
 @contextmanager
@@ -148,6 +149,7 @@ def load_parts(
     if unknown:
         raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
     tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
+    tokenizer.chat_template = without_thinking(tokenizer.chat_template)
     feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
     attention = {"attn_implementation": attn_implementation}
     causal_lm = load_part(AutoModelForCausalLM, language_model, revision=revision_language, dtype=dtype, **attention)

@@ -18,13 +18,14 @@ from .conventions_part import (
     convert,
 )
 from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS
+from .templates_part import freeze_clock
 
 
 class PARTProcessor(ConventionalProcessor):
     r"""Turns audio, a task and languages into model inputs.
 
     It wraps the encoder's feature extractor and the language model's tokenizer, and asks in the language model's own
-    chat template.
+    chat template, in which today's date (Llama 3, Granite) is one day for ever: 26 July 2024.
 
     Args:
         feature_extractor: that of the speech encoder.
@@ -36,7 +37,8 @@ class PARTProcessor(ConventionalProcessor):
         instructions (`dict[str, str]`, *optional*): wording per task, see `INSTRUCTIONS`.
         language_names (`dict[str, str]`, *optional*): names of further BCP-47 codes, or other names for known ones.
         system_prompt (`str`, *optional*): system message. None leaves it to the chat template, which may add its own;
-            `""` gives an empty one (shorter prompts).
+            `""` gives an empty one (shorter prompts). Templates without a system role (Gemma 2) refuse both.
+        chat_template (`str`, *optional*): instead of the tokenizer's own.
 
     Example:
     ```python
@@ -76,7 +78,8 @@ class PARTProcessor(ConventionalProcessor):
             raise ValueError(f"Unknown instructions {sorted(unknown)}; the tasks are {sorted(INSTRUCTIONS)}.")
         self.language_names = dict(language_names or {})
         self.system_prompt = system_prompt
-        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        tokenizer.chat_template = freeze_clock(tokenizer.chat_template)  # for those who take the tokenizer alone
+        super().__init__(feature_extractor, tokenizer, chat_template=freeze_clock(chat_template))
         if self.tokenizer.eos_token_id is None:
             raise ValueError(
                 "The tokenizer has no end token; set `tokenizer.eos_token` to the one that ends an answer."
@@ -263,7 +266,7 @@ class PARTProcessor(ConventionalProcessor):
     def _encode_row(self, row: dict, num_audio_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt ids and answer ids (with the end token; empty without `text`) of one row."""
         instruction = self.question(row)
-        before, after = self._turn()
+        before, after = self.turn()
         if num_audio_tokens:
             content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
         elif row["task"] == "mt":

@@ -139,7 +139,15 @@ class TestImports:
         # What transformers itself demands before it runs remote code; imports inside try/except are not counted.
         demanded = set(get_imports(path)) - set(sys.stdlib_module_names)
         assert demanded <= {"torch", "numpy", "transformers"}
-        assert set(third_party_imports(path)) <= {"torch", "numpy", "transformers", "soundfile", "soxr", "av"}
+        assert set(third_party_imports(path)) <= {
+            "torch",
+            "numpy",
+            "transformers",
+            "jinja2",
+            "soundfile",
+            "soxr",
+            "av",
+        }
 
     @pytest.mark.parametrize("module", sorted(HUB))
     def test_hub_files_name_their_siblings_as_the_hub_finds_them(self, module):

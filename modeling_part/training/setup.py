@@ -34,6 +34,7 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
 
     Raises:
         FileNotFoundError: the parent stage has not run.
+        ValueError: the language model's chat template refuses `system_prompt`.
     """
     dtype = getattr(torch, model_args.model_dtype)
     checkpoint = parent or model_args.checkpoint
@@ -53,6 +54,9 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
             checkpoint, dtype=dtype, attn_implementation=model_args.attn_implementation
         )
         processor = PARTProcessor.from_pretrained(checkpoint)
+        if model_args.system_prompt is not None:
+            processor.system_prompt = model_args.system_prompt
+    processor.turn()  # what the chat template refuses is said before anything trains
     processor.language_names |= model_args.language_names or {}
     return model, processor
 
