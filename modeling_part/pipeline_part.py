@@ -7,6 +7,7 @@ Audio longer than the encoder's window is cut into equal windows that overlap; `
 from collections.abc import Iterator
 from itertools import pairwise
 from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,15 @@ from .windows_part import cut_windows, join_window, merge_texts, overlap_share, 
 CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {"impl": "pipeline_part.PARTPipeline", "pt": ["AutoModelForSpeechSeq2Seq"]}
 }
+OF_A_ROW = ("task", "source_lang", "target_lang", "prompt")  # what each of a list of inputs may have its own of
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
+
+
+class _Row(NamedTuple):
+    """An input of a list, and what is asked of it alone."""
+
+    inputs: object
+    options: dict[str, str | None]
 
 
 class PARTPipeline(ChunkPipeline):
@@ -48,10 +57,10 @@ class PARTPipeline(ChunkPipeline):
     Args:
         task: `"asr"` (default), `"s2tt"` or `"mt"`.
         source_lang, target_lang: BCP-47 codes; the source may stay unnamed, `"asr"` has no target.
-        prompt: replaces the instruction of the task.
+        prompt: replaces the instruction of the task. In a call with a list, each of these four may be a list, too.
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
-        stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much;
-            a twelfth of `chunk_length_s` by default.
+        stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
+            pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
         return_timestamps: True is taken as in transformers' own pipeline; the times of the windows are always given.
         batch_size: windows per forward pass, whichever recordings they come from.
         max_new_tokens, generate_kwargs: for `generate`; the model's generation config gives the rest. A
@@ -75,6 +84,18 @@ class PARTPipeline(ChunkPipeline):
         if hasattr(self.model.config, "custom_pipelines"):
             # transformers puts classes in its place, which then cannot be saved.
             self.model.config.custom_pipelines = CUSTOM_PIPELINES
+
+    def __call__(self, inputs, **options) -> dict | list[dict] | Iterator[dict]:
+        """See the class."""
+        columns = {name: options.pop(name) for name in OF_A_ROW if isinstance(options.get(name), (list, tuple))}
+        if not columns:
+            return super().__call__(inputs, **options)
+        lengths = {name: len(values) for name, values in columns.items()}
+        if not isinstance(inputs, (list, tuple)) or set(lengths.values()) != {len(inputs)}:
+            given = f"{len(inputs)} inputs" if isinstance(inputs, (list, tuple)) else "what is not a list of inputs"
+            raise ValueError(f"{lengths} values for {given}: give one value for all, or a list with one per input.")
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return super().__call__([_Row(*pair) for pair in zip(inputs, rows, strict=True)], **options)
 
     def stream(self, inputs, **options) -> Iterator[str]:
         """The text so far, again and again while it is generated.
@@ -118,7 +139,7 @@ class PARTPipeline(ChunkPipeline):
         target_lang: str | None = None,
         prompt: str | None = None,
         chunk_length_s: float | None = None,
-        stride_length_s: float | None = None,
+        stride_length_s: float | tuple[float, float] | None = None,
         return_timestamps: bool | str | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict | None = None,
@@ -131,6 +152,8 @@ class PARTPipeline(ChunkPipeline):
             "chunk_length_s": chunk_length_s,
             "stride_length_s": stride_length_s,
         }
+        if listed := [name for name in OF_A_ROW if isinstance(preprocess[name], (list, tuple))]:
+            raise ValueError(f"{listed} are lists: those are for a call with a list of inputs; give one value here.")
         if return_timestamps not in (None, False, True):
             raise ValueError(
                 f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True), in `chunks`."
@@ -149,10 +172,15 @@ class PARTPipeline(ChunkPipeline):
         inputs,
         task: str = "asr",
         chunk_length_s: float | None = None,
-        stride_length_s: float | None = None,
+        stride_length_s: float | tuple[float, float] | None = None,
         **options,
     ) -> Iterator[dict]:
         """One input -> its windows, one after the other."""
+        if isinstance(inputs, _Row):
+            inputs, own = inputs
+            given = {"task": task, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, **options}
+            yield from self.preprocess(inputs, **{**given, **own})
+            return
         row = {"task": task, **options}
         if task == "mt":
             yield {"row": {**row, "source_text": inputs}, "span": None, "is_last": True}
@@ -184,32 +212,40 @@ class PARTPipeline(ChunkPipeline):
                 )
         return self.processor.waveform(inputs, sampling_rate)
 
-    def _window(self, chunk_length_s: float | None, stride_length_s: float | None) -> tuple[int, int]:
+    def _window(
+        self, chunk_length_s: float | None, stride_length_s: float | tuple[float, float] | None
+    ) -> tuple[int, int]:
         """Longest window and overlap, in samples."""
         rate = self.processor.sampling_rate
         longest = getattr(self.processor.feature_extractor, "n_samples", None)
         if chunk_length_s is None:
             chunk_length_s = DEFAULT_CHUNK_LENGTH if longest is None else longest / rate
+        strides = stride_length_s if isinstance(stride_length_s, (list, tuple)) else [stride_length_s] * 2
+        numbers = [chunk_length_s, *(stride for stride in strides if stride_length_s is not None)]
+        if len(strides) != 2 or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in numbers):
+            raise ValueError(
+                f"`chunk_length_s` is {chunk_length_s!r} and `stride_length_s` {stride_length_s!r}: give seconds, and of "
+                "the second one number, or the left one and the right one."
+            )
         if stride_length_s is None:
-            stride_length_s = chunk_length_s / 12
-        window = round(chunk_length_s * rate)
-        if longest is not None and window > longest:
+            strides = [chunk_length_s / 12] * 2
+        if not (0 < chunk_length_s < float("inf") and min(strides) >= 0 and sum(strides) < chunk_length_s):
+            raise ValueError(
+                f"`chunk_length_s` is {chunk_length_s} and `stride_length_s` {stride_length_s}: the first must be "
+                "positive and the second at least 0 and less than half of the first (of two: their sum less than it)."
+            )
+        if longest is not None and round(chunk_length_s * rate) > longest:
             raise ValueError(
                 f"`chunk_length_s` is {chunk_length_s}, longer than the encoder's window of {longest / rate:g} s; "
                 "lower it or leave it out."
             )
-        if chunk_length_s <= 0 or not 0 <= stride_length_s < chunk_length_s / 2:
-            raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s} and `stride_length_s` {stride_length_s}: the first must be "
-                "positive and the second at least 0 and less than half of the first."
-            )
-        return window, round(2 * stride_length_s * rate)
+        return round(chunk_length_s * rate), round(sum(strides) * rate)
 
     def _forward(self, model_inputs, max_new_tokens: int | None = None, generate_kwargs: dict | None = None) -> dict:
         rows, spans, is_last = (model_inputs[name] for name in ("row", "span", "is_last"))
         if isinstance(rows, dict):  # transformers collates nothing when batch_size is 1
             rows, spans, is_last = [rows], [spans], [is_last]
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        columns = {name: [row.get(name) for row in rows] for name in {name: None for row in rows for name in row}}
         inputs = self.processor(**columns).to(self.device)
         generate_kwargs = dict(generate_kwargs or {})
         if max_new_tokens is not None:

@@ -6,6 +6,7 @@ import string
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +146,16 @@ def test_answer_is_that_of_generate(pipe, clip):
     assert result == {"text": text, "chunks": [{"text": text, "timestamp": (0.0, 1.0)}]}
 
 
+class Decoder:
+    """As datasets gives audio: an `AudioDecoder` of torchcodec, which stands here for itself."""
+
+    def __init__(self, samples: np.ndarray) -> None:
+        self.samples = samples
+
+    def get_all_samples(self) -> SimpleNamespace:
+        return SimpleNamespace(data=torch.from_numpy(self.samples)[None], sample_rate=RATE)
+
+
 def test_every_kind_of_input_gives_the_same(pipe, clip, tmp_path):
     path = tmp_path / "clip.flac"
     soundfile.write(path, clip, RATE)
@@ -160,6 +171,7 @@ def test_every_kind_of_input_gives_the_same(pipe, clip, tmp_path):
         {"array": stored, "sampling_rate": RATE, "path": "elsewhere"},
         {"path": None, "bytes": path.read_bytes()},
         {"path": str(path), "bytes": None},
+        Decoder(stored),
     ]
     for kind in kinds:
         assert pipe(kind) == expected
@@ -180,6 +192,31 @@ def test_lists_generators_and_datasets_in_batches(pipe, clip, long_clip):
     dataset = Dataset.from_list([{"audio": {"array": one.tolist(), "sampling_rate": RATE}} for one in clips])
     dataset = dataset.with_format("numpy")
     assert list(pipe(KeyDataset(dataset, "audio"), batch_size=4)) == expected
+
+
+def test_each_of_a_list_may_have_its_own_languages(pipe, clip, long_clip):
+    rows = [
+        (clip, {"task": "asr", "source_lang": "en", "target_lang": None}),
+        (long_clip, {"task": "s2tt", "source_lang": "fr", "target_lang": "de"}),
+        ("Bonjour", {"task": "mt", "source_lang": "fr", "target_lang": "en"}),
+        (clip, {"task": "asr", "source_lang": None, "target_lang": None}),
+    ]
+    asked = {name: [row[name] for _, row in rows] for name in rows[0][1]}
+    expected = [pipe(inputs, **row) for inputs, row in rows]
+    for size in (1, 3):
+        assert pipe([inputs for inputs, _ in rows], batch_size=size, **asked) == expected
+    for inputs in (clip, [clip], (one for one in [clip, clip])):
+        with pytest.raises(ValueError, match=r"\{'source_lang': 2\} values for .*: give one value for all"):
+            pipe(inputs, source_lang=["en", "fr"])
+    with pytest.raises(ValueError, match=r"\['source_lang'\] are lists: .* give one value here"):
+        next(pipe.stream(clip, source_lang=["en"]))
+
+
+def test_context_may_differ_left_and_right(pipe, long_clip):
+    assert pipe(long_clip, chunk_length_s=3, stride_length_s=(0.75, 0.25)) == pipe(
+        long_clip, chunk_length_s=3, stride_length_s=0.5
+    )
+    assert len(pipe(long_clip, chunk_length_s=2, stride_length_s=[1.5, 0])["chunks"]) == 17
 
 
 def test_long_audio_is_cut_and_joined(pipe, long_clip):
@@ -300,6 +337,11 @@ def test_stream_passes_errors_on(pipe, clip):
         ({"chunk_length_s": 9}, "longer than the encoder's window of 4 s"),
         ({"chunk_length_s": 2, "stride_length_s": 1}, "less than half"),
         ({"chunk_length_s": -1}, "positive"),
+        ({"chunk_length_s": 3, "stride_length_s": (2, 1)}, "their sum less than it"),
+        ({"chunk_length_s": float("nan")}, "positive"),
+        ({"chunk_length_s": "3"}, "give seconds"),
+        ({"chunk_length_s": 3, "stride_length_s": (1, 1, 1)}, "the left one and the right one"),
+        ({"stride_length_s": True}, "give seconds"),
         ({"generate_kwargs": {"num_return_sequences": 2}}, "n-best"),
     ],
 )
