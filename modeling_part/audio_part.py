@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .formats_part import (
+    contradiction,
     decode_media,
     ends_within_page,
     last_page_begin,
@@ -127,7 +128,7 @@ def audio_seconds(audio: str | Path | bytes) -> float:
     source = _open_source(audio)
     try:
         with source.open() as file:
-            rate = check_rate(file.samplerate, source.name)
+            rate = file.samplerate
             frames = file.frames if file.frames <= UNKNOWN else len(_read_from_beginning(file))
             seconds = frames / rate if source.mp3 is None else min(frames / rate, source.mp3.seconds)
             source.check_whole(file, seconds)
@@ -266,7 +267,7 @@ def _load_file(audio: object, sampling_rate: int, start: float | None, end: floa
     source = _open_source(audio)
     try:
         with source.open() as file:
-            rate = check_rate(file.samplerate, source.name)
+            rate = file.samplerate
             span = _span(start, end, rate, sampling_rate)
             samples = _read(file, span, source.seekable_before(file, span.begin))
             if end is None:
@@ -314,6 +315,16 @@ class _Source(NamedTuple):
         if file.frames < expected:
             file.close()
             file = soundfile.SoundFile(BytesIO(with_header(_whole(self.content), self.mp3)))
+        try:
+            check_rate(file.samplerate, self.name)
+            if told := contradiction(file, self.content):
+                raise AudioError(
+                    f"The header of {self.name} contradicts itself: {told}. Fetch it again, or convert it to FLAC.",
+                    "audio header contradicts itself",
+                )
+        except AudioError:
+            file.close()
+            raise
         return file
 
     def seekable_before(self, file: "soundfile.SoundFile", begin: int) -> int:

@@ -34,6 +34,9 @@ _MEDIA = {
     b"FLV": "FLV",
 }
 _LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size"}
+_FLAC_RATES = dict(
+    enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
+)
 _TAIL = 1 << 18  # bytes that hold at least two Ogg pages
 _LONGEST_PAGE = 10.0  # seconds
 
@@ -63,6 +66,48 @@ def stated_seconds(file: soundfile.SoundFile) -> float | None:
             if there < stated < 0x7FFF0000:
                 return file.frames / file.samplerate * stated / max(there, 1)
     return file.frames / file.samplerate if file.frames < 1 << 40 else None
+
+
+def contradiction(file: soundfile.SoundFile, content: str | bytes) -> str | None:
+    """How a header contradicts itself, so that rate, channels or width of the samples are not known; else None.
+
+    WAV and its like state bytes per second and per frame besides, AIFF the number of frames, FLAC the rate in each frame.
+    """
+    if file.format == "FLAC":
+        rate = _rate_of_frames(content)
+        return (
+            None if rate in (None, file.samplerate) else f"a rate of {file.samplerate} Hz, and of {rate} Hz in frames"
+        )
+    said = {}
+    for line in file.extra_info.splitlines():
+        name, _, value = line.partition(":")
+        if (word := value.split(" (")[0].strip()).isdecimal():
+            said.setdefault(name.strip().lower(), int(word))
+    frames = said.get("frames", file.frames)
+    tolerance = 0.1 * max(frames, file.samplerate)
+    if file.format == "AIFF" and "(should be" not in file.extra_info and abs(frames - file.frames) > tolerance:
+        return f"{frames} frames of samples, in bytes for {file.frames}"
+    names = ("channels", "bit width", "block align", "bytes/sec", "sample rate")
+    if file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")) and all(name in said for name in names):
+        channels, bits, align, speed, rate = (said[name] for name in names)
+        widths = {(bits + 7) // 8, 4} if bits == 24 else {(bits + 7) // 8}  # some write 24 bits in 4 bytes
+        widths = {1} if file.subtype in ("ULAW", "ALAW") else widths
+        if align not in {channels * width for width in widths} or speed not in (rate * align, 0):
+            return f"{rate} Hz, {channels} channels, {bits} bits, in {align} bytes a frame and {speed} a second"
+    return None
+
+
+def _rate_of_frames(content: str | bytes) -> int | None:
+    """The rate that the first frame of a FLAC file states, Hz; None where it leaves that to the file's header."""
+    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+        is_last = file.read(4) != b"fLaC"
+        while not is_last:
+            block = file.read(4)
+            is_last = len(block) < 4 or block[0] >= 0x80
+            file.seek(int.from_bytes(block[1:], "big"), os.SEEK_CUR)
+        frame = file.read(3)
+    is_frame = len(frame) == 3 and frame[0] == 0xFF and frame[1] & 0xFC == 0xF8
+    return _FLAC_RATES.get(frame[2] & 15) if is_frame else None
 
 
 def ogg_seconds(content: str | bytes, clock: int) -> float | None:

@@ -165,6 +165,43 @@ def test_a_wav_of_unknown_length_is_read_to_its_end(files, size):
     assert audio_seconds(streamed) == 8.0
 
 
+HEADERS = {"channels": (22, "H"), "rate": (24, "I"), "frame": (32, "H"), "width": (34, "H")}
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_U8", "FLOAT", "ULAW"])
+@pytest.mark.parametrize("field", HEADERS)
+def test_a_header_that_contradicts_itself_is_refused(subtype, field):
+    """Otherwise the samples would be read at another rate or width: noise, with the whole text."""
+    wav = bytearray(made_data.encoded(voice(1.0), RATE, format="WAV", subtype=subtype))
+    place, code = HEADERS[field]
+    (value,) = struct.unpack_from(code, wav, place)
+    samples = load_audio(bytes(wav))
+    for other in (2 * value, value // 2, value + 8):
+        changed = bytearray(wav)
+        struct.pack_into(code, changed, place, other)
+        for read in (load_audio, audio_seconds):
+            try:
+                given = read(bytes(changed))
+            except AudioError:
+                continue
+            # where the field decides nothing
+            assert np.array_equal(given, samples) if read is load_audio else given == 1.0
+
+
+def test_other_headers_that_contradict_themselves(files):
+    aiff, flac = bytearray(files["aiff"]), bytearray(files["flac"])
+    aiff[aiff.index(b"COMM") + 9] = 2  # channels
+    flac[18:20] = b"\x05\x62"  # 22,050 Hz
+    for audio, told in (
+        (aiff, "frames of samples, in bytes for"),
+        (flac, "a rate of 220.. Hz, and of 16000 Hz in frames"),
+    ):
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(AudioError, match=f"contradicts itself: .*{told}") as error:
+                read(bytes(audio))
+            assert error.value.reason == "audio header contradicts itself"
+
+
 def test_a_flac_stream_without_a_length_is_read_to_its_end(files, monkeypatch):
     flac = bytearray(files["flac"])
     flac[21] &= 0xF0  # the 36 bits of the number of samples
