@@ -13,6 +13,12 @@ FAR_FROM_AVERAGE = 0.10
 BLEU_LOSS = 1.0
 
 
+def same_normalization(report: Mapping, other: Mapping) -> bool:
+    """Whether the texts of two reports were normalised by the same rules, so that their error rates can be compared."""
+    rules, others = (one["settings"].get("normalization", 1) for one in (report, other))
+    return rules == others
+
+
 def failure_signs(
     after: Mapping,
     before: Mapping | None = None,

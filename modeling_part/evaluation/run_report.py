@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..recipes.files import write_json
-from .failure_signs import failure_signs
+from .failure_signs import failure_signs, same_normalization
 from .html_report import write_html
 from .pictures import plot_losses, save_picture
 from .run_files import read_stage, stage_folders
@@ -18,10 +18,6 @@ from .tables import markdown_cell, markdown_table, number, percent, print_table,
 
 NOT_EVALUATED = "Nothing was evaluated yet: give the recipe `eval_data` or `test_data`."
 EXAMPLE_HEADER = ["task", "direction", "reference", "hypothesis"]
-
-
-def _normalization(report: Mapping) -> object:
-    return report["settings"].get("normalization", 1)
 
 
 def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
@@ -129,7 +125,7 @@ def _warnings(stage: Mapping, before: Mapping | None) -> list[str]:
         return []
     warnings = []
     former = before and before["report"]
-    if former and _normalization(former) != _normalization(stage["report"]):
+    if former and not same_normalization(former, stage["report"]):
         warnings.append(
             f"stage {stage['name']}: its texts were normalised by other rules than those of {before['name']}, so "
             "that their error rates are not comparable; run `part score` on both"

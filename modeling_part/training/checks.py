@@ -11,7 +11,8 @@ from transformers import Trainer, get_scheduler
 
 from ..data.augmentation import Augmentation, SpecAugment, WaveformAugment
 from ..evaluation.prediction import PLANNING_COLUMNS
-from ..evaluation.scoring import check_scorable, prediction_key
+from ..evaluation.scoring import check_prediction, check_scorable, prediction_key
+from ..publishing.cards import render_card
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.suggestions import did_you_mean
 from ..recipes.values import checked_fields
@@ -31,8 +32,8 @@ def check_languages_of(dataset: datasets.Dataset) -> None:
     )
 
 
-def check_test_rows(dataset: datasets.Dataset) -> None:
-    """Every row has an id of its own and a text to score against.
+def check_test_rows(dataset: datasets.Dataset, name: str = "test_data") -> None:
+    """Every row that will be answered and scored has an id of its own and a text to score against, and can be scored.
 
     Raises:
         ValueError: names the rows.
@@ -43,17 +44,33 @@ def check_test_rows(dataset: datasets.Dataset) -> None:
         keys[prediction_key(row)] += 1
         if not (row["text"] or "").strip():
             without_text.append(row["id"])
+        else:
+            check_prediction({**row, "reference": row["text"], "hypothesis": ""})
     double, count = keys.most_common(1)[0] if keys else (None, 0)
     if count > 1:
         raise ValueError(
-            f"{count} rows of `test_data` share corpus, id, task and languages {double}: their answers could not be told "
+            f"{count} rows of `{name}` share corpus, id, task and languages {double}: their answers could not be told "
             "apart. Give every row an id of its own, or every corpus a `name`."
         )
     if without_text:
         raise ValueError(
-            f"{len(without_text)} rows of `test_data` have no text to score against, such as {without_text[:5]}: fill it "
+            f"{len(without_text)} rows of `{name}` have no text to score against, such as {without_text[:5]}: fill it "
             "in, or take them out."
         )
+
+
+def check_publishable(record: Mapping, repo_id: str | None) -> None:
+    """What a stage's `stage.json` and model card could not say is known before it trains.
+
+    Args:
+        record: of the stage, without what training measures.
+        repo_id: where it will be published; None: not by this run.
+
+    Raises:
+        CheckpointError: names the part of the record.
+        ValueError: `repo_id` is none, or the card's metadata are not valid.
+    """
+    render_card({**record, "metrics": {}}, repo_id=repo_id or "user/name")
 
 
 def check_augmentation(settings: Mapping | None) -> None:

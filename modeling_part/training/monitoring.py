@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..evaluation.failure_signs import failure_signs
+from ..evaluation.failure_signs import failure_signs, same_normalization
 from ..evaluation.prediction import predict_and_report
 from ..evaluation.run_files import read_json_if_there
 
@@ -82,6 +82,12 @@ class GenerationMonitor:
                 **self.generation,
             )
         if accelerator.is_main_process:
+            if self.before is not None and not same_normalization(report, self.before):
+                logger.warning(
+                    "The dev report of the parent stage was made by other rules of normalisation, so that its figures are "
+                    "not compared with; run `part score` on its predictions to have them"
+                )
+                self.before = None
             for sign in failure_signs(report, self.before, training_rows=self.training_rows):
                 logger.warning("Step %d, dev data: %s", step, sign)
         return report_metrics(report)

@@ -27,7 +27,7 @@ from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checks
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
-from .checks import check_augmentation, check_languages_of, check_optimizer, check_test_rows
+from .checks import check_augmentation, check_languages_of, check_optimizer, check_publishable, check_test_rows
 from .console import figures_with_table, terminal_width
 from .freezing import trainable_per_part
 from .lock import only_run_in
@@ -134,12 +134,12 @@ class StageRun:
     def record(
         self, rows: Rows, batches: Batches, model: nn.Module, trainable: dict[str, list[str]], recipe: Recipe
     ) -> dict:
-        """What `stage.json` will say of where the stage's weights come from."""
+        """What `stage.json` will say of where the stage's weights come from; one that could not be written is an error."""
         model_args = recipe.model
         started_from = {}
         if self.parent is not None and (self.parent / "stage.json").is_file():
             started_from = {"parent_files": read_stage_json(self.parent).get("files") or {}}
-        return {
+        record = {
             **started_from,
             "stage": self.plan.name,
             "parent": None if self.parent is None else self.parent.name,
@@ -150,6 +150,8 @@ class StageRun:
             "versions": {"modeling-part": __version__, **{package: version(package) for package in VERSIONED}},
             "trainable_parameters": trainable_per_part(model, trainable),
         }
+        check_publishable(record, recipe.training.hub_model_id if recipe.training.push_to_hub else None)
+        return record
 
     def monitor(
         self, rows: Rows, record: Mapping, processor: PARTProcessor, recipe: Recipe
@@ -315,6 +317,8 @@ class Run:
             check_languages_of(dataset)
         if rows.test is not None:
             check_test_rows(rows.test)
+        if rows.eval is not None and args.predict_with_generate:
+            check_test_rows(rows.eval, "eval_data")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def stages_to_train(self) -> Iterator[StageRun]:

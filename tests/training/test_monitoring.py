@@ -116,6 +116,22 @@ def test_warns_where_transcripts_got_worse_than_the_parents(runs, tmp_path, capl
     assert "asr/es" not in caplog.text
 
 
+def test_figures_of_another_normaliser_are_not_compared_with(tmp_path, caplog, monkeypatch):
+    folder = tmp_path / "encoder" / "dev" / "step-1"
+    folder.mkdir(parents=True)
+    before = dev_report({"fr": 0.0})
+    del before["settings"]["normalization"]  # as an earlier version wrote it
+    (folder / "report.json").write_text(json.dumps(before))
+    worse = dev_report({"fr": 0.9})
+    monkeypatch.setattr("modeling_part.training.monitoring.predict_and_report", lambda *args, **kwargs: worse)
+    monitor = GenerationMonitor([], None, tmp_path / "joint", tmp_path / "encoder")
+    main = type("Main", (), {"is_main_process": True})
+    with caplog.at_level(logging.WARNING):
+        monitor(None, main, 50), monitor(None, main, 60)
+    assert caplog.text.count("other rules of normalisation") == 1
+    assert "got worse" not in caplog.text
+
+
 def test_without_dev_data_it_is_one_clear_error(runs, tmp_path, tiny_parts):
     corpus = tiny.tiny_corpus(tmp_path / "corpus", sentences={"train": 2, "dev": 1, "test": 1}, words=(1, 2))
     recipe = tiny_training.write_recipe(tmp_path, tiny_parts, corpus, stages=STAGES, predict_with_generate=True)

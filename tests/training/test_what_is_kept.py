@@ -288,6 +288,7 @@ class TestBeforeTraining:
             ({}, r"2 rows of `test_data` share corpus, id, task and languages \('a', '1', "),
             ({"id": "2", "text": " "}, r"1 rows of `test_data` have no text to score against, such as \['2'\]"),
             ({"id": "2", "text": None}, "have no text to score against"),
+            ({"id": "2", "target_lang": "en"}, "asr from 'fr' to 'en', but asr, and only asr, keeps the language"),
         ],
     )
     def test_test_data_that_cannot_be_scored(self, change, message):
@@ -302,6 +303,24 @@ class TestBeforeTraining:
         monkeypatch.setattr("modeling_part.training.run.check_test_rows", lambda rows: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("--force")
+
+    def test_so_are_dev_data_that_are_answered(self, run, made, monkeypatch):
+        looked_at = []
+        check = "modeling_part.training.run.check_test_rows"
+        monkeypatch.setattr(check, lambda rows, name="test_data": looked_at.append(name))
+        data = {"eval_data": [{"reader": "manifest", "path": str(made.corpus["dev"])}], "eval_strategy": "steps"}
+        run("--dry_run", "true", **data)
+        assert looked_at == ["test_data"]
+        run("--dry_run", "true", predict_with_generate=True, **data)
+        assert looked_at == ["test_data", "test_data", "eval_data"]
+
+    @pytest.mark.parametrize("change", [{"hub_model_id": "a/b/c", "push_to_hub": True}, {"stages": "Adapter-1"}])
+    def test_so_are_the_record_and_the_card(self, run, change, monkeypatch):
+        monkeypatch.setattr(PARTTrainer, "train", lambda *args, **kwargs: pytest.fail("it trains"))
+        if "stages" in change:
+            change = {"stages": [{"name": "Adapter-1", "max_steps": 2, "tasks": {"asr": 1.0}}]}
+        with pytest.raises(ValueError, match=r"a/b/c|Adapter-1"):
+            run("--force", **change)
 
 
 HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
