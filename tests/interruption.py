@@ -57,7 +57,7 @@ def count_moments(moment: int | None, send: int):
     import safetensors.torch
     import transformers.modeling_utils
 
-    import modeling_part.training.checkpoints as checkpoints
+    import modeling_part.training.lora as lora
     import modeling_part.training.trainer as trainer
 
     state = {"count": 0, "training": False}
@@ -99,7 +99,7 @@ def count_moments(moment: int | None, send: int):
     save, torch.save = torch.save, torch_save
     torch.optim.AdamW.step = around(torch.optim.AdamW.step)
     os.replace = around(os.replace)
-    for module in (safetensors.torch, transformers.modeling_utils, checkpoints):
+    for module in (safetensors.torch, transformers.modeling_utils, lora):
         name = "save_file" if hasattr(module, "save_file") else "safe_save_file"
         setattr(module, name, around(getattr(module, name)))
 

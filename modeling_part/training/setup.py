@@ -62,7 +62,11 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
 
 
 def prepare_model(
-    model: nn.Module, stage: Stage, recipe: Recipe, token_counts: Callable[[int], torch.Tensor] | None = None
+    model: nn.Module,
+    stage: Stage,
+    recipe: Recipe,
+    token_counts: Callable[[int], torch.Tensor] | None = None,
+    is_first: bool = False,
 ) -> dict[str, list[str]]:
     """Add the alignment head and LoRA where the stage uses them, freeze what it does not train, and give that its dtype.
 
@@ -71,6 +75,7 @@ def prepare_model(
         stage: to train.
         recipe: of the run.
         token_counts: gives `(V,)` counts of the tokens in the training transcripts, for V; asked where a head is new.
+        is_first: the model is the recipe's `checkpoint`: a head that it brings counts this run's transcripts.
 
     Returns:
         Names of the trainable parameters of each part.
@@ -80,6 +85,8 @@ def prepare_model(
     """
     if stage.losses.get("ctc") and model.alignment_head is None:
         model.add_alignment_head(token_counts(model.config.text_config.vocab_size))
+    elif stage.losses.get("ctc") and is_first:  # the tokens of a new language would start as the rarest
+        model.alignment_head.set_token_frequencies(token_counts(model.config.text_config.vocab_size))
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     trainable = set_trainable(stage, model)

@@ -12,6 +12,9 @@ from torch import nn
 from modeling_part import PARTForSpeechSeq2Seq, alignment_part
 from modeling_part.alignment_part import MATCH_SCORE, PARTAlignmentHead, alignment_scale, collapse
 from modeling_part.data.collator import PARTCollator
+from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
+from modeling_part.recipes.stages import Stage
+from modeling_part.training.setup import prepare_model
 
 
 VOCABULARY, WIDTH = 40, 8
@@ -216,3 +219,19 @@ def test_half_precision_stays_close(aligned, half):
     with torch.autocast("cpu", half):
         given = model(**batch, nll_weight=0.0, ctc_weight=1.0).ctc_losses
     torch.testing.assert_close(given, expected, atol=0.3, rtol=0.05)
+
+
+def test_a_checkpoints_head_counts_the_tokens_of_the_new_run():
+    """A new language's tokens would otherwise start as the rarest; its own stages keep what the first one has set."""
+    model, _ = tiny_training.tiny_model()
+    size = model.config.text_config.vocab_size
+    before, after = torch.zeros(size), torch.zeros(size)
+    before[5] = after[7] = 100
+    model.add_alignment_head(before)
+    stage = Stage("joint", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3}, losses={"nll": 1.0, "ctc": 0.5})
+    recipe = Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), PARTTrainingArguments(use_cpu=True))
+    blank = model.alignment_head.blank.clone()
+    for is_first, frequent in ((False, 5), (True, 7)):
+        prepare_model(model, stage, recipe, lambda _: after, is_first=is_first)
+        assert model.alignment_head.token_bias.argmax() == frequent
+    assert torch.equal(model.alignment_head.blank, blank)

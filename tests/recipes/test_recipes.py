@@ -57,7 +57,7 @@ def on_any_machine(monkeypatch):
 
 def test_the_recipes_of_the_issue_are_there():
     aligned = {"part_aligned", "part_2b_aligned", "part_8b_aligned"}
-    assert {"part", "part_2b", "part_8b", "prompts", "quickstart", *aligned, *ABLATIONS} == set(RECIPES)
+    assert {"part", "part_2b", "part_8b", "new_language", "prompts", "quickstart", *aligned, *ABLATIONS} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -66,7 +66,7 @@ class TestEveryRecipe:
         monkeypatch.chdir(tmp_path)
         recipe = parse_recipe([name])
         assert recipe.training.output_dir == f"runs/{name}"
-        assert recipe.model.audio_model and recipe.model.language_model
+        assert recipe.model.checkpoint or (recipe.model.audio_model and recipe.model.language_model)
         assert [stage.name for stage in build_plan(recipe.training.stages)]
         for entry in [*recipe.data.train_data, *recipe.data.eval_data, *recipe.data.test_data]:
             assert CorpusSpec.from_dict(entry).reader in READERS
@@ -89,7 +89,7 @@ class TestEveryRecipe:
             }
         else:
             assert "base" in ours
-        for stage in entries:
+        for stage in entries.keys() & stages.keys():  # the others have nothing to repeat
             for key, value in (entries[stage] or {}).items():
                 assert key == "epochs" or getattr(stages[stage], key) != value
 
@@ -299,7 +299,8 @@ def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machin
         assert recipe.model.audio_model == content(name)["audio_model"]
     for split in ("train", "eval", "test"):
         specs = [CorpusSpec.from_dict(entry) for entry in keys[f"{split}_data"]]
-        assert {spec.split for spec in specs} == {{"eval": "dev"}.get(split, split)}
+        named = {spec.split for spec in specs if spec.reader != "manifest"}  # of a manifest, a file is a split
+        assert named <= {{"eval": "dev"}.get(split, split)}
 
 
 def test_the_later_recipe_and_then_the_command_line_win(on_any_machine, tmp_path):

@@ -24,7 +24,8 @@ def whole(tmp_path_factory, tiny_parts):
     """An uninterrupted run: its recipe settings, weights, losses, and how many moments it has."""
     folder = tmp_path_factory.mktemp("whole")
     corpus = tiny.tiny_corpus(folder / "corpus", sentences={"train": 5, "dev": 1}, words=(1, 2))
-    stages = [{"name": "joint", "max_steps": STEPS, "learning_rates": tiny_training.JOINT}]
+    losses = {"nll": 1.0, "ctc": 0.5}
+    stages = [{"name": "joint", "max_steps": STEPS, "learning_rates": tiny_training.JOINT, "losses": losses}]
     settings = {"test_data": None, "eval_data": None, "stages": stages, "save_strategy": "steps", "save_steps": 1}
     settings |= {"save_total_limit": 2, "lr_scheduler_type": "linear", "max_rows": 3}
 

@@ -617,8 +617,10 @@ def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("regional", ["false", "true"])
-def test_compiled_training_gives_the_same_weights_and_is_compiled_throughout(shared, tmp_path, monkeypatch, regional):
+@pytest.mark.parametrize(("regional", "ctc"), [("false", 0.0), ("true", 0.0), ("false", 0.5)])
+def test_compiled_training_gives_the_same_weights_and_is_compiled_throughout(
+    shared, tmp_path, monkeypatch, regional, ctc
+):
     """Gate open and closed, with and without audio, many shapes: compiled each, none left out, no endless recompiling."""
     from torch._dynamo import config, reset
     from torch._dynamo.utils import counters
@@ -630,12 +632,13 @@ def test_compiled_training_gives_the_same_weights_and_is_compiled_throughout(sha
         for name, options in (("plain", {}), ("compiled", {"torch_compile_backend": "eager"})):
             reset()
             counters.clear()
-            trainer = build(shared, tmp_path / name, tiny_training.joint_stage(), steps=16, max_rows=3, **options)
+            stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": ctc})
+            trainer = build(shared, tmp_path / name, stage, steps=16, max_rows=3, **options)
             trainer.train()
             trainer.save_model(str(tmp_path / name / "saved"))
             weights.append(load_file(tmp_path / name / "saved" / "model.safetensors"))
     frames = counters["frames"]
-    assert 0 < frames["ok"] == frames["total"] <= 60
+    assert 0 < frames["ok"] == frames["total"] <= 90
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
