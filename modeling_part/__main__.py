@@ -77,10 +77,18 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """The stages of a run side by side."""
-    from .evaluation.run_report import run_report
+    """The stages of a run side by side, or one stage; with analyses where they are asked for."""
+    from .evaluation.run_report import run_report, stage_report
 
+    if any((options.folder / name).is_file() for name in ("stage.json", "predictions.jsonl")):
+        print(f"Written: {stage_report(options.folder)}")
+        return
+    if options.analyses:
+        from .analysis.run_pictures import analyze_run
+
+        analyze_run(options.folder, device=options.device)
     run_report(options.folder)
+    print(f"Written: {options.folder / 'report.html'}")
 
 
 def experiment(options: argparse.Namespace) -> None:
@@ -122,9 +130,9 @@ def publish(options: argparse.Namespace) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     for folder in finished_stages(options.checkpoint, options.stage):
         if options.preview:
-            print(preview(folder, options.repo_id, license=options.license))
+            print(preview(folder, options.repo_id, **_chosen(options, "license", "samples")))
         else:
-            settings = _chosen(options, "private", "license", "overwrite_card")
+            settings = _chosen(options, "private", "license", "overwrite_card", "samples")
             print(publish(folder, options.repo_id, **settings).url)
 
 
@@ -186,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--overwrite_card", action="store_true", help="replace a README.md written or edited by hand there"
     )
+    verb.add_argument("--samples", action="store_true", help="quote a few test rows with their answers in the card")
     verb.add_argument("--preview", action="store_true", help="print the files and the card; send nothing")
     verb = _add(verbs, demo, "a web page that transcribes and translates; nothing leaves the machine")
     verb.add_argument("checkpoint", help="folder or Hub repository")
@@ -209,8 +218,12 @@ def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
     verb = _add(verbs, compare, "two or more reports side by side; the first is the baseline")
     verb.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl")
     _add_seed(verb, "of the paired bootstrap")
-    verb = _add(verbs, report, "gather the stages of a run into report.md, report.json and loss.png")
-    verb.add_argument("folder", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
+    verb = _add(verbs, report, "gather the stages of a run into report.html, report.md, report.json and loss.png")
+    verb.add_argument(
+        "folder", type=Path, metavar="RUN", help="folder of a run, such as runs/quickstart, or of a stage"
+    )
+    verb.add_argument("--analyses", action="store_true", help="with pictures of gradients, layers and drift: minutes")
+    verb.add_argument("--device", help="for the analyses, such as cuda:0; the first accelerator by default")
     verb = _add(verbs, experiment, "train several recipes from the same seeds and compare them")
     verb.usage = "part experiment RECIPE [RECIPE ...] [options] [-- --NAME VALUE ... for every run]"
     verb.add_argument("recipes", nargs="+", metavar="RECIPE", help="the first is what the others are compared with")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..audio_part import load_audio
+from ..evaluation.pictures import STYLE
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from .files import load_checkpoint, read_rows, write_result
@@ -315,9 +316,10 @@ def probe_representations(
 
 def plot_probes(results: Mapping[str, Mapping]) -> Figure:
     """Three curves over the layers for each result of [`probe_representations`], by name."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    with rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8))
     measures = (
         ("language_accuracy", "chance", "language identification"),
         ("retrieval_recall", "retrieval_chance", "same content in another language, R@1"),

@@ -8,11 +8,10 @@ from pathlib import Path
 import jinja2
 
 from .. import __version__
-from ..prompts_part import LANGUAGE_NAMES
 from .pictures import picture_uri, plot_alignment, plot_curves, plot_losses, plot_scores
 from .run_files import is_number, read_json_if_there
 from .scoring import annotate
-from .tables import number, percent, plain_value, with_interval
+from .tables import language_name, number, percent, plain_value, with_interval
 from .utterances import Clips, choose_utterances, clips_of_run, differences, frequent_substitutions
 
 
@@ -71,12 +70,6 @@ def write_html(
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def language_name(code: str) -> str:
-    """English name and code: "French (fr)"; the code alone where there is no name."""
-    name = LANGUAGE_NAMES.get(code) or LANGUAGE_NAMES.get(code.split("-", maxsplit=1)[0])
-    return f"{name} ({code})" if name else code
 
 
 def duration(seconds: float) -> str:

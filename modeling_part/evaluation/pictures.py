@@ -183,16 +183,20 @@ def plot_alignment(alignment: Mapping) -> Figure:
 
 def save_picture(figure: Figure, path: Path) -> None:
     """A PNG file."""
+    path.write_bytes(picture_bytes(figure))
+
+
+def picture_bytes(figure: Figure, format: str = "png") -> bytes:
+    """PNG, or SVG."""
+    buffer = BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=120)
+        figure.savefig(buffer, format=format, dpi=120, metadata={"Date": None} if format == "svg" else None)
+    return buffer.getvalue()
 
 
 def picture_uri(figure: Figure) -> str:
     """An SVG picture as a `data:` URI."""
-    buffer = BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture_bytes(figure, 'svg')).decode()}"
 
 
 def _is_loss(name: str, ctc: bool, task: str | None = None, dev: bool | None = None) -> bool:

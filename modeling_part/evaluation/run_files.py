@@ -72,7 +72,8 @@ def _numbers(values: Mapping) -> dict:
     return {name: value for name, value in values.items() if is_number(value)}
 
 
-def _read_history(folder: Path) -> list[dict]:
+def read_history(folder: Path) -> list[dict]:
+    """Lines of the log of a stage (`log_history.json`); none where there is no file."""
     path = folder / "log_history.json"
     history = read_json_if_there(path) or []
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
@@ -130,7 +131,7 @@ def read_stage(folder: Path) -> dict:
     """
     empty = {"parent": "", **{key: {} for key in (*RECORD_PARTS, *DATA_PARTS)}}
     record = _read_record(folder) if (folder / "stage.json").exists() else empty
-    history = _read_history(folder)
+    history = read_history(folder)
     metrics = dict(record["metrics"])
     for entry in history:  # the last evaluation counts
         metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})

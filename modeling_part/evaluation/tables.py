@@ -9,6 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..prompts_part import LANGUAGE_NAMES
+
+
+def language_name(code: str) -> str:
+    """English name and code: "French (fr)"; the code alone where there is no name."""
+    name = LANGUAGE_NAMES.get(code) or LANGUAGE_NAMES.get(code.split("-", maxsplit=1)[0])
+    return f"{name} ({code})" if name else code
+
 
 def percent(value: float | None) -> str:
     """A share in percent, to one digit; a dash for None."""

@@ -7,7 +7,7 @@ A card states no figure that its inputs do not hold: numbers are rounded, never 
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -15,11 +15,21 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
+from ..evaluation.pictures import plot_losses, save_picture
 from ..evaluation.report_file import check_report
 from ..evaluation.reports import normalizer_notes
-from ..evaluation.tables import markdown_cell, markdown_code, number, percent, plain_value, with_interval
+from ..evaluation.run_files import read_stage
+from ..evaluation.tables import (
+    language_name,
+    markdown_cell,
+    markdown_code,
+    number,
+    percent,
+    plain_value,
+    with_interval,
+)
 from ..recipes.files import CheckpointError
-from ..recipes.stage_record import check_stage_info
+from ..recipes.stage_record import check_stage_info, read_stage_json
 
 
 TASK_NAMES = {"asr": "Speech recognition", "s2tt": "Speech translation", "mt": "Text translation"}
@@ -30,6 +40,9 @@ TAGS = ("part", "speech-llm", "speech-translation", "automatic-speech-recognitio
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LANGUAGE_TAG = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+# The last line of a card that is written into a stage's folder.
+MARKER = "<!-- Made by PART, and made anew with the stage: delete this line to keep your edits. -->"
 
 # Types of what the parts of `stage.json` hold that a card shows; by group, by part of the model, by package.
 RECORD_VALUES = {
@@ -61,13 +74,61 @@ def stage_tag(stage: str) -> str:
 
 
 def base_license(model: str) -> str:
-    """Licence of a base model by `model_cards/base_licenses.json`; `"unknown: check"` where it is not listed."""
+    """Licence of a base model by `model_cards/base_licenses.json`; `"unknown: check"` where it is not listed.
+
+    A folder or a bare name, such as `models/whisper-base`, is known by its last part: a copy, or one made from packages.
+    """
     table = json.loads((card_folder() / "base_licenses.json").read_text(encoding="utf-8"))
-    return next((license for pattern, license in table if fnmatchcase(model, pattern)), "unknown: check")
+    found = next((license for pattern, license in table if fnmatchcase(model, pattern)), None)
+    if found is None and not (HUB_ID.fullmatch(model) and not Path(model).is_dir()):
+        name = re.split(r"[/\\]", model)[-1]
+        named = (license for pattern, license in table if fnmatchcase(name, pattern.partition("/")[2]))
+        found = next((f"{license} (known by its name)" for license in named), None)
+    return found or "unknown: check"
+
+
+def write_card(folder: str | Path) -> Path | None:
+    """Write `README.md` into the folder of a finished stage, and `loss.png` where its log has losses.
+
+    The card of a folder: its examples name the folder, and it shows samples of the test data. Edits of a user's stay: a
+    `README.md` without the last line of such a card is left alone.
+
+    Returns:
+        The path; None where a README.md of the user's is there.
+
+    Raises:
+        CheckpointError: `stage.json` or `report.json` is not what it must be.
+    """
+    folder = Path(folder)
+    path = folder / "README.md"
+    if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+        return None
+    stage = read_stage(folder)
+    losses = plot_losses([stage])
+    if losses is not None:
+        save_picture(losses, folder / "loss.png")
+    record = read_stage_json(folder)
+    text = render_card(
+        record,
+        stage["report"],
+        repo_id=folder.as_posix(),
+        samples=stage["examples"],
+        has_curve=losses is not None,
+        local=True,
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def render_card(
-    stage_info: Mapping, report: Mapping | None = None, *, repo_id: str, license: str | None = None
+    stage_info: Mapping,
+    report: Mapping | None = None,
+    *,
+    repo_id: str,
+    license: str | None = None,
+    samples: Sequence[Mapping] = (),
+    has_curve: bool = False,
+    local: bool = False,
 ) -> str:
     """Render the model card of a stage.
 
@@ -77,6 +138,9 @@ def render_card(
         repo_id: the repository on the Hub, `USER/NAME`.
         license: identifier for the card's metadata, such as "apache-2.0"; left out by default, since it is the
             publisher's to choose.
+        samples: predictions to show: they quote their corpus.
+        has_curve: whether `loss.png` lies beside the card.
+        local: the card of a folder, `repo_id`, instead of a repository.
 
     Returns:
         The text of README.md: metadata that the Hub accepts, then the card.
@@ -88,7 +152,8 @@ def render_card(
     check_record(stage_info)
     if report is not None:
         check_report(report)
-    validate_repo_id(repo_id)
+    if not local:
+        validate_repo_id(repo_id)
     if license is not None and not (isinstance(license, str) and LICENSE.fullmatch(license)):
         raise ValueError(
             f"License {license!r} is no identifier; give one of https://huggingface.co/docs/hub/repositories-licenses, such "
@@ -101,7 +166,15 @@ def render_card(
     )
     template = environment.from_string((card_folder() / "model_card.md").read_text(encoding="utf-8"))
     metadata = _metadata(stage_info, report, repo_id, license)
-    text = template.render(metadata=metadata.to_yaml(), repo_id=repo_id, **_body(stage_info, report, repo_id))
+    text = template.render(
+        metadata=metadata.to_yaml(),
+        repo_id=json.dumps(repo_id, ensure_ascii=False)[1:-1],
+        local=local,
+        marker=MARKER,
+        has_curve=has_curve,
+        samples=[_sample_row(row) for row in samples],
+        **_body(stage_info, report, repo_id),
+    )
     text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
     ModelCard(text)  # parses the metadata, results included, and raises where they are not valid
     return text
@@ -159,7 +232,7 @@ def _metadata(stage_info: Mapping, report: Mapping | None, repo_id: str, license
         datasets=stage_info.get("datasets") or None,
         metrics=sorted({result.metric_type for result in results}) or None,
         tags=list(TAGS),
-        model_name=repo_id.partition("/")[2] if results else None,
+        model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
 
@@ -212,7 +285,10 @@ def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
     trainable = stage_info["trainable_parameters"]
     data = stage_info["data"]
     return {
-        "name": repo_id.partition("/")[2],
+        "name": markdown_cell(repo_id.rpartition("/")[2]),
+        "headline": [] if report is None else _headline(report),
+        "languages": [markdown_cell(language_name(code)) for code in trained_languages(data["rows"])],
+        "pipeline_call": _pipeline_call(data["rows"]),
         "stage": stage_info["stage"],
         "revision": stage_tag(stage_info["stage"]),
         "example_call": _example_call(data["rows"]),
@@ -235,6 +311,37 @@ def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
         "normalizers": [] if report is None else normalizer_notes(report),
         "licenses": {model: base_license(model) for model in stage_info["base_models"].values()},
     }
+
+
+def trained_languages(rows: Mapping) -> list[str]:
+    """Codes of the languages in the groups that a stage was trained on, in order."""
+    return sorted({code for group in rows for code in group_languages(group)})
+
+
+def _headline(report: Mapping) -> list[str]:
+    """The averages, each in a few words."""
+    parts = []
+    for task, average in report["macro"].items():
+        metrics = {group["error_metric"] for group in report["groups"].values() if group["task"] == task}
+        of = f" (mean of {average['groups']:g} {'languages' if task == 'asr' else 'directions'})"
+        of = of if average["groups"] > 1 else ""
+        name = TASK_NAMES.get(task, task)
+        if task == "asr" and average.get("error_rate") is not None:
+            measure = markdown_cell("/".join(sorted(metrics)))
+            parts.append(f"{name}: {measure} {percent(average['error_rate'])} %{of}")
+        elif average.get("bleu") is not None:
+            parts.append(f"{name}: BLEU {number(average['bleu'])}{of}")
+    return parts
+
+
+def _sample_row(row: Mapping) -> list[str]:
+    languages = row["source_lang"] if row["task"] == "asr" else f"{row['source_lang']}-{row['target_lang']}"
+    return [row["task"], languages, row["reference"], row["hypothesis"]]
+
+
+def _pipeline_call(rows: Mapping) -> str:
+    """Arguments of the pipeline for the same example."""
+    return _example_call(rows).replace('task="asr", ', "")
 
 
 def _example_call(rows: Mapping) -> str:

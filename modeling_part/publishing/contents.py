@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_part import PARTConfig
+from ..evaluation.pictures import picture_bytes, plot_losses
 from ..evaluation.report_file import read_report
+from ..evaluation.run_files import is_number, read_history, read_stage
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..recipes.files import CheckpointError, read_json, to_json
 from ..recipes.stage_record import read_stage_json
@@ -45,6 +47,9 @@ JSON_FILES = (
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 TEXT_FILES = ("chat_template.jinja", "LICENSE", "NOTICE")
 PUBLISHED_FILES = (*WEIGHT_FILES, *CODE_FILES, *JSON_FILES, *VOCABULARY_FILES, *TEXT_FILES)
+
+# Made for the card: no picture of the folder is sent.
+CURVE_FILE = "loss.png"
 
 # What training and evaluation leave beside a finished model; it stays here, as all folders do: checkpoints, answers of
 # `predict_with_generate`, what loggers write (runs, wandb, trackio, mlruns, ...). Predictions quote their corpora, and
@@ -82,18 +87,24 @@ WHY_REFUSED = {
 
 
 def prepare(
-    folder: str | Path, repo_id: str, *, license: str | None = None, tags: Mapping[str, str] | None = None
+    folder: str | Path,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    samples: bool = False,
 ) -> dict[str, Path | bytes]:
     """Everything that a stage's commit holds, by name: weights as paths, the rest as cleaned bytes.
 
     The folder gains the code that travels with it, see [`add_remote_code`]. What is uploaded is cleaned of local paths,
-    and of keys that only say where files lay; `README.md` is rendered anew.
+    and of keys that only say where files lay; `README.md` is rendered anew, and the picture of the loss that it shows.
 
     Args:
         folder: of a finished stage; `report.json`, where it is there, gives the card's evaluation.
         repo_id: the repository on the Hub, which the card names.
         license: identifier for the card's metadata.
         tags: what the repository has published before, commits by tag; they give the revision of the parent.
+        samples: show a few answers in the card beside their references: these quote the test data.
 
     Raises:
         CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
@@ -119,13 +130,25 @@ def prepare(
     if "report.json" in contents:
         report = read_report(folder / "report.json")
     contents["stage.json"] = to_json(record).encode()
-    contents["README.md"] = render_card(record, report, repo_id=repo_id, license=license).encode()
+    examples = read_stage(folder)["examples"] if samples else []
+    if (curve := _loss_picture(folder)) is not None:
+        contents[CURVE_FILE] = curve
+    contents["README.md"] = render_card(
+        record, report, repo_id=repo_id, license=license, samples=examples, has_curve=curve is not None
+    ).encode()
     for name, content in contents.items():
         if name in VOCABULARY_FILES:
             check_vocabulary(name, content, folder)
-        elif isinstance(content, bytes):
+        elif isinstance(content, bytes) and name != CURVE_FILE:
             check_nothing_private(name, _decoded(content, folder / name), folder)
     return contents
+
+
+def _loss_picture(folder: Path) -> bytes | None:
+    """The loss over the steps of a stage as PNG; None where its log has none."""
+    history = [entry for entry in read_history(folder) if is_number(entry.get("step"))]
+    figure = plot_losses([{"name": folder.resolve().name, "log_history": history}])
+    return None if figure is None else picture_bytes(figure)
 
 
 def _decoded(content: bytes, path: Path) -> str:
@@ -152,7 +175,7 @@ def published_record(folder: Path, tags: Mapping[str, str]) -> dict:
 
 def is_published(name: str) -> bool:
     """Whether a file of a repository has the name of one of a checkpoint's."""
-    return name == "README.md" or matches(name, PUBLISHED_FILES)
+    return name in ("README.md", CURVE_FILE) or matches(name, PUBLISHED_FILES)
 
 
 def _published_names(folder: Path) -> list[str]:

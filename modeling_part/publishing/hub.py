@@ -69,6 +69,7 @@ def publish(
     token: str | None = None,
     license: str | None = None,
     overwrite_card: bool = False,
+    samples: bool = False,
 ) -> PublishedStage:
     """Publish the folder of a finished stage: a commit on `main` of a repository and the tag `stage-<name>`.
 
@@ -86,6 +87,7 @@ def publish(
         token: with write access; None takes HF_TOKEN or that of `hf auth login`.
         license: identifier for the card's metadata, such as "apache-2.0"; none by default.
         overwrite_card: replace a `README.md` that was written or edited by hand.
+        samples: show a few answers in the card beside their references: these quote the test data.
 
     Returns:
         [`PublishedStage`].
@@ -103,7 +105,7 @@ def publish(
     api = HfApi(token=token)
     with _explained(repo_id, api.endpoint, token):
         tags = _read_tags(api, repo_id)
-        contents = prepare(checkpoint, repo_id, license=license, tags=tags)
+        contents = prepare(checkpoint, repo_id, license=license, tags=tags, samples=samples)
         contents[RECORD] = _record(contents)
         head = _open_repository(api, repo_id, private).sha
         if tag in tags and _holds(api, repo_id, tag, contents):
@@ -119,10 +121,10 @@ def publish(
     return PublishedStage(repo_id, tag, commit, f"{api.endpoint}/{repo_id}/tree/{tag}")
 
 
-def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None) -> str:
+def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None, samples: bool = False) -> str:
     """The names of the files that [`publish`] would send, and the card; nothing is sent or asked."""
     _check_repo_id(repo_id)
-    contents = prepare(checkpoint, repo_id, license=license)
+    contents = prepare(checkpoint, repo_id, license=license, samples=samples)
     return f"# {checkpoint} -> {repo_id}: {', '.join(sorted(contents))}\n\n{contents['README.md'].decode()}"
 
 

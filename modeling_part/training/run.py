@@ -20,6 +20,7 @@ from ..evaluation.alignments import write_alignments
 from ..evaluation.prediction import predict_and_report
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
+from ..publishing.cards import write_card
 from ..publishing.hub import PublishingError, publish
 from ..recipes.arguments import PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
@@ -251,6 +252,7 @@ class StageRun:
         self._predict(rows, args, trainer.args.device, trainer.accelerator)
         if state.is_main_process:
             write_stage_json(self.folder, {**record, "metrics": metrics})
+            write_card(self.folder)
             remove_set_aside(self.folder)
             logger.info("Stage %s is finished: %s", self.plan.name, self.folder)
         state.wait_for_everyone()

@@ -14,8 +14,9 @@ from test_publishing import REPO, stage_info
 from tiny import REPOSITORY
 
 from modeling_part.evaluation.scoring import score
-from modeling_part.publishing.cards import base_license, group_languages, render_card
+from modeling_part.publishing.cards import base_license, group_languages, render_card, write_card
 from modeling_part.recipes.files import CheckpointError
+from modeling_part.recipes.stage_record import write_stage_json
 
 
 CARDS = REPOSITORY / "model_cards"
@@ -82,6 +83,42 @@ def test_a_card_shows_the_measured_figures_and_their_intervals(report):
     assert "- adapter: 7,654,321 parameters" in body and "Frozen in this stage: language_model." in body
     assert "| asr | en | 1,234 | 2.346 |" in body and "| mt | en-fr | 90 | – |" in body
     assert "- openai/whisper-large-v3: apache-2.0" in body
+
+
+def test_a_card_begins_with_the_averages_languages_and_how_to_use_it(report):
+    body = ModelCard(render_card(stage_info(), report, repo_id=REPO)).text
+    bleu = report["macro"]["s2tt"]["bleu"]
+    rate = 100 * report["macro"]["asr"]["error_rate"]
+    assert (
+        f"**Speech recognition: CER/WER {rate:.1f} % (mean of 2 languages); Speech translation: BLEU {bleu:.1f}**"
+        in body
+    )
+    assert "Trained on: English (en), French (fr), Chinese (zh-CN)." in body
+    assert 'pipe("clip.wav", source_lang="en")["text"]' in body
+    assert "loss.png" not in body and "| said |" not in body
+
+
+def test_samples_and_the_curve_come_where_they_are_given(report):
+    row = {"task": "asr", "source_lang": "en", "target_lang": "en", "reference": "a|b <i>", "hypothesis": "**c**"}
+    body = ModelCard(render_card(stage_info(), report, repo_id=REPO, samples=[row], has_curve=True)).text
+    assert r"| asr | en | a\|b \<i> | \*\*c\*\* |" in body
+    assert "](loss.png)" in body
+
+
+def test_the_card_of_a_folder_says_how_the_folder_is_used_and_leaves_edits_alone(tmp_path, report):
+    folder = tmp_path / "joint"
+    folder.mkdir()
+    write_stage_json(folder, stage_info())
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "log_history.json").write_text('[{"step": 1, "asr_loss": 2.0}, {"step": 2, "asr_loss": 1.0}]')
+    path = write_card(folder)
+    text = path.read_text()
+    assert f'pipeline("speech-to-text", model="{folder}")' in text and "trust_remote_code" not in text
+    assert "](loss.png)" in text and (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    ModelCard(text)
+    assert write_card(folder) == path  # made anew
+    path.write_text("my own words")
+    assert write_card(folder) is None and path.read_text() == "my own words"
 
 
 def test_a_card_without_report_says_so():
@@ -241,6 +278,10 @@ def test_texts_cannot_break_the_tables_of_a_card():
         ("Qwen/Qwen2.5-3B-Instruct", "qwen-research"),
         ("Qwen/Qwen2.5-7B", "apache-2.0"),
         ("somebody/model", "unknown: check"),
+        ("somebody/whisper-base", "unknown: check"),
+        ("whisper-base", "apache-2.0 (known by its name)"),
+        ("my/models/whisper-base", "apache-2.0 (known by its name)"),
+        ("my_model", "unknown: check"),
     ],
 )
 def test_licences_of_base_models(model, license):
