@@ -8,14 +8,23 @@ needs `pip install modeling-part[demo]`. Nothing leaves the machine: no share li
 
 import html
 import logging
+import re
 import socket
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from transformers import pipeline
+import numpy as np
+from transformers import StoppingCriteria, StoppingCriteriaList, pipeline
 
-from .audio_part import audio_seconds
+from .audio_part import AudioError, audio_seconds, load_audio
+from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices
 from .pipeline_part import PARTPipeline
-from .prompts_part import LANGUAGE_NAMES
+from .publishing.privacy import without_local_paths
 
 
 try:
@@ -27,14 +36,52 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 MAX_MINUTES = 60.0  # of a recording: one visitor is served at a time
 LARGEST_FILE = "1gb"
-TASK_CHOICES = {"Transcribe": "asr", "Translate": "s2tt"}
+TRANSCRIBE, TRANSLATE, BOTH = "Transcribe", "Translate", "Both"
+# Kinds of files that the recorder of the page does not take as sound.
+OTHER_FILES = [".mp4", ".webm", ".mov", ".3gp"]
+TASKS = {TRANSCRIBE: ("asr",), TRANSLATE: ("s2tt",), BOTH: ("asr", "s2tt")}
+SILENCE = 1e-3  # of full scale: no sample of a recording without speech is louder
 FONTS = ["system-ui", "sans-serif"]
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#about { font-size: 14px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+@media (max-width: 640px) { .gradio-container { padding: 8px !important; } h1 { font-size: 20px !important; } }
+"""
+# Typing replaces the language that stands in a field; what was asked for is brought into sight.
+ON_LOAD = """() => {
+  const mark = event => { if (event.target.matches('#source input, #target input')) setTimeout(() => event.target.select(), 0); };
+  document.addEventListener('focusin', mark);
+  document.addEventListener('click', mark);
+}"""
+SHOW_RESULT = """() => {
+  const result = document.querySelector('#result');
+  if (result.getBoundingClientRect().top > window.innerHeight - 160) result.scrollIntoView();
+}"""
+SAVE = """(text, translation, times) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([%s], {type: 'text/plain'}));
+  link.download = '%s';
+  link.click();
+}"""
 
 
-def language_choices(pipe: PARTPipeline) -> list[tuple[str, str]]:
-    """(name, BCP-47 code) of every language that the processor can name, by name."""
-    names = {**LANGUAGE_NAMES, **pipe.processor.language_names}
-    return sorted((name, code) for code, name in names.items())
+@dataclass
+class Answer:
+    """What the page shows so far: texts by task, a line on the progress, and the windows with their times."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    status: str = ""
+    chunks: list[dict] = field(default_factory=list)
+
+
+class _Stop(StoppingCriteria):
+    """Ends generation when the visitor has gone or pressed Stop."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def __call__(self, input_ids, scores, **kwargs) -> bool:
+        return self.asked.is_set()
 
 
 def answer(
@@ -44,13 +91,13 @@ def answer(
     source_lang: str | None,
     target_lang: str | None,
     max_minutes: float = MAX_MINUTES,
-) -> Iterator[str]:
-    """The text so far of a recording, as the page shows it.
+) -> Iterator[Answer]:
+    """The answer so far to a recording, as the page shows it.
 
     Args:
         pipe: the model.
         audio: file; None: nothing was recorded.
-        task: key of `TASK_CHOICES`.
+        task: key of `TASKS`.
         source_lang, target_lang: BCP 47 codes; "" or None leaves the language unnamed.
         max_minutes: a longer recording is refused before any of it is decoded.
 
@@ -58,67 +105,232 @@ def answer(
         gradio.Error: why there is no text; shown on the page.
     """
     if audio is None:
-        raise gradio.Error("Record something or choose a file first.")
-    options = {"task": TASK_CHOICES[task], "source_lang": source_lang or None}
-    if task == "Translate":
-        options["target_lang"] = target_lang
+        raise _shown("Record something or choose a file first.")
+    stop = _Stop()
     try:
-        minutes = audio_seconds(audio) / 60
-        if minutes > max_minutes:
-            raise ValueError(
-                f"The recording lasts {minutes:,.2f} minutes; this page takes up to {max_minutes:g}. Cut it into pieces."
-            )
-        yield from pipe.stream(audio, **options)
+        with _errors_shown():
+            waveform = _decoded(pipe, audio, max_minutes)
+            seconds = len(waveform) / pipe.processor.sampling_rate
+            if float(np.abs(waveform).max(initial=0.0)) < SILENCE:
+                yield Answer(dict.fromkeys(TASKS[task], ""), f"No speech: the recording of {seconds:.1f} s is silent.")
+                return
+            yield from _stream(pipe, waveform, task, source_lang, target_lang, stop)
+    finally:
+        stop.asked.set()
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """What goes wrong becomes a message on the page, without paths of this machine.
+
+    A visitor's mistake is at most one line on the terminal; an error of ours leaves its traceback there.
+    """
+    try:
+        yield
+    except AudioError as error:
+        logger.warning("A recording could not be read: %s", error)
+        raise _shown(f"This file cannot be used: {error.reason}. Give WAV, FLAC, MP3, M4A, MP4 or WebM.") from None
     except ValueError as error:
-        raise _shown(str(error)) from error
-    except Exception as error:  # whoever visits the page sees why; who runs it gets the traceback
+        raise _shown(without_local_paths(str(error), Path.cwd())) from None
+    except Exception as error:
         logger.exception("A recording could not be answered")
-        raise _shown(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
+        message = without_local_paths(str(error), Path.cwd())
+        raise _shown(f"{type(error).__name__}: {message}" if message else type(error).__name__) from error
+
+
+def _decoded(pipe: PARTPipeline, audio: str, max_minutes: float) -> np.ndarray:
+    minutes = audio_seconds(audio) / 60
+    if minutes > max_minutes:
+        raise ValueError(
+            f"The recording lasts {minutes:,.2f} minutes; this page takes up to {max_minutes:g}. Cut it into pieces."
+        )
+    return load_audio(audio, pipe.processor.sampling_rate)
+
+
+def _stream(
+    pipe: PARTPipeline, waveform: np.ndarray, task: str, source_lang: str | None, target_lang: str | None, stop: _Stop
+) -> Iterator[Answer]:
+    """Each task of the request in turn."""
+    rate = pipe.processor.sampling_rate
+    seconds, started = len(waveform) / rate, time.monotonic()
+    so_far = Answer(dict.fromkeys(TASKS[task], ""))
+    for one in TASKS[task]:
+        windows: list[dict] = []
+        options = {"task": one, "source_lang": source_lang or None}
+        if one == "s2tt":
+            options["target_lang"] = target_lang
+        criteria = {"stopping_criteria": StoppingCriteriaList([stop])}
+        recording = {"raw": waveform, "sampling_rate": rate}
+        for text in pipe.stream(recording, on_window=windows.append, generate_kwargs=criteria, **options):
+            done = windows[-1]["chunks"][-1]["timestamp"][1] if windows else 0.0
+            so_far.texts[one] = text
+            so_far.status = f"{clock(done)} of {clock(seconds)} answered, {time.monotonic() - started:.0f} s"
+            yield so_far
+        if windows and (one == "asr" or task == TRANSLATE):
+            so_far.chunks = windows[-1]["chunks"]
+    took = time.monotonic() - started
+    so_far.status = f"{seconds:.1f} s of sound answered in {took:.1f} s."
+    if not any(so_far.texts.values()):
+        so_far.status = f"No speech was found in {seconds:.1f} s of sound."
+    yield so_far
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, such as 1:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def to_srt(chunks: list[dict]) -> str:
+    """Subtitles of the windows of a recording, as the pipeline gives them; those without text are left out.
+
+    >>> print(to_srt([{"text": "one two", "timestamp": (0.0, 1.4)}]))
+    1
+    00:00:00,000 --> 00:00:01,400
+    one two
+    <BLANKLINE>
+    """
+    lines = []
+    for chunk in chunks:
+        text = re.sub(r"\s+", " ", chunk["text"]).strip()
+        if text:
+            start, end = (_srt_time(seconds) for seconds in chunk["timestamp"])
+            lines.append(f"{len(lines) + 1}\n{start} --> {end}\n{text}\n")
+    return "\n".join(lines)
+
+
+def _srt_time(seconds: float) -> str:
+    milliseconds = round(1000 * seconds)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"
 
 
 def _shown(message: str) -> gradio.Error:
-    """A message as the page shows it: gradio takes it for HTML."""
-    return gradio.Error(html.escape(message, quote=False))
+    """A message as the page shows it: gradio takes it for HTML. The terminal gets none of it."""
+    return gradio.Error(html.escape(message, quote=False), print_exception=False)
 
 
-def build_page(pipe: PARTPipeline, title: str, max_minutes: float = MAX_MINUTES) -> gradio.Blocks:
+def about(pipe: PARTPipeline, checkpoint: Checkpoint) -> str:
+    """Which model answers, and where it runs."""
+    model = pipe.model
+    dtype = str(model.dtype).removeprefix("torch.")
+    line = f"`{checkpoint.title}` · {model.num_parameters() / 1e6:,.0f} million parameters in {dtype} on {pipe.device}"
+    if checkpoint.languages:
+        names = [name for name, _ in language_choices(pipe, checkpoint.languages)]
+        return f"{line} · trained on {', '.join(names)}"
+    return f"{line} · no `stage.json` says which languages it was trained on: all that can be named are offered"
+
+
+def build_page(
+    pipe: PARTPipeline,
+    checkpoint: Checkpoint,
+    max_minutes: float = MAX_MINUTES,
+    examples: list[tuple[str, str, str]] | None = None,
+) -> gradio.Blocks:
     """The page, not yet served.
 
     Args:
         pipe: answers the requests, one at a time.
-        title: heading, such as the checkpoint's name.
+        checkpoint: what it says of the model, and which languages it offers.
         max_minutes: longest recording.
+        examples: see [`find_examples`].
     """
 
-    def answer_request(audio: str | None, task: str, source_lang: str, target_lang: str) -> Iterator[str]:
-        yield from answer(pipe, audio, task, source_lang, target_lang, max_minutes)
+    def answer_request(audio: str | None, task: str, source_lang: str, target_lang: str) -> Iterator[tuple]:
+        for so_far in answer(pipe, audio, task, source_lang, target_lang, max_minutes):
+            yield so_far.texts.get("asr", ""), so_far.texts.get("s2tt", ""), so_far.status, to_srt(so_far.chunks)
 
-    languages = language_choices(pipe)
-    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+    def take_other_file(file: str) -> tuple[int, np.ndarray]:
+        with _errors_shown():
+            waveform = _decoded(pipe, file, max_minutes)
+        return pipe.processor.sampling_rate, (32767 * waveform.clip(-1, 1)).astype(np.int16)
+
+    title = f"PART · {checkpoint.title}"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"# {title}")
+        gradio.Markdown(about(pipe, checkpoint), elem_id="about")
         with gradio.Row():
-            with gradio.Column():
-                audio = gradio.Audio(
-                    sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="audio"
-                )
-                task = gradio.Radio(list(TASK_CHOICES), value="Transcribe", label="Task", elem_id="task")
-                source = gradio.Dropdown(
-                    [("not named", ""), *languages], value="", label="Spoken language", elem_id="source"
-                )
-                target = gradio.Dropdown(
-                    languages, value="en", label="Translate into", visible=False, elem_id="target"
-                )
-                button = gradio.Button("Transcribe", variant="primary", elem_id="go")
-            with gradio.Column():
-                text = gradio.Textbox(label="Text", lines=8, buttons=["copy"], elem_id="text")
-        task.change(
-            lambda task: (gradio.update(visible=task == "Translate"), gradio.update(value=task)),
-            task,
-            [target, button],
-            show_progress="hidden",
-        )
-        button.click(answer_request, [audio, task, source, target], text, concurrency_limit=1)
+            with gradio.Column(min_width=300):
+                audio, other, task, source, target, go, stop, clear = _request_side(pipe, checkpoint)
+            with gradio.Column(min_width=300, elem_id="result"):
+                text, translation, status, times, save_text, save_times = _answer_side()
+        if examples:
+            _add_examples(examples, audio, source, pipe)
+        outputs = [text, translation, status, times]
+        other.upload(take_other_file, other, audio)
+        task.change(_on_task, task, [target, go, text, translation], show_progress="hidden")
+        asked = go.click(answer_request, [audio, task, source, target], outputs, concurrency_limit=1)
+        go.click(None, js=SHOW_RESULT)
+        stop.click(lambda: "Stopped.", None, status, cancels=[asked], show_progress="hidden")
+        clear.click(lambda: (None, "", "", "", ""), None, [audio, *outputs], cancels=[asked], show_progress="hidden")
+        both = "[text, translation].filter(Boolean).join('\\n\\n') + '\\n'"
+        save_text.click(None, [text, translation, times], js=SAVE % (both, "speech.txt"))
+        save_times.click(None, [text, translation, times], js=SAVE % ("times", "speech.srt"))
+        page.load(None, js=ON_LOAD)
     return page
+
+
+def _request_side(pipe: PARTPipeline, checkpoint: Checkpoint) -> tuple:
+    """What a visitor gives: recording, task, languages."""
+    targets = language_choices(pipe, checkpoint.targets)
+    first = "en" if "en" in {code for _, code in targets} else targets[0][1]
+    audio = gradio.Audio(
+        sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="audio", editable=False, buttons=[]
+    )
+    other = gradio.UploadButton(
+        f"Video or phone recording ({', '.join(OTHER_FILES)})", file_types=OTHER_FILES, size="sm", elem_id="other"
+    )
+    can_translate = bool(checkpoint.targets) or not checkpoint.languages
+    tasks = list(TASKS) if can_translate else [TRANSCRIBE]
+    task = gradio.Radio(tasks, value=TRANSCRIBE, label="Task", elem_id="task")
+    with gradio.Row():
+        choices = [("not named", ""), *language_choices(pipe, checkpoint.languages)]
+        source = gradio.Dropdown(choices, value="", label="Spoken language", elem_id="source", min_width=140)
+        target = gradio.Dropdown(
+            targets, value=first, label="Translate into", visible=False, elem_id="target", min_width=140
+        )
+    with gradio.Row():
+        go = gradio.Button(TRANSCRIBE, variant="primary", elem_id="go", min_width=90)
+        stop = gradio.Button("Stop", variant="stop", elem_id="stop", min_width=70)
+        clear = gradio.Button("Clear", elem_id="clear", min_width=70)
+    return audio, other, task, source, target, go, stop, clear
+
+
+def _answer_side() -> tuple:
+    """What the page answers: a line on the progress, both texts side by side, and what can be kept of them."""
+    status = gradio.Markdown("", elem_id="status")
+    with gradio.Row():
+        options = {"lines": 6, "buttons": ["copy"], "min_width": 200}
+        text = gradio.Textbox(label="Transcription", elem_id="text", **options)
+        translation = gradio.Textbox(label="Translation", elem_id="translation", visible=False, **options)
+    with gradio.Row():
+        save_text = gradio.Button("Save as txt", size="sm", elem_id="txt", min_width=90)
+        save_times = gradio.Button("Save as srt", size="sm", elem_id="srt", min_width=90)
+    times = gradio.Textbox(visible="hidden", elem_id="times")
+    return text, translation, status, times, save_text, save_times
+
+
+def _on_task(task: str) -> tuple:
+    """What a task shows: language to translate into, name of the button, texts."""
+    translates = "s2tt" in TASKS[task]
+    return (
+        gradio.update(visible=translates),
+        gradio.update(value="Do both" if task == BOTH else task),
+        gradio.update(visible="asr" in TASKS[task]),
+        gradio.update(visible=translates),
+    )
+
+
+def _add_examples(
+    examples: list[tuple[str, str, str]], audio: gradio.Audio, source: gradio.Dropdown, pipe: PARTPipeline
+) -> None:
+    names = {code: name for name, code in language_choices(pipe, [])}
+    gradio.Examples(
+        [[file, language] for file, language, _ in examples],
+        [audio, source],
+        example_labels=[f"{names.get(language, language)}: {text}" for _, language, text in examples],
+        label="Test clips of the run",
+        elem_id="examples",
+    )
 
 
 def check_address(host: str, port: int) -> None:
@@ -132,20 +344,40 @@ def check_address(host: str, port: int) -> None:
         raise ValueError(f"Port {port!r} is none; give `--port` a whole number from 1 to 65535, such as 7860.")
     try:
         family, kind, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except PermissionError as error:
-        raise OSError(f"Port {port} is for the system's own services; give another with `--port`.") from error
     except socket.gaierror as error:
         raise OSError(
             f"Host {host!r} is no address of this machine ({error.strerror}); give another with `--host`."
         ) from error
+    try:
+        _bind(family, kind, address)
+    except PermissionError as error:
+        raise OSError(
+            f"Port {port} is for the system's own services; give another, such as `--port {_free_port(family, address)}`."
+        ) from error
     except OSError as error:
         raise OSError(
-            f"Port {port} of {host} cannot be listened on ({error.strerror}); give another with `--port`, or stop the "
-            "program that has it."
+            f"Port {port} of {host} cannot be listened on ({error.strerror}); stop the program that has it, or give "
+            f"another: `--port {_free_port(family, address)}`."
         ) from error
+
+
+def _bind(family: int, kind: int, address: tuple) -> int:
+    """Bind for a moment; the port."""
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return probe.getsockname()[1]
+
+
+def _free_port(family: int, address: tuple) -> int:
+    """A port that is free now: one of the next after that of `address`, or any."""
+    host, port, *rest = address
+    for candidate in (*range(max(port, 7860) + 1, max(port, 7860) + 20), 0):
+        try:
+            return _bind(family, socket.SOCK_STREAM, (host, candidate if candidate < 65536 else 0, *rest))
+        except OSError:
+            continue
+    return 7860
 
 
 def serve(
@@ -162,7 +394,7 @@ def serve(
     """Load a checkpoint and serve the page until interrupted.
 
     Args:
-        checkpoint: folder or Hub repository.
+        checkpoint: folder of a run (its last stage) or of a stage, or Hub repository.
         revision: of the repository, such as `stage-encoder`.
         device: such as `cuda:0`; None takes the first accelerator.
         dtype: such as `bfloat16`; that of the checkpoint by default.
@@ -173,11 +405,11 @@ def serve(
 
     Raises:
         ValueError: `share`, a port that is none, or a length that is none.
-        OSError: the address cannot be listened on.
+        OSError: the address cannot be listened on, or there is no such checkpoint.
     """
     if share:
         raise ValueError(
-            "share=True would send recordings through gradio's servers, which this page does not do. Give `--host 0.0.0.0` "
+            "--share would send recordings through gradio's servers, which this page does not do. Give `--host 0.0.0.0` "
             f"to be reached in your network, or a tunnel to others: `ssh -R 80:localhost:{port} HOST`."
         )
     if (
@@ -187,12 +419,27 @@ def serve(
     ):
         raise ValueError(f"max_minutes is {max_minutes!r}, but must be a number above 0.")
     check_address(host, port)
-    pipe = pipeline("speech-to-text", model=checkpoint, revision=revision, device=device, dtype=dtype)
-    title = f"PART · {checkpoint.rstrip('/').split('/')[-1]}"
-    build_page(pipe, title, max_minutes).launch(
-        server_name=host,
-        server_port=port,
-        share=False,  # whatever GRADIO_SHARE says
-        max_file_size=LARGEST_FILE,
-        theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
-    )
+    found = find_checkpoint(checkpoint, revision)
+    pipe = pipeline("speech-to-text", model=found.source, revision=revision, device=device, dtype=dtype)
+    with tempfile.TemporaryDirectory(prefix="part-demo-") as folder:
+        build_page(pipe, found, max_minutes, find_examples(found, Path(folder))).launch(
+            server_name=host,
+            server_port=port,
+            share=False,  # whatever GRADIO_SHARE says
+            max_file_size=LARGEST_FILE,
+            theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+            css=CSS,
+            footer_links=[],
+            quiet=True,  # it would advise a link of its own
+            prevent_thread_lock=True,
+        )
+        print(f"The page: http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port} (Ctrl-C stops it)")
+        wait_for_interrupt()
+
+
+def wait_for_interrupt() -> None:
+    """Until Ctrl-C; quietly."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("Stopped.")

@@ -4,7 +4,7 @@
 Audio longer than the encoder's window is cut into equal windows that overlap; `merge_texts` joins their texts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from threading import Thread
 from typing import NamedTuple
@@ -97,11 +97,12 @@ class PARTPipeline(ChunkPipeline):
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return super().__call__([_Row(*pair) for pair in zip(inputs, rows, strict=True)], **options)
 
-    def stream(self, inputs, **options) -> Iterator[str]:
+    def stream(self, inputs, *, on_window: Callable[[dict], None] | None = None, **options) -> Iterator[str]:
         """The text so far, again and again while it is generated.
 
         Args:
             inputs: one recording (or sentence), as for a call.
+            on_window: gets, after each window, what a call would return of the recording so far, `"chunks"` included.
             options: as for a call, without `batch_size`.
 
         Yields:
@@ -123,7 +124,10 @@ class PARTPipeline(ChunkPipeline):
                 left, new = join_window(before, previous, split_units(text.strip()), share)
                 yield "".join([*before[:left], *new])
             outputs.append(thread.result())
-            merged = self.postprocess(outputs)["text"]
+            so_far = self.postprocess(outputs)
+            if on_window is not None:
+                on_window(so_far)
+            merged = so_far["text"]
             yield merged
             before, previous = split_units(merged), len(split_units(outputs[-1]["text"]))
 
