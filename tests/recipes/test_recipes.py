@@ -57,7 +57,9 @@ def on_any_machine(monkeypatch):
 
 def test_the_recipes_of_the_issue_are_there():
     aligned = {"part_aligned", "part_2b_aligned", "part_8b_aligned"}
-    assert {"part", "part_2b", "part_8b", "new_language", "prompts", "quickstart", *aligned, *ABLATIONS} == set(RECIPES)
+    assert {"part", "part_2b", "part_8b", "new_language", "prompts", "quickstart", *aligned, *ABLATIONS} == set(
+        RECIPES
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -82,7 +84,7 @@ class TestEveryRecipe:
             before |= content(ours["base"])
             stages = plan(ours["base"])
         assert not [key for key, value in ours.items() if key in before and before[key] == value]
-        entries = ours.get("stages", ())
+        entries = ours.get("stages", {})
         if isinstance(entries, list):
             entries = {
                 entry["name"]: {key: value for key, value in entry.items() if key != "name"} for entry in entries
