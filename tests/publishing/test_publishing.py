@@ -163,7 +163,14 @@ def test_what_training_leaves_behind_is_not_published(checkpoint):
 
 def test_the_card_has_a_curve_of_the_log_and_samples_where_they_are_asked_for(checkpoint):
     (checkpoint / "log_history.json").write_text('[{"step": 1, "asr_loss": 2.0}, {"step": 2, "asr_loss": 1.0}]')
-    row = {"id": "1", "corpus": "c", "task": "asr", "source_lang": "en", "target_lang": "en", "reference": "said words"}
+    row = {
+        "id": "1",
+        "corpus": "c",
+        "task": "asr",
+        "source_lang": "en",
+        "target_lang": "en",
+        "reference": "said words",
+    }
     (checkpoint / "predictions.jsonl").write_text(json.dumps({**row, "hypothesis": "written words"}) + "\n")
     contents = prepare(checkpoint, REPO)
     assert contents["loss.png"].startswith(b"\x89PNG") and b"](loss.png)" in contents["README.md"]

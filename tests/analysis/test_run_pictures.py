@@ -1,0 +1,50 @@
+"""`part report RUN --analyses`: pictures of gradients, layers and drift of every stage in the report."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_part.__main__ import main
+from modeling_part.data.checking import RowFilters
+from modeling_part.data.corpus_spec import CorpusSpec
+from modeling_part.data.stored_corpora import load_corpora
+
+
+def test_a_report_with_analyses(tmp_path, tiny_checkpoint, tiny_corpus, capsys):
+    run = tmp_path / "run"
+    for name, parent in (("adapter", None), ("joint", "adapter")):
+        shutil.copytree(tiny_checkpoint, run / name)
+        record = {"parent": parent, "trainable_parameters": {"adapter": 1}, "data": {"rows": {}}}
+        (run / name / "stage.json").write_text(json.dumps(record))
+    weights = load_file(run / "joint" / "model.safetensors")
+    moved = {name: tensor * (2 if name.startswith("model.adapter.") else 1) for name, tensor in weights.items()}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in moved.items()},
+        run / "joint" / "model.safetensors",
+        {"format": "pt"},
+    )
+    load_corpora([CorpusSpec("manifest", str(tiny_corpus["train"]))], RowFilters(), 0.0, run / "data" / "test")
+    with torch.random.fork_rng():
+        main(["report", str(run), "--analyses", "--device", "cpu"])
+    pictures = sorted(path.name for path in (run / "analyses").iterdir())
+    assert pictures == [
+        "1_gradients_of_the_adapter.png",
+        "2_what_the_layers_hold.png",
+        "3_drift_of_the_weights.png",
+    ]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert f"Written: {run / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+    main(["report", str(run / "joint")])
+    assert (run / "joint" / "report.html").is_file() and not (run / "joint" / "report.md").exists()
+
+
+def test_a_run_without_test_data_has_no_analyses(tmp_path, capsys):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "stage.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path), "--analyses"])
+    assert "no dev and test rows" in capsys.readouterr().err
