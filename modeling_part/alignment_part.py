@@ -90,10 +90,11 @@ class PARTAlignmentHead(nn.Module):
         """`(N, H)` and `(K,)` -> `(N, 1 + K)`: of the blank and of these tokens, among the whole vocabulary."""
 
         def of_chunk(chunk: torch.Tensor) -> torch.Tensor:
-            scores = self.scores(chunk, embeddings)
-            total = scores.logsumexp(-1, keepdim=True)
-            wanted = torch.cat([tokens.new_zeros(1), tokens + 1])
-            return scores[:, wanted] - total
+            blank = self.blank_scores(chunk)
+            total = torch.logaddexp(blank, self.token_scores(chunk, embeddings, self.token_bias).logsumexp(-1))
+            # Once more for the few: picked from the whole vocabulary's, their gradient would fill a matrix of that size.
+            wanted = self.token_scores(chunk, embeddings[tokens], self.token_bias[tokens])
+            return torch.cat([blank[:, None], wanted], -1) - total[:, None]
 
         chunks = audio_embeds.split(CHUNK_SIZE)
         if len(chunks) == 1:  # small enough to be kept for the backward pass
@@ -102,9 +103,16 @@ class PARTAlignmentHead(nn.Module):
 
     def scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """`(n, H)` -> `(n, 1 + V)` in float32, the blank first."""
-        table = torch.cat([self.blank[None].to(embeddings.dtype), embeddings])
-        products = (audio_embeds.to(table.dtype) @ table.T).float()
-        return self.scale * products + nn.functional.pad(self.token_bias.float(), (1, 0))
+        of_tokens = self.token_scores(audio_embeds, embeddings, self.token_bias)
+        return torch.cat([self.blank_scores(audio_embeds)[:, None], of_tokens], -1)
+
+    def blank_scores(self, audio_embeds: torch.Tensor) -> torch.Tensor:
+        """`(n, H)` -> `(n,)` in float32."""
+        return self.scale * (audio_embeds.float() * self.blank.float()).sum(-1)
+
+    def token_scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`(n, H)`, `(K, H)` and `(K,)` -> `(n, K)` in float32."""
+        return (self.scale * audio_embeds).to(embeddings.dtype) @ embeddings.T + bias.float()
 
     @torch.no_grad()
     def best_tokens(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
