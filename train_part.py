@@ -23,11 +23,12 @@ from modeling_part.data.loading import Rows, load_rows
 from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
+from modeling_part.recipes.user_errors import mistakes_in_one_message, take_debug
 from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.console import Console, set_up_logging
 from modeling_part.training.dry_run import dry_run, log_plan
 from modeling_part.training.epochs import epoch_callbacks, with_fractions
-from modeling_part.training.launches import record_launch
+from modeling_part.training.launches import how_to_go_on, record_launch
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
@@ -106,8 +107,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     stage.begin()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
-        step = trainer.state.global_step
-        logger.warning("Stopped. Continue with: --resume (stage %s, step %d)", stage.plan.name, step)
+        stage.say_stopped(trainer.state)
         sys.exit(128 + signal.SIGTERM)
     stage.finish(trainer, record, rows, args)
 
@@ -117,12 +117,14 @@ def launch(argv: list[str] | None = None) -> None:
 
     Otherwise the group's threads can end a rank with an error after all is done. A failed rank waits for nobody.
     """
-    try:
-        main(argv)
-    except SystemExit:  # stopped, or not published: the ranks are together
+    argv, debug = take_debug(sys.argv[1:] if argv is None else argv)
+    with mistakes_in_one_message("train_part.py", debug, how_to_go_on):
+        try:
+            main(argv)
+        except SystemExit:  # stopped, or not published: the ranks are together
+            PartialState().destroy_process_group()
+            raise
         PartialState().destroy_process_group()
-        raise
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ A verb imports its room when it runs, so that help is not kept waiting.
 
 import argparse
 import logging
-import subprocess
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-
-# What an unfit file, option or package raises: one line. Anything else is an error of ours and keeps its traceback.
-EXPECTED_ERRORS = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
+from .recipes.user_errors import mistakes_in_one_message
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,24 +37,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown and options.run is not train:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     options.passed_on = [*unknown, *passed_on]
-    try:
+    with mistakes_in_one_message(options.prog, options.debug):
         options.run(options)
-    except EXPECTED_ERRORS as error:
-        parser.exit(1, f"{options.prog}: {error}\n")
 
 
 def train(options: argparse.Namespace) -> None:
     """Hand over to accelerate's launcher; the recipe stands where it expects the script."""
     import torch
+    from accelerate.commands import launch as launcher
     from accelerate.commands.config.config_args import default_config_file
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    launch = launch_command_parser().parse_args(options.passed_on)
+    launch = launcher.launch_command_parser().parse_args(options.passed_on)
     launch.module, launch.training_script_args = True, [launch.training_script, *launch.training_script_args]
     launch.training_script = "train_part"
     if launch.config_file is None and not Path(default_config_file).is_file() and not torch.accelerator.is_available():
         launch.config_file = str(Path(__file__).with_name("accelerate_configs") / "cpu.yaml")
-    launch_command(launch)
+    os.environ["PART_COMMAND"] = shlex.join(["part", "train", *options.passed_on])
+    launcher.simple_launcher = _become
+    try:
+        launcher.launch_command(launch)
+    except ChildFailedError as error:  # the ranks have said what it was
+        sys.exit(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+def _become(launch: argparse.Namespace) -> None:
+    """One process: this one becomes it, so that signals reach the trainer alone and its exit status is ours."""
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(launch)
+    os.execvpe(command[0], command, environment)
 
 
 def score(options: argparse.Namespace) -> None:
@@ -169,6 +183,20 @@ def models(options: argparse.Namespace) -> None:
     make_checkpoints(options.folder, options.wheels)
 
 
+def _device(name: str) -> str:
+    """A device that is there; asked for, and torch loaded, only where one is named."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(
+            f"{name!r} cannot be used here ({reason}); leave it out, or say cpu"
+        ) from error
+    return name
+
+
 def _chosen(options: argparse.Namespace, *names: str) -> dict:
     return {name: getattr(options, name) for name in names}
 
@@ -199,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _add(verbs, demo, "a web page that transcribes and translates; nothing leaves the machine")
     verb.add_argument("checkpoint", help="folder or Hub repository")
     verb.add_argument("--revision", help="of the repository, such as stage-encoder")
-    verb.add_argument("--device", help="such as cuda:0 or cpu; the first accelerator by default")
+    verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")
     verb.add_argument("--dtype", default="auto", help="such as bfloat16; that of the checkpoint by default")
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     verb.add_argument("--port", type=int, default=7860)
@@ -244,7 +272,7 @@ def _add_analyses(analyses: argparse._SubParsersAction) -> None:
     weights.add_argument("--since", type=Path, required=True, help="the earlier checkpoint, mostly the stage before")
     for verb in (similarity, layers):
         verb.add_argument("--data", nargs="+", required=True, help="JSONL manifests, or data/SPLIT folders of a run")
-        verb.add_argument("--device", help="such as cpu; the first accelerator by default")
+        verb.add_argument("--device", type=_device, help="such as cpu; the first accelerator by default")
         _add_seed(verb, "of what is drawn")
     for verb in (similarity, layers, weights):
         verb.add_argument("checkpoint", type=Path, help="folder of a stage or a checkpoint")
@@ -271,6 +299,10 @@ def _add_quickstart(sources: argparse._SubParsersAction) -> None:
 def _add(verbs: argparse._SubParsersAction, run: Callable, summary: str) -> argparse.ArgumentParser:
     sentence = f"{summary[0].upper()}{summary[1:]}."
     verb = verbs.add_parser(run.__name__, help=summary, description=sentence, allow_abbrev=False)
+    if run is train:  # train_part.py has one of its own
+        verb.set_defaults(debug=False)
+    else:
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verb.set_defaults(run=run, prog=verb.prog)
     return verb
 

@@ -78,7 +78,7 @@ def test_an_error_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["analyze", "drift", checkpoint, "--since", checkpoint, "--output", str(tmp_path)])
     (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert line.startswith(f"part analyze drift: {checkpoint} holds no model.safetensors")
 
 
@@ -89,6 +89,34 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("modeling_part.evaluation.run_report.run_report", fail)
     with pytest.raises(TypeError, match="not expected"):
         main(["report", "runs"])
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    checkpoint = str(tmp_path / "joint")
+    with pytest.raises(OSError, match="holds no model"):
+        main(["analyze", "drift", checkpoint, "--since", checkpoint, "--output", str(tmp_path), "--debug"])
+
+
+def test_a_device_that_is_not_there(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "runs/mine", "--device", "cuda:77"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "argument --device: 'cuda:77' cannot be used here" in error and "Traceback" not in error
+
+
+def test_one_process_takes_the_place_of_the_launcher(monkeypatch, tmp_path):
+    """Signals reach the trainer alone, and its exit status is the command's."""
+    calls = []
+    monkeypatch.setattr("os.execvpe", lambda *call: calls.append(call))
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(tmp_path / "none.yaml"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr("accelerate.commands.launch.simple_launcher", None)
+    monkeypatch.delenv("PART_COMMAND", raising=False)
+    main(["train", "part", "--seed", "7"])
+    ((file, command, environment),) = calls
+    assert file == command[0] and command[-5:] == ["-m", "train_part", "part", "--seed", "7"]
+    assert environment["PART_COMMAND"] == "part train part --seed 7" and environment["ACCELERATE_USE_CPU"].lower() == "true"
 
 
 class TestTrain:

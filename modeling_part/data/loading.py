@@ -14,7 +14,9 @@ from accelerate import PartialState
 from ..processing_part import PARTProcessor
 from ..prompts_part import TASKS
 from ..recipes.arguments import DataArguments, Recipe
+from ..recipes.places import located
 from .corpora import open_corpora, read_corpora
+from .corpus_spec import CorpusSpec
 from .stored_corpora import fingerprint
 
 
@@ -54,6 +56,7 @@ def load_rows(recipe: Recipe) -> Rows:
     Raises:
         CorpusError: a corpus cannot be read, or more of its rows are broken than `max_bad_fraction` allows.
     """
+    _check_corpora(recipe)
     eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
     if any(spec.get("streaming") for spec in recipe.data.train_data or []):
         streams = _read_streams(recipe.data)
@@ -80,6 +83,16 @@ def check_prompts(rows: Iterable[datasets.Dataset], processor: PARTProcessor) ->
     for dataset in rows:
         for code in chain(dataset.unique("source_lang"), dataset.unique("target_lang")):
             processor.language_name(code)
+
+
+def _check_corpora(recipe: Recipe) -> None:
+    """Look at the settings of all corpora before the first is read."""
+    for name in ("train_data", "eval_data", "test_data"):
+        for number, entry in enumerate(getattr(recipe.data, name) or ()):
+            with located(recipe.places, name, str(number)):
+                spec = CorpusSpec.from_dict(entry)
+                if spec.reader in ("manifest", "text_pairs"):  # of others a path may also be a Hub id
+                    spec.folder()
 
 
 def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict[str, float]]:

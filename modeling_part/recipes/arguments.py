@@ -16,9 +16,11 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..configuration_part import PARTConfig
+from .help import print_help
+from .places import Places, located
 from .precision import choose_precision
-from .recipe_files import find_recipe, read_recipe, replace_settings
-from .stages import change_plan
+from .recipe_files import find_recipe, read_recipe, read_value, replace_settings
+from .stages import build_plan, change_plan, change_setting
 from .suggestions import did_you_mean
 from .trainer_settings import refuse_without_effect, unknown_name
 from .values import checked, is_structured, shortened
@@ -247,6 +249,7 @@ class Recipe:
     model: ModelArguments
     data: DataArguments
     training: PARTTrainingArguments
+    places: Places = field(default_factory=dict)  # where each setting stands
 
 
 def parse_recipe(argv: list[str] | None = None) -> Recipe:
@@ -264,23 +267,57 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
         FileNotFoundError: there is no such recipe.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & set(argv):
+        print_help(ARGUMENTS)
+        raise SystemExit(0)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if not names:
         raise SystemExit(
-            "usage: train_part.py RECIPE.yaml [OVERLAY.yaml ...] [--overrides]   (see modeling_part/recipes/)"
+            "usage: train_part.py RECIPE [OVERLAY ...] [--NAME VALUE ...]   (`part recipes` lists those there are, --help "
+            "the options)"
         )
     known = {one.name for group in ARGUMENTS for one in fields(group) if one.init}
     settings: dict = {}
+    places: Places = {}
     for name in names:
-        settings = replace_settings(settings, read_recipe(find_recipe(name), known))
-    options = _read_options(argv[len(names) :], known)
+        read = read_recipe(find_recipe(name), known, places=places)
+        with located(places):
+            settings = replace_settings(settings, read)
+    argv, of_stages = _take_stage_options(argv[len(names) :])
+    options = _read_options(argv, known)
+    places |= {(name,): f"--{name}" for name in options}
     if isinstance(options.get("stages"), dict):  # --stages '{"joint": {"max_steps": 9}}'
         options["stages"] = change_plan(settings.get("stages"), options["stages"])
     values = settings | options
+    for path, text in of_stages.items():
+        stages = values.get("stages")
+        stages = change_plan(None, stages) if isinstance(stages, dict) else stages
+        places[("stages", *path)] = f"--stages.{'.'.join(path)}"
+        values["stages"] = change_setting(stages, path[0], path[1:], read_value(text))
     if "output_dir" not in values:
         raise ValueError(f"{names[0]}: Name the folder of the run, such as `output_dir: runs/mine`.")
-    refuse_without_effect(values)
-    return Recipe(*(_filled(group, values) for group in ARGUMENTS))
+    with located(places):
+        refuse_without_effect(values)
+        recipe = Recipe(*(_filled(group, values) for group in ARGUMENTS), places)
+        build_plan(recipe.training.stages)
+    return recipe
+
+
+def _take_stage_options(argv: list[str]) -> tuple[list[str], dict[tuple[str, ...], str]]:
+    """The words that are not `--stages.STAGE.FIELD VALUE`, and of those that are, the text by the path."""
+    rest, found = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--stages."):
+            rest.append(word)
+            continue
+        name, equals, text = word.partition("=")
+        path = tuple(name.removeprefix("--stages.").split("."))
+        text = text if equals else next(words, None)
+        if len(path) < 2 or not all(path) or text is None:
+            raise ValueError(f"{word!r}: Write a stage, a field and a value, such as `--stages.joint.max_steps 100`.")
+        found[path] = text
+    return rest, found
 
 
 class _Options(HfArgumentParser):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from .places import Places, located, places_in
 from .stages import change_plan
 from .trainer_settings import unknown_name
 
@@ -42,13 +43,16 @@ def find_recipe(name: str, folder: Path | None = None) -> Path:
     raise FileNotFoundError(f"There is no recipe {name!r}: not a file, and the shipped recipes are {known}.")
 
 
-def read_recipe(path: Path, known: Collection[str], chain: tuple[Path, ...] = ()) -> dict:
+def read_recipe(
+    path: Path, known: Collection[str], chain: tuple[Path, ...] = (), places: Places | None = None
+) -> dict:
     """The settings of a recipe file, those of its bases included; without a base `stages` may still be a change.
 
     Args:
         path: the file.
         known: the keys that a recipe may have, besides `base`.
         chain: the recipes that are based on this one, the first one first.
+        places: gets the place of each key, those of a base first.
 
     Raises:
         ValueError: a key is unknown or given twice, or a recipe is in the end its own base; the message names the file.
@@ -56,11 +60,16 @@ def read_recipe(path: Path, known: Collection[str], chain: tuple[Path, ...] = ()
     """
     chain = (*chain, path)
     settings = read_yaml(path)
+    own = places_in(path, _UniqueKeys)
     base = settings.pop("base", None)
     for key in settings:
         if key not in known:
-            raise ValueError(f"{path}: Unknown key {key!r}.{unknown_name(str(key), [*known, 'base'])}")
+            raise ValueError(
+                f"{own.get((str(key),), path)}: Unknown key {key!r}.{unknown_name(str(key), [*known, 'base'])}"
+            )
+    places = {} if places is None else places
     if base is None:
+        places |= own
         return settings
     try:
         parent = find_recipe(str(base), path.parent)
@@ -68,8 +77,10 @@ def read_recipe(path: Path, known: Collection[str], chain: tuple[Path, ...] = ()
         raise FileNotFoundError(f"{_arrows(chain)}: {error}") from None
     if parent.resolve() in [one.resolve() for one in chain]:
         raise ValueError(f"{_arrows((*chain, parent))}: A recipe is its own base; take one `base` out.")
-    whole = replace_settings({}, read_recipe(parent, known, chain))
-    return replace_settings(whole, settings)
+    whole = replace_settings({}, read_recipe(parent, known, chain, places))
+    places |= own
+    with located(places):
+        return replace_settings(whole, settings)
 
 
 def replace_settings(settings: Mapping, later: Mapping) -> dict:
@@ -78,6 +89,14 @@ def replace_settings(settings: Mapping, later: Mapping) -> dict:
     if isinstance(later.get("stages"), dict):
         merged["stages"] = change_plan(settings.get("stages"), later["stages"])
     return merged
+
+
+def read_value(text: str) -> object:
+    """What a text of the command line stands for, as in a recipe: `100`, `lora`, `[asr]`, `{asr: 1.0}`."""
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def read_yaml(path: Path) -> dict:

@@ -205,6 +205,31 @@ def change_plan(stages: Sequence[Mapping | str] | None, changes: Mapping[str, Ma
     return list(entries.values())
 
 
+def change_setting(
+    stages: Sequence[Mapping | str] | None, stage: str, path: Sequence[str], value: object
+) -> list[dict]:
+    """A plan with one setting of one stage changed.
+
+    Args:
+        stages: the plan, as in a recipe; None is the paper's.
+        stage: its name.
+        path: the field, such as `["max_steps"]`, and in a field that is a mapping the key: `["tasks", "asr"]`.
+        value: what it shall be.
+
+    Raises:
+        ValueError: the plan has no such stage, or a path leads nowhere.
+    """
+    name, *keys = path
+    if keys:
+        known = {one.name: one for one in build_plan(stages)}
+        _check_known("`stages`", "stage to change", [stage], list(known))
+        whole = getattr(known[stage], name, None)
+        if not isinstance(whole, Mapping) or len(keys) > 1:
+            raise ValueError(f"--stages.{stage}.{'.'.join(path)}: `{name}` of a stage has no such setting.")
+        value = {**whole, keys[0]: value}
+    return change_plan(stages, {stage: {name: value}})
+
+
 def _entries(stages: Sequence[Mapping | str]) -> list[dict]:
     """The stages of a recipe as mappings with a `name`."""
     if isinstance(stages, str) or not isinstance(stages, Sequence):

@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 from ..data.rows import EXAMPLES_PER_REASON, ROWS_BEFORE_JUDGEMENT, too_many_broken
+from ..recipes.user_errors import UserError
 
 
 logger = logging.getLogger(__name__)
 
 
-class TooManyBrokenRowsError(RuntimeError):
+class TooManyBrokenRowsError(UserError):
     """More rows could not be decoded than `max_bad_fraction` allows."""
 
 

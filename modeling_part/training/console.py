@@ -5,11 +5,12 @@ Everything else that is logged is in `log_history.json` and in the trackers.
 """
 
 import logging
+import re
 import shutil
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import datasets
@@ -23,12 +24,12 @@ from ..data.loading import Rows
 from ..prompts_part import TASKS
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.stages import Stage
+from .launches import INDENT
 from .memory import GIB
 
 
 logger = logging.getLogger(__name__)
 
-INDENT = " " * 9  # below the time that begins a line
 LANGUAGES_SHOWN = 64  # of each task; all are in the log
 # How a measure is headed, in the order of the columns, and the factor of what is shown.
 MEASURES = {
@@ -61,11 +62,26 @@ def set_up_logging(args: PARTTrainingArguments) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_said_once())
     transformers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
     logger.info("Run %s on %s, %s; %s", args.output_dir, _device_name(args), processes, args.precision_reason)
+
+
+def _said_once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that lets the first of a library's messages about trying again through, and drops the others."""
+    said = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        kind = "retry" if re.search(r"Retry|thrown while requesting", record.getMessage()) else record.getMessage()
+        is_known = kind in said
+        said.add(kind)
+        return not is_known
+
+    return is_new
 
 
 def _device_name(args: PARTTrainingArguments) -> str:

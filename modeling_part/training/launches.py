@@ -1,5 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""`run.json`: the commands that trained a run, when, and on which machine; its report shows them."""
+"""The command that trains: `run.json` lists it, with when and on which machine, and a run that stops names it."""
 
 import os
 import platform
@@ -8,12 +8,17 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import PartialState
 
 from ..publishing.privacy import without_secrets
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.files import read_json, write_json
+
+
+INDENT = " " * 9  # below the time that begins a line of the log
+COMMAND = "PART_COMMAND"  # how `part train` was called, which this process has replaced
 
 
 def record_launch(folder: Path, args: PARTTrainingArguments) -> None:
@@ -25,15 +30,61 @@ def record_launch(folder: Path, args: PARTTrainingArguments) -> None:
         return
     path = Path(folder) / "run.json"
     launches = read_json(path) if path.is_file() else []
-    command = without_secrets(shlex.join(sys.argv[1:]), args.hub_token)
     launches.append(
         {
-            "command": f"accelerate launch train_part.py {command}",
+            "command": without_secrets(command(), args.hub_token),
             "machine": machine(args.world_size),
             "started": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         }
     )
     write_json(path, launches)
+
+
+def command(resume: bool = False) -> str:
+    """The command line that started this process, launcher included, as it was typed.
+
+    Args:
+        resume: as it goes on with what is there.
+    """
+    words = shlex.split(os.environ.get(COMMAND, "")) or _launcher() or ["python", *sys.argv]
+    if resume:
+        for option in ("--force", "--resume"):
+            words = _without(words, option)
+        words += ["--resume", "true"]
+    return shlex.join(words)
+
+
+def how_to_go_on() -> str:
+    """What to say when Ctrl-C came while nothing was training."""
+    return f"Interrupted. Go on with:\n{INDENT}{command(resume=True)}"
+
+
+def _launcher() -> list[str] | None:
+    """The words of the process that launched this one: `accelerate launch ...` or `torchrun ...`; None for another."""
+    try:
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return None
+    if len(words) < 3 or words[-len(sys.argv[1:]) :] != sys.argv[1:]:
+        return None
+    if Path(words[0]).name.startswith("python"):
+        words = words[1:]
+    if words[0] == "-m" and words[1] == "accelerate.commands.launch":
+        return ["accelerate", "launch", *words[2:]]
+    name = Path(words[0]).name
+    return [name, *words[1:]] if name in ("accelerate", "accelerate-launch", "torchrun") else None
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    """Words without an option that is true or false, and its value."""
+    kept, place = [], 0
+    while place < len(words):
+        has_value = words[place] == option and place + 1 < len(words) and not words[place + 1].startswith("-")
+        if words[place].split("=")[0] != option:
+            kept.append(words[place])
+        place += 2 if has_value else 1
+    return kept
 
 
 def machine(processes: int) -> str:

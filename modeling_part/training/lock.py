@@ -8,6 +8,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from ..recipes.user_errors import UserError
+
 
 try:
     import fcntl
@@ -19,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"
 
 
-class FolderInUseError(RuntimeError):
+class FolderInUseError(UserError):
     """Another process trains or predicts in the folder."""
 
 

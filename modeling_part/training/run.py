@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
+from transformers import TrainerState
 
 from .. import __version__
 from ..data.batches import Batches, Progress
@@ -31,6 +32,7 @@ from .checkpoints import checkpoint_step, last_checkpoint, read_history
 from .checks import check_augmentation, check_languages_of, check_optimizer, check_publishable, check_test_rows
 from .console import figures_with_table, terminal_width
 from .freezing import trainable_per_part
+from .launches import INDENT, command
 from .lock import only_run_in
 from .monitoring import GenerationMonitor, report_metrics
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
@@ -172,6 +174,12 @@ class StageRun:
             args.seed,
             **generation_settings(args),
         )
+
+    def say_stopped(self, state: TrainerState) -> None:
+        """Where a stage that a signal stopped stands, and the command to go on with."""
+        message = "Stopped in stage %s at step %d of %d, which is saved in %s. Go on with:\n%s%s"
+        step, folder = state.global_step, self.folder / f"checkpoint-{state.global_step}"
+        logger.warning(message, self.plan.name, step, state.max_steps, folder, INDENT, command(resume=True))
 
     def check_disk(self, model: nn.Module, args: PARTTrainingArguments) -> None:
         """Raise OSError where the stage's folder and its checkpoints (weights, gradients' averages) do not fit."""

@@ -23,6 +23,7 @@ from ..recipes.stages import Stage
 from .freezing import cast_frozen, set_trainable
 from .kernels import check_rows_stay_apart
 from .lora import add_lora
+from .sources import check_sources
 from .trainer import PARTTrainer
 
 
@@ -38,6 +39,8 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
     """
     dtype = getattr(torch, model_args.model_dtype)
     checkpoint = parent or model_args.checkpoint
+    if parent is None:
+        check_sources(model_args)
     if checkpoint is None:
         model, processor = PARTForSpeechSeq2Seq.from_pretrained_parts(
             model_args.audio_model,

@@ -16,6 +16,10 @@ from .broken_rows import BrokenRows
 logger = logging.getLogger(__name__)
 
 
+# Ctrl-C, a scheduler's end, and a closed terminal (not on Windows).
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class StopCallback(TrainerCallback):
     """Saves and stops after a step when any rank was asked to, or when too many rows are broken.
 
@@ -35,12 +39,13 @@ class StopCallback(TrainerCallback):
         if self.is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.is_requested = True
-        logger.warning("Received %s: saving after this step.", signal.Signals(number).name)
+        again = " Ctrl-C again stops at once, without saving." if number == signal.SIGINT else ""
+        logger.warning("Received %s: saving after this step, then stopping.%s", signal.Signals(number).name, again)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT are requests to stop while this is open."""
-        before = {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
+        """The signals are requests to stop while this is open."""
+        before = {number: signal.signal(number, self.request) for number in SIGNALS}
         try:
             yield
         finally:

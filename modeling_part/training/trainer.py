@@ -21,6 +21,7 @@ from transformers.trainer_utils import TrainOutput
 from ..data.batches import Batches
 from ..prompts_part import TASKS
 from ..recipes.stages import LOSSES, Stage
+from ..recipes.user_errors import UserError
 from .broken_rows import BrokenRows
 from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
 from .dev_loss import dev_sums, listens
@@ -33,7 +34,7 @@ from .stopping import StopCallback
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteTrainingError(RuntimeError):
+class NonFiniteTrainingError(UserError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
@@ -108,7 +109,7 @@ class PARTTrainer(Trainer):
         self._saving = False
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """See `Trainer.train`; SIGTERM and SIGINT save and stop.
+        """See `Trainer.train`; SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) save and stop.
 
         Raises:
             TooManyBrokenRowsError: it has stopped and saved because of them.
@@ -257,7 +258,7 @@ class PARTTrainer(Trainer):
             return loss
         except torch.OutOfMemoryError as error:
             tokens = int(inputs["attention_mask"].sum())
-            raise RuntimeError(
+            raise UserError(
                 f"Out of memory in a {info['task']} batch of {len(info['ids'])} rows, {sum(info['audio_seconds']):.0f} "
                 f"s of audio ({info['padded_seconds']:.1f} s the longest) and {tokens} positions; ids "
                 f"{info['ids'][:3]}... Lower `max_audio_seconds` (or `max_tokens` for text), raise "
@@ -396,6 +397,10 @@ class PARTTrainer(Trainer):
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(f"{staged} cannot be written, mostly because the disk is full: {error}") from error
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()

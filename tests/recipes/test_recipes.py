@@ -268,7 +268,7 @@ class TestBase:
         [
             ("seed: 1\nmax_rows: 2\nseed: 3\n", r"mine\.yaml, line 3: Key 'seed' is there already in line 1"),
             ("adapter: {a: 1, b: 2,\n a: 3}\n", r"mine\.yaml, line 2: Key 'a' is there already in line 1"),
-            ("max_row: 3\n", r"mine\.yaml: Unknown key 'max_row'\. Did you mean 'max_rows'\?"),
+            ("max_row: 3\n", r"mine\.yaml, line 1: Unknown key 'max_row'\. Did you mean 'max_rows'\?"),
             ("bose: part\n", r"Did you mean 'base'\?"),
             ("[part]\n", r"mine\.yaml holds a list; a recipe is a mapping"),
             ("seed: [1\n", r"mine\.yaml is not YAML: .*line 2"),
@@ -311,5 +311,29 @@ def test_the_later_recipe_and_then_the_command_line_win(on_any_machine, tmp_path
     assert recipe.data.max_rows == 3
     assert (recipe.training.max_new_tokens, recipe.training.output_dir) == (9, "runs/part")
     (tmp_path / "mine.yaml").write_text("max_row: 3\n")
-    with pytest.raises(ValueError, match=r"mine\.yaml: Unknown key 'max_row'.*'max_rows'"):
+    with pytest.raises(ValueError, match=r"mine\.yaml, line \d+: Unknown key 'max_row'.*'max_rows'"):
         parse_recipe(["part", str(tmp_path / "mine.yaml")])
+
+
+def test_one_setting_of_one_stage_on_the_command_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: part\noutput_dir: runs/mine\n", encoding="utf-8")
+    plain = {stage.name: stage for stage in build_plan(parse_recipe([str(path)]).training.stages)}
+    options = ["--stages.joint.max_steps", "100", "--stages.joint.learning_rates.adapter=1e-4", "--seed", "7"]
+    recipe = parse_recipe([str(path), *options])
+    changed = {stage.name: stage for stage in build_plan(recipe.training.stages)}
+    assert recipe.training.seed == 7 and changed["joint"].max_steps == 100
+    assert changed["joint"].learning_rates == {**plain["joint"].learning_rates, "adapter": 1e-4}
+    assert {name: stage for name, stage in changed.items() if name != "joint"} == {
+        name: stage for name, stage in plain.items() if name != "joint"
+    }
+
+
+def test_help_shows_parts_own_options_first_and_those_without_effect_not(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_recipe(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    order = [text.index(f"  --{name} ") for name in ("resume", "audio_model", "train_data", "padding_free", "weight_decay")]
+    assert order == sorted(order) and "--stages.STAGE.FIELD" in text
+    assert "--learning_rate " not in text

@@ -192,7 +192,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, tiny_parts
     lines, result = train(whole, tiny_parts, corpus, 2, 1, stages)
     assert result.returncode == 0, result.stdout[-3000:]
     lines, result = train(stopped, tiny_parts, corpus, 2, 1, stages, TERMINATE_AFTER="3")
-    assert result.returncode != 0 and "Stopped. Continue with: --resume (stage joint, step 3)" in result.stdout
+    assert result.returncode != 0 and "Stopped in stage joint at step 3 of" in result.stdout
     assert all(rank[-1]["step"] == 3 for rank in lines.values())
     assert [path.name for path in (stopped / "run" / "joint").glob("checkpoint-*")] == ["checkpoint-3"]
     lines, result = train(stopped, tiny_parts, corpus, 2, 1, stages, overrides=["--resume"])

@@ -110,7 +110,7 @@ def test_sigterm_saves_after_the_step_and_says_how_to_go_on(whole, tmp_path):
     # Moments without checkpoints are two per step: before and after the optimizer. The third is in step 2.
     assert interruption.train([str(recipe)], log, 3, signal.SIGTERM) == 143
     assert "Received SIGTERM: saving after this step." in log.read_text()
-    assert "Stopped. Continue with: --resume (stage joint, step 2)" in log.read_text()
+    assert "Stopped in stage joint at step 2 of" in log.read_text()
     stage = tmp_path / "run" / "joint"
     assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (stage / "stage.json").exists()

@@ -260,7 +260,7 @@ def test_a_stage_that_does_not_exist_or_has_no_parent(finished, tmp_path):
 def test_an_error_reaches_the_shell(finished):
     result = tiny_training.execute(tiny_training.launch_command(finished.recipe, "--stage", "adaptor"))
     assert result.returncode != 0
-    assert result.stdout.count("ValueError: Unknown stage 'adaptor'") == 1
+    assert result.stdout.count("train_part.py: Unknown stage 'adaptor'") == 1
 
 
 def test_warm_up_and_length_come_from_the_stage(finished, tmp_path):

