@@ -116,7 +116,10 @@ def test_one_process_takes_the_place_of_the_launcher(monkeypatch, tmp_path):
     main(["train", "part", "--seed", "7"])
     ((file, command, environment),) = calls
     assert file == command[0] and command[-5:] == ["-m", "train_part", "part", "--seed", "7"]
-    assert environment["PART_COMMAND"] == "part train part --seed 7" and environment["ACCELERATE_USE_CPU"].lower() == "true"
+    assert (
+        environment["PART_COMMAND"] == "part train part --seed 7"
+        and environment["ACCELERATE_USE_CPU"].lower() == "true"
+    )
 
 
 class TestTrain:

@@ -334,6 +334,8 @@ def test_help_shows_parts_own_options_first_and_those_without_effect_not(capsys)
         parse_recipe(["--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    order = [text.index(f"  --{name} ") for name in ("resume", "audio_model", "train_data", "padding_free", "weight_decay")]
+    order = [
+        text.index(f"  --{name} ") for name in ("resume", "audio_model", "train_data", "padding_free", "weight_decay")
+    ]
     assert order == sorted(order) and "--stages.STAGE.FIELD" in text
     assert "--learning_rate " not in text
