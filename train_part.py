@@ -11,7 +11,6 @@ and ends as a folder that `from_pretrained` loads; a finished stage is not run a
 """
 
 import logging
-import signal
 import sys
 from functools import partial
 
@@ -107,8 +106,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     stage.begin()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
-        stage.say_stopped(trainer.state)
-        sys.exit(128 + signal.SIGTERM)
+        stage.leave(trainer.state)
     stage.finish(trainer, record, rows, args)
 
 

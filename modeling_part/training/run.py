@@ -3,10 +3,13 @@
 
 import logging
 import shutil
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -175,11 +178,12 @@ class StageRun:
             **generation_settings(args),
         )
 
-    def say_stopped(self, state: TrainerState) -> None:
-        """Where a stage that a signal stopped stands, and the command to go on with."""
+    def leave(self, state: TrainerState) -> NoReturn:
+        """Exit after a signal, saying where the stage stands and the command to go on with."""
         message = "Stopped in stage %s at step %d of %d, which is saved in %s. Go on with:\n%s%s"
         step, folder = state.global_step, self.folder / f"checkpoint-{state.global_step}"
         logger.warning(message, self.plan.name, step, state.max_steps, folder, INDENT, command(resume=True))
+        sys.exit(128 + signal.SIGTERM)
 
     def check_disk(self, model: nn.Module, args: PARTTrainingArguments) -> None:
         """Raise OSError where the stage's folder and its checkpoints (weights, gradients' averages) do not fit."""

@@ -40,7 +40,7 @@ class StopCallback(TrainerCallback):
             raise KeyboardInterrupt
         self.is_requested = True
         again = " Ctrl-C again stops at once, without saving." if number == signal.SIGINT else ""
-        logger.warning("Received %s: saving after this step, then stopping.%s", signal.Signals(number).name, again)
+        logger.warning("Received %s: saving after this step.%s", signal.Signals(number).name, again)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
