@@ -32,6 +32,10 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 		parts="--audio_model models/whisper-base --language_model models/SmolLM2-135M-Instruct"; \
 	fi; \
 	$(VENV)/bin/part train quickstart $$parts --resume true
+	@echo "What comes next:"
+	@echo "  $(VENV)/bin/part demo runs/quickstart/joint"
+	@echo "  $(VENV)/bin/part transcribe runs/quickstart/joint YOUR.wav --language English"
+	@echo "  $(VENV)/bin/part recipes part_aligned mine.yaml    # name your data in it, then: $(VENV)/bin/part train mine.yaml"
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)

@@ -11,11 +11,15 @@ A verb imports its room when it runs, so that help is not kept waiting.
 """
 
 import argparse
+import importlib.metadata
 import logging
 import os
+import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from .recipes.user_errors import mistakes_in_one_message
@@ -70,6 +74,67 @@ def _become(launch: argparse.Namespace) -> None:
 
     command, environment = prepare_simple_launcher_cmd_env(launch)
     os.execvpe(command[0], command, environment)
+
+
+def recipes(options: argparse.Namespace) -> None:
+    """The shipped recipes, or a copy of one."""
+    from .recipes.recipe_files import SHIPPED, find_recipe
+
+    if options.name is None:
+        for path in sorted(SHIPPED.rglob("*.yaml")):
+            lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+            sentence = " ".join(line.removeprefix("#").strip() for line in lines).split(". ")[0]
+            print(f"{path.relative_to(SHIPPED).with_suffix('').as_posix():<26}{sentence}")
+        return
+    source = find_recipe(options.name)
+    target = options.copy or Path(source.name)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; name another file: part recipes {options.name} FILE")
+    shutil.copyfile(source, target)
+    print(f"{target}: change it, then: part train {target} --dry_run true")
+
+
+def env(options: argparse.Namespace) -> None:
+    """What a report of a fault needs: versions, devices, precision."""
+    import torch
+
+    from .recipes.precision import choose_precision
+
+    packages = (
+        "modeling-part",
+        "torch",
+        "transformers",
+        "accelerate",
+        "peft",
+        "datasets",
+        "huggingface_hub",
+        "safetensors",
+    )
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    found |= {package: importlib.metadata.version(package) for package in packages}
+    found["devices"] = ", ".join(torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count()))
+    if not found["devices"]:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        found["devices"] = f"{accelerator or 'CPU only'}, {os.cpu_count()} processors"
+    found["precision"] = choose_precision("auto", None, False, not torch.accelerator.is_available())[2]
+    for name, value in found.items():
+        print(f"{name:<18}{value}")
+
+
+def transcribe(options: argparse.Namespace) -> None:
+    """Texts of files."""
+    from transformers import pipeline
+
+    from .prompts_part import code_of, task_of
+
+    target = code_of(options.target_language) or ("en" if options.task == "translate" else None)
+    task = "s2tt" if target else task_of(options.task)
+    if task == "s2tt" and target is None:
+        raise ValueError("A translation needs --target_language, such as fr or French.")
+    pipe = pipeline("speech-to-text", model=options.checkpoint, device=options.device)
+    for file in options.files:
+        answer = pipe(file, task=task, source_lang=code_of(options.language), target_lang=target)
+        print(answer["text"] if len(options.files) == 1 else f"{file}\t{answer['text']}", flush=True)
 
 
 def score(options: argparse.Namespace) -> None:
@@ -211,6 +276,17 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     verb = _add(verbs, train, "train a recipe: `accelerate launch [OPTION ...] -m train_part RECIPE ...`")
     verb.usage = "part train [options of accelerate launch] RECIPE [RECIPE ...] [--NAME VALUE ...]"
+    verb = _add(verbs, recipes, "list the shipped recipes, or copy one to change it")
+    verb.add_argument("name", nargs="?", help="of a shipped recipe, such as part_aligned; all are listed without")
+    verb.add_argument("copy", nargs="?", type=Path, metavar="FILE", help="where the copy goes; NAME.yaml unless given")
+    _add(verbs, env, "print versions, devices and precision, for reports of faults")
+    verb = _add(verbs, transcribe, "print what is said in files, or its translation")
+    verb.add_argument("checkpoint", help="folder of a stage, or Hub repository")
+    verb.add_argument("files", nargs="+", metavar="FILE", help="audio of any length")
+    verb.add_argument("--language", help="spoken, such as fr or French; the model finds out by itself without")
+    verb.add_argument("--task", default="transcribe", help="transcribe (default), or translate: into English")
+    verb.add_argument("--target_language", help="translate into it")
+    verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")
     _add_evaluation(verbs)
     _add_analyses(_add_group(verbs, "analyze", "gradients, representations and weights of a checkpoint"))
     verb = _add(verbs, publish, "put finished stages on the Hub, each a commit and a tag of one repository")

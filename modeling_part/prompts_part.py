@@ -49,4 +49,18 @@ LANGUAGE_NAMES = {
 }
 # fmt: on
 
+TASK_WORDS = {"transcribe": "asr", "translate": "s2tt"}  # Whisper's
+_CODES = {name.casefold(): code for code, name in LANGUAGE_NAMES.items()} | {"mandarin": "zh"}
+
+
+def task_of(word: str) -> str:
+    """A task as PART names it, of its own name or Whisper's (`transcribe`, `translate`); anything else as it is."""
+    return TASK_WORDS.get(word, word)
+
+
+def code_of(language: str | None) -> str | None:
+    """A language's code, of the code or the English name (`English`, `french`); anything else as it is."""
+    return _CODES.get(language.casefold(), language) if isinstance(language, str) else language
+
+
 PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered

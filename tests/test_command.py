@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import soundfile
 import tiny_training
 import torch
 from tiny import REPOSITORY
@@ -28,6 +29,9 @@ def test_the_verbs_are_those_of_the_documentation():
     assert {" ".join(words) for words in verbs(build_parser())} == {
         "",
         "train",
+        "recipes",
+        "env",
+        "transcribe",
         "score",
         "compare",
         "report",
@@ -80,6 +84,44 @@ def test_an_error_is_one_line(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2
     assert line.startswith(f"part analyze drift: {checkpoint} holds no model.safetensors")
+
+
+def test_shipped_recipes_are_listed_and_copied(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["recipes"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"quickstart", "part_aligned", "data/sentences"} <= set(listed)
+    main(["recipes", "part_aligned"])
+    shipped = REPOSITORY / "modeling_part" / "recipes" / "part_aligned.yaml"
+    assert (tmp_path / "part_aligned.yaml").read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["recipes", "part_aligned"])
+    assert capsys.readouterr().err.startswith("part recipes: part_aligned.yaml is there already; name another file")
+
+
+def test_the_environment_is_printed(capsys):
+    main(["env"])
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["torch"] == torch.__version__ and {"python", "modeling-part", "devices", "precision"} <= set(
+        printed
+    )
+
+
+def test_a_file_is_transcribed(tmp_path, tiny_checkpoint, capsys):
+    soundfile.write(tmp_path / "clip.wav", [0.1, -0.1] * 8000, 16000)
+    words = [
+        "transcribe",
+        str(tiny_checkpoint),
+        *[str(tmp_path / "clip.wav")] * 2,
+        "--language",
+        "French",
+        "--device",
+        "cpu",
+    ]
+    main(words)
+    lines = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines.count(str(tmp_path / "clip.wav")) == 2
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch):

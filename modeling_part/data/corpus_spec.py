@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin
 
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
 from .readers.registry import READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
@@ -72,6 +72,10 @@ class CorpusSpec:
             if not fits(value, own[key]):
                 raise CorpusError(f"{where}: {key!r} must be {described(own[key])}, not {value!r}")
         chosen_values |= {key: _names(key, chosen_values[key], where) for key in LISTS if key in chosen_values}
+        for key in LISTS:
+            known = task_of if key == "tasks" else code_of
+            if chosen_values.get(key):
+                chosen_values[key] = tuple(map(known, chosen_values[key]))
         spec = cls(**{**chosen_values, "path": str(entry["path"])}, settings=settings)
         spec._check(where)
         return spec

@@ -14,6 +14,8 @@ import graphlib
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,7 @@ from ..recipes.stage_record import read_stage_json
 from .cards import stage_tag
 from .contents import is_published, prepare
 from .privacy import without_secrets
+from .remote_code import code_files
 
 
 logger = logging.getLogger(__name__)
@@ -122,10 +125,29 @@ def publish(
 
 
 def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None, samples: bool = False) -> str:
-    """The names of the files that [`publish`] would send, and the card; nothing is sent or asked."""
+    """The names of the files that [`publish`] would send, and the card; nothing is sent, asked or changed."""
     _check_repo_id(repo_id)
-    contents = prepare(checkpoint, repo_id, license=license, samples=samples)
+    with _unchanged(Path(checkpoint)):
+        contents = prepare(checkpoint, repo_id, license=license, samples=samples)
     return f"# {checkpoint} -> {repo_id}: {', '.join(sorted(contents))}\n\n{contents['README.md'].decode()}"
+
+
+@contextmanager
+def _unchanged(folder: Path) -> Iterator[None]:
+    """Leave a stage's configs and code as they were: they gain what travels with a checkpoint."""
+    names = ["config.json", "processor_config.json", *(path.name for path in code_files())]
+    with tempfile.TemporaryDirectory() as copies:
+        before = [name for name in names if (folder / name).is_file()]
+        for name in before:
+            shutil.copy2(folder / name, copies)
+        try:
+            yield
+        finally:
+            for name in names:
+                if name in before:
+                    shutil.copy2(Path(copies, name), folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
 
 
 def _read_tags(api: HfApi, repo_id: str) -> dict[str, str]:

@@ -50,6 +50,8 @@ def save_weights(
     model.save_pretrained(folder, state_dict=_retied(merged, model))
     if lora:
         save_lora(lora, stage, transposed, folder / LORA_FOLDER)
+    for path in folder.rglob("*.safetensors"):  # which safetensors writes for their owner alone
+        path.chmod((folder / "config.json").stat().st_mode)
 
 
 def restore_weights(model: nn.Module, folder: Path, stage: Stage) -> None:

@@ -39,7 +39,7 @@ from .launches import INDENT, command
 from .lock import only_run_in
 from .monitoring import GenerationMonitor, report_metrics
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
-from .set_aside import remove_set_aside, set_aside, written_by_training
+from .set_aside import is_checkpoint, remove_set_aside, set_aside, written_by_training
 from .trainer import PARTTrainer
 
 
@@ -267,7 +267,18 @@ class StageRun:
             write_card(self.folder)
             remove_set_aside(self.folder)
             logger.info("Stage %s is finished: %s", self.plan.name, self.folder)
+            self._say_what_stays()
         state.wait_for_everyone()
+
+    def _say_what_stays(self) -> None:
+        """Checkpoints inside a finished stage, with their optimizers, are of no use to the run any more."""
+        checkpoints = [path for path in self.folder.glob("checkpoint-*") if is_checkpoint(path)]
+        size = sum(path.stat().st_size for one in checkpoints for path in one.rglob("*") if path.is_file())
+        if checkpoints:
+            message = (
+                "Its %d checkpoints inside (%.2f GiB) are needed no more; remove them with: rm -r %s/checkpoint-*"
+            )
+            logger.info(message, len(checkpoints), size / 2**30, self.folder)
 
     def _predict(
         self, rows: Rows, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None

@@ -70,9 +70,9 @@ def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
     ("record", "message"),
     [
         (asr("a", txt="x"), "unknown field 'txt'. Did you mean 'text'? The fields are id"),
-        ({key: value for key, value in asr("a").items() if key != "text"}, "no 'text'; every row needs"),
+        ({key: value for key, value in asr("a").items() if key != "text"}, "no 'text'; give the row one"),
         (asr("a", task="st"), "'task' is none of asr, s2tt, mt|'st'"),
-        (asr("a", source_lang="French", target_lang="French"), "'source_lang' is not a BCP 47 language code|'French'"),
+        (asr("a", source_lang="Frensh", target_lang="Frensh"), "'source_lang' is not a BCP 47 language code|'Frensh'"),
         (asr("a", target_lang="en"), "only asr, keeps the language|asr from 'fr' to 'en'"),
         (asr("a", text=None), "'text' must be a string|None"),
         (asr("a", text=7), "'text' must be a string|7"),

@@ -776,3 +776,14 @@ def test_the_command_ends_with_one_line_of_error(hub, run, monkeypatch, capsys):
         main(["publish", str(run), "--repo_id", REPO])
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1 and line.startswith("part publish: The Hub does not accept the token")
+
+
+def test_a_preview_leaves_the_folder_as_it_was(checkpoint):
+    def state() -> dict:
+        files = [path for path in checkpoint.rglob("*") if path.is_file()]
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    before = state()
+    assert "modeling_part.py" not in before
+    assert "modeling_part.py" in preview(checkpoint, "user/name")
+    assert state() == before

@@ -5,8 +5,9 @@ import math
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from ...prompts_part import code_of, task_of
 from ...recipes.suggestions import did_you_mean
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
@@ -14,28 +15,83 @@ from ..files import read_jsonl
 from ..rows import COLUMNS, FOR_PEOPLE, BrokenRowError, check_direction, shortened, speech_row, text_row
 
 
-REQUIRED = frozenset({"id", "task", "source_lang", "target_lang", "text"})
+REQUIRED = frozenset({"id", "task", "source_lang", "target_lang", "text"})  # when the record is completed
 NUMBERS = frozenset({"duration", "start", "end"})
 KNOWN = frozenset({*COLUMNS, *FOR_PEOPLE})
 
 
-def read_manifest(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
+def read_manifest(
+    spec: CorpusSpec, report: DataReport, *, language: str | None = None, target_language: str | None = None
+) -> Iterator[dict]:
     """Rows of a JSONL manifest in the canonical columns; `audio` is a path relative to the manifest's folder.
 
-    Columns that do not apply are left out. A missing `duration` is measured. `speaker` and `license` may be there. A
+    `language` is that of rows that name none, and `target_language` what their translations are in; without them, the
+    only one of `languages` and of `target_languages`. What follows from the rest may be left out (see [`completed`]):
+    `{"audio": "a.wav", "text": "..."}` is a row. A missing `duration` is measured. `speaker` and `license` may be there. A
     line that is no JSON object or whose columns are not as said is a broken row.
     """
     path = spec.folder()
     on_broken = partial(report.drop_line, spec.name or path.stem)
+    defaults = [
+        code_of(one) if one else several[0] if several and len(several) == 1 else None
+        for one, several in ((language, spec.languages), (target_language, spec.target_languages))
+    ]
     for number, record in read_jsonl(path, on_broken):
         try:
-            row = manifest_row(record, path.parent)
+            row = manifest_row(completed(record, number, *defaults), path.parent)
         except BrokenRowError as error:
             on_broken(f"{path}, line {number}", error)
             continue
         row["corpus"] = spec.name or record.get("corpus") or path.stem
         if spec.wants(row["task"], row["source_lang"], row["target_lang"]):
             yield row
+
+
+def completed(record: dict, number: int, language: str | None = None, target_language: str | None = None) -> dict:
+    """A record with what follows from the rest of it.
+
+    Whisper's words are understood: `language` for `source_lang`, names of languages, `transcribe` and `translate` (into
+    English). A `translation`, or a `target_lang` that is not the language spoken, makes a row with audio s2tt, one without
+    audio mt, and otherwise it is asr. The `id` is the audio's path.
+
+    Args:
+        record: of the manifest; not changed.
+        number: its line, which names a row without audio.
+        language, target_language: of a record that has none.
+    """
+    row = {name: value for name, value in record.items() if value is not None or name == "text"}
+    if "language" in row:
+        if row.setdefault("source_lang", row["language"]) != row.pop("language"):
+            raise BrokenRowError("'language' and 'source_lang' name two languages; leave one of them out")
+    is_english = row.get("task") == "translate" and target_language is None
+    if isinstance(row.get("task"), str):
+        row["task"] = task_of(row["task"])
+    for name in ("source_lang", "target_lang"):
+        if name in row:
+            row[name] = code_of(row[name])
+    if language is not None:
+        row.setdefault("source_lang", language)
+    if "translation" in row:
+        if "source_text" in row:
+            raise BrokenRowError("with a 'translation', 'text' is the transcript; leave 'source_text' out")
+        row |= {"text": row.pop("translation"), **({"source_text": row["text"]} if "text" in row else {})}
+        row.setdefault("task", "s2tt" if "audio" in row else "mt")
+    if "task" not in row:
+        is_translated = row.get("target_lang", row.get("source_lang")) != row.get("source_lang")
+        row["task"] = "mt" if "audio" not in row else "s2tt" if is_translated else "asr"
+    target = row.get("source_lang") if row["task"] == "asr" else "en" if is_english else target_language
+    if target is not None:
+        row.setdefault("target_lang", target)
+    if "id" not in row:
+        row["id"] = _id_of(row, number)
+    return row
+
+
+def _id_of(row: dict, number: int) -> str:
+    if not isinstance(row.get("audio"), str):
+        return f"line-{number}"
+    span = [f"{row[name]:g}" for name in ("start", "end") if fits(row.get(name), float)]
+    return "-".join([PurePath(row["audio"]).with_suffix("").as_posix(), *span])
 
 
 def manifest_row(record: dict, folder: Path) -> dict:
@@ -46,7 +102,9 @@ def manifest_row(record: dict, folder: Path) -> dict:
         raise BrokenRowError(f"unknown field {shortened(unknown)!r}.{hint} The fields are {', '.join(COLUMNS)}")
     if not record.keys() >= REQUIRED:
         missing = next(name for name in COLUMNS if name in REQUIRED and name not in record)
-        raise BrokenRowError(f"no {missing!r}; every row needs {', '.join(sorted(REQUIRED))}")
+        setting = {"source_lang": "language", "target_lang": "target_language"}.get(missing)
+        hint = f", or the corpus in the recipe a `{setting}`, such as fr" if setting else ""
+        raise BrokenRowError(f"no {missing!r}; give the row one{hint}")
     for name, value in record.items():
         if value is None and name not in REQUIRED:
             continue
