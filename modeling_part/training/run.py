@@ -242,6 +242,7 @@ class StageRun:
         self._predict(rows, args, args.device)
         if state.is_main_process:
             shutil.copy2(source / "stage.json", self.folder / "stage.json")  # last: it says that the stage is finished
+            write_card(self.folder)
             remove_set_aside(self.folder)
         state.wait_for_everyone()
 
