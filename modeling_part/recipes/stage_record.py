@@ -10,7 +10,7 @@ from .files import CheckpointError, read_json, write_json
 
 
 # Keys of stage.json and the type of each. `parent` is None for a stage that starts from the base models; `base_models`
-# maps a part ("audio_model", "language_model") to the checkpoint it came from.
+# maps a part ("audio_model", "language_model", or "checkpoint" for the whole) to what it came from.
 STAGE_KEYS = {
     "stage": str,
     "parent": (str, type(None)),

@@ -26,7 +26,7 @@ from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..publishing.cards import write_card
 from ..publishing.hub import PublishingError, publish
-from ..recipes.arguments import PARTTrainingArguments, Recipe
+from ..recipes.arguments import ModelArguments, PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
 from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, weight_files
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
@@ -150,7 +150,7 @@ class StageRun:
             "stage": self.plan.name,
             "parent": None if self.parent is None else self.parent.name,
             "seed": recipe.training.seed,
-            "base_models": {"audio_model": model_args.audio_model, "language_model": model_args.language_model},
+            "base_models": base_models(model_args),
             "data": {"fingerprint": rows.fingerprint, **{key: batches.report[key] for key in ("rows", "hours")}},
             "hyperparameters": hyperparameters(self.plan, batches.sampler.num_steps, recipe),
             "versions": {"modeling-part": __version__, **{package: version(package) for package in VERSIONED}},
@@ -455,6 +455,13 @@ def generation_settings(args: PARTTrainingArguments) -> dict:
         "max_audio_seconds": args.generation_batch_seconds,
         "max_new_tokens": args.max_new_tokens,
     }
+
+
+def base_models(model_args: ModelArguments) -> dict[str, str]:
+    """What the run's first stage starts from: `{"checkpoint": ...}`, or the two pretrained parts."""
+    if model_args.checkpoint is not None:
+        return {"checkpoint": model_args.checkpoint}
+    return {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
 
 
 def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:

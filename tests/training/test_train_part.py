@@ -158,6 +158,24 @@ def test_only_the_last_stage_predicts_where_that_is_asked_for(finished, tmp_path
     assert all(stage["dev_loss"]["all"] > 0 for stage in stages)
 
 
+def test_a_checkpoint_is_trained_further(finished, tmp_path):
+    """As new_language.yaml does: from a PART checkpoint, in one stage of its own, to a report and a card."""
+    recipe = yaml.safe_load(finished.recipe.read_text())
+    for key in ("audio_model", "language_model", "adapter"):
+        del recipe[key]
+    stage = {"name": "further", "max_steps": 2, "tasks": {"asr": 1.0, "s2tt": 1.0}}
+    stage |= {"learning_rates": tiny_training.JOINT, "losses": {"nll": 1.0, "ctc": 0.5}}
+    start = str(finished.run / "joint")
+    recipe |= {"checkpoint": start, "output_dir": str(tmp_path / "run"), "stages": [stage]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(tmp_path / "recipe.yaml")
+    info = json.loads((tmp_path / "run" / "further" / "stage.json").read_text())
+    assert (info["parent"], info["base_models"]) == (None, {"checkpoint": start})
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["stages"][0]["report"]["groups"]
+    assert PARTForSpeechSeq2Seq.from_pretrained(tmp_path / "run" / "further").alignment_head is not None
+    assert (tmp_path / "run" / "further" / "README.md").is_file()
+
+
 def test_predicting_with_a_finished_stage(finished):
     predictions = finished.run / "adapter" / "predictions.jsonl"
     before = predictions.read_text()
