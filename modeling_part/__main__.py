@@ -140,9 +140,12 @@ def transcribe(options: argparse.Namespace) -> None:
 def score(options: argparse.Namespace) -> None:
     """Predictions to a report beside them."""
     from .evaluation.reports import print_report, write_report
-    from .evaluation.scoring import read_predictions, score
+    from .evaluation.scoring import PREDICTIONS_FILE, UNNAMED_FILE, read_predictions, score
 
     settings = _chosen(options, "seed", "bleu_tokenizer", "simplify_chinese")
+    unnamed = options.predictions.with_name(UNNAMED_FILE)
+    if options.predictions.name == PREDICTIONS_FILE and unnamed.is_file():
+        settings["unnamed"] = read_predictions(unnamed)
     report = score(read_predictions(options.predictions), **settings)
     write_report(report, options.predictions.parent)
     print_report(report, str(options.predictions.parent))

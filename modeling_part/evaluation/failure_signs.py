@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 
+from .reports import answers_in_another_language
 from .tables import number, percent
 
 
@@ -11,6 +12,7 @@ ASR_REGRESSION = 0.01
 FAR_FROM_AVERAGE_FACTOR = 2.0
 FAR_FROM_AVERAGE = 0.10
 BLEU_LOSS = 1.0
+IN_ANOTHER_LANGUAGE = 0.10
 
 
 def same_normalization(report: Mapping, other: Mapping) -> bool:
@@ -34,6 +36,8 @@ def failure_signs(
     - BLEU of a well-provided direction falls by more than `BLEU_LOSS` and the former value lies above the new 95 %
       interval. Well provided: as many training rows as the median direction or more; every direction where
       `training_rows` is None.
+
+    And one of ours: where the language is not named, more than `IN_ANOTHER_LANGUAGE` of its transcripts are in another.
 
     Args:
         after: report (`scoring.score`) of the stage to judge.
@@ -62,6 +66,10 @@ def failure_signs(
         fell = old is not None and old - group["bleu"] > BLEU_LOSS and old > _bounds(group, "bleu")[1]
         if fell and provided[name] >= median:
             warnings.append(f"{name} lost BLEU: {number(old)} before, {number(group['bleu'])}")
+    for name, group in after.get("unnamed", {"groups": {}})["groups"].items():
+        if group["wrong_language"] > IN_ANOTHER_LANGUAGE:
+            count = answers_in_another_language(group)
+            warnings.append(f"{name} is answered in another language where it is not named: {count}")
     return warnings
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Prediction with a checkpoint: `predictions.jsonl`, from which all figures are read off.
+"""Prediction with a checkpoint: `predictions.jsonl` (and `predictions_unnamed.jsonl`), from which all figures are read off.
 
 `part score`, `part report` and `part compare` read them. Normalisation is in `normalization.py`, the measures in
 `metrics.py`, the counting in `scoring.py`, tables and pictures in `reports.py`, `run_report.py` and `comparison.py`.
@@ -20,7 +20,16 @@ from tqdm.auto import tqdm
 
 from ..audio_part import load_clip
 from .reports import write_report
-from .scoring import annotate, check_prediction, prediction_key, read_predictions, score, write_predictions
+from .scoring import (
+    PREDICTIONS_FILE,
+    UNNAMED_FILE,
+    annotate,
+    check_prediction,
+    prediction_key,
+    read_predictions,
+    score,
+    write_predictions,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -140,6 +149,7 @@ def _predict_share(
     batches: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    named: bool,
     part_path: Path,
     model_fingerprint: str,
     progress: bool,
@@ -152,7 +162,8 @@ def _predict_share(
         tqdm(total=sum(map(len, batches)), desc="predict", unit="row", disable=None if progress else True) as bar,
     ):
         for batch in batches:
-            outcomes = _predict_batch(model, processor, [dataset[index] for index in batch], max_new_tokens)
+            rows = [dataset[index] if named else {**dataset[index], "source_lang": None} for index in batch]
+            outcomes = _predict_batch(model, processor, rows, max_new_tokens)
             for index, outcome in zip(batch, outcomes, strict=True):
                 row = {name: value for name, value in table[index].items() if name != "text"}
                 row.update(reference=table[index]["text"], model=model_fingerprint, **outcome)
@@ -171,6 +182,7 @@ def predict(
     batch_size: int = 16,
     max_audio_seconds: float = 240.0,
     max_new_tokens: int = 200,
+    named: bool = True,
     accelerator: Accelerator | None = None,
 ) -> list[dict]:
     """Greedy predictions for every row of a data set, written to a file.
@@ -187,6 +199,7 @@ def predict(
         batch_size: rows per batch at most.
         max_audio_seconds: seconds of audio per batch at most, padding included.
         max_new_tokens: tokens per hypothesis at most.
+        named: whether the model is told the source language.
         accelerator: tells the processes apart; None makes one, which finds the processes of the launch. Every process
             must make the call.
 
@@ -216,7 +229,7 @@ def predict(
 
     accelerator = accelerator or Accelerator()
     model = accelerator.unwrap_model(model)
-    model_fingerprint = weights_fingerprint(model, str(max_new_tokens))
+    model_fingerprint = weights_fingerprint(model, str(max_new_tokens) if named else f"{max_new_tokens} unnamed")
     if accelerator.is_main_process:
         _gather(output_path, keys, model_fingerprint)
     accelerator.wait_for_everyone()
@@ -230,6 +243,7 @@ def predict(
         table,
         batches[accelerator.process_index :: accelerator.num_processes],
         max_new_tokens=max_new_tokens,
+        named=named,
         part_path=output_path.with_name(f"{output_path.name}.part-{accelerator.process_index}"),
         model_fingerprint=model_fingerprint,
         progress=accelerator.is_main_process,
@@ -252,14 +266,17 @@ def predict_and_report(
     folder: str | Path,
     *,
     seed: int = 0,
+    ask_unnamed: bool = False,
     accelerator: Accelerator | None = None,
     **generation,
 ) -> dict:
     """`predictions.jsonl` ([`predict`]) and their report (`scoring.score`) as `report.json` and `report.md`.
 
     Args:
-        folder: for the three files; created.
+        folder: for the files; created.
         seed: of the bootstrap.
+        ask_unnamed: ask for each transcript a second time, without the name of its language, as people do who do not
+            know it: `predictions_unnamed.jsonl`, and `unnamed` in the report.
         **generation: `batch_size`, `max_audio_seconds` and `max_new_tokens` of [`predict`].
 
     Returns:
@@ -267,11 +284,15 @@ def predict_and_report(
     """
     accelerator = accelerator or Accelerator()
     folder = Path(folder)
-    predictions = predict(
-        model, processor, dataset, output_path=folder / "predictions.jsonl", accelerator=accelerator, **generation
-    )
+    generation |= {"accelerator": accelerator}
+    predictions = predict(model, processor, dataset, output_path=folder / PREDICTIONS_FILE, **generation)
+    speech = [index for index, row in enumerate(predictions) if row["task"] == "asr"] if ask_unnamed else []
+    unnamed = None
+    if speech:
+        rows = dataset.select(speech) if isinstance(dataset, Dataset) else [dataset[index] for index in speech]
+        unnamed = predict(model, processor, rows, output_path=folder / UNNAMED_FILE, named=False, **generation)
     report = None
     if accelerator.is_main_process:
-        report = score(predictions, seed=seed)
+        report = score(predictions, unnamed=unnamed, seed=seed)
         write_report(report, folder)
     return broadcast_object_list([report])[0]

@@ -41,6 +41,8 @@ def check_report(report: object, name: str | Path = "report") -> dict:
     for key in ("simplify_chinese", "bleu_tokenizer"):
         if key not in settings:
             raise CheckpointError(f"{name}: 'settings' has no {key!r}; {FIX}.")
+    if "unnamed" in report:
+        _check_part(report["unnamed"], f"{name}: 'unnamed'")
     for corpus, part in _mapping(report.get("corpora", {}), f"{name}: 'corpora'").items():
         _check_part(part, f"{name}: corpus {corpus!r}")
     return report

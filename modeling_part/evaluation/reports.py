@@ -17,6 +17,9 @@ NORMALIZERS = {
 }
 
 
+UNNAMED_TITLE = "Transcription, the language not named"
+
+
 def normalizer_notes(report: Mapping) -> list[str]:
     """A sentence for each normaliser of a report, with the languages whose texts it is for."""
     languages: dict[str, set[str]] = {}
@@ -68,9 +71,16 @@ def report_rows(report: Mapping) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def answers_in_another_language(group: Mapping) -> str:
+    """`3 of 12`."""
+    return f"{round(group['wrong_language'] * group['utterances'])} of {group['utterances']}"
+
+
 def _report_markdown(report: Mapping) -> str:
     settings = report["settings"]
     parts = ["# Evaluation\n", markdown_table(*report_rows(report))]
+    if "unnamed" in report:
+        parts += [f"## {UNNAMED_TITLE}\n", markdown_table(*report_rows(report["unnamed"]))]
     for corpus, figures in report.get("corpora", {}).items():
         parts += [f"## {markdown_cell(corpus)}\n", markdown_table(*report_rows(figures))]
     parts.append(
@@ -97,7 +107,9 @@ def write_report(report: Mapping, folder: str | Path) -> None:
 
 
 def print_report(report: Mapping, title: str) -> None:
-    """The report's table on the terminal, without some of its columns."""
-    header, rows = report_rows(report)
+    """The report's tables on the terminal, without some of their columns."""
     shown = [0, 1, 2, 3, 5, 6, 8, 12, 13, 14]
-    print_table(title, [header[column] for column in shown], [[row[column] for column in shown] for row in rows])
+    tables = {title: report} | ({UNNAMED_TITLE: report["unnamed"]} if "unnamed" in report else {})
+    for title, part in tables.items():
+        header, rows = report_rows(part)
+        print_table(title, [header[column] for column in shown], [[row[column] for column in shown] for row in rows])

@@ -12,11 +12,14 @@ from ..recipes.files import write_json
 from .failure_signs import failure_signs, same_normalization
 from .html_report import write_html
 from .pictures import plot_losses, save_picture
+from .reports import answers_in_another_language
 from .run_files import read_stage, stage_folders
 from .tables import markdown_cell, markdown_table, number, percent, print_table, with_interval
 
 
 NOT_EVALUATED = "Nothing was evaluated yet: give the recipe `eval_data` or `test_data`."
+NO_FIGURES = {"groups": {}, "macro": {}}
+UNNAMED = "not named"  # the language was not named in the prompt
 EXAMPLE_HEADER = ["task", "direction", "reference", "hypothesis"]
 
 
@@ -38,28 +41,32 @@ def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
         add("dev CTC error %", name, [percent(stage.get("ctc_error", {}).get(name)) for stage in stages])
     words = {True: "yes", False: "no"}
     add("uses its audio", "", [words.get(stage.get("listens"), "–") for stage in stages])
-    reports = [stage["report"] or {"groups": {}, "macro": {}} for stage in stages]
-    groups = sorted({name for report in reports for name in report["groups"]})
-    for task, measure, label, form in (
-        ("asr", "error_rate", "error %", percent),
-        ("s2tt", "bleu", "BLEU", number),
-        ("s2tt", "error_rate", "error %", percent),
-        ("mt", "bleu", "BLEU", number),
-        ("mt", "error_rate", "error %", percent),
+    reports = [stage["report"] or NO_FIGURES for stage in stages]
+    unnamed = [report.get("unnamed", NO_FIGURES) for report in reports]
+    for of, task, measure, title, form in (
+        (reports, "asr", "error_rate", "asr error %", percent),
+        (unnamed, "asr", "error_rate", f"asr error %, {UNNAMED}", percent),
+        (reports, "s2tt", "bleu", "s2tt BLEU", number),
+        (reports, "s2tt", "error_rate", "s2tt error %", percent),
+        (reports, "mt", "bleu", "mt BLEU", number),
+        (reports, "mt", "error_rate", "mt error %", percent),
     ):
-        title = f"{task} {label}"
-        averages = [report["macro"].get(task, {}) for report in reports]
+        averages = [report["macro"].get(task, {}) for report in of]
         scale = 100 if form is percent else 1
         add(
             title,
             "average",
             [with_interval(form(mean.get(measure)), mean.get(f"{measure}_interval"), scale) for mean in averages],
         )
-        for name in (name for name in groups if name.startswith(f"{task}/")):
-            figures = [report["groups"].get(name, {}) for report in reports]
+        for name in sorted({name for report in of for name in report["groups"] if name.startswith(f"{task}/")}):
+            figures = [report["groups"].get(name, {}) for report in of]
             metric = next((f" ({figure['error_metric']})" for figure in figures if figure), "")
             metric = metric if measure == "error_rate" else ""
             add(title, name.split("/")[1] + metric, [form(figure.get(measure)) for figure in figures])
+    for name in sorted({name for report in unnamed for name in report["groups"]}):
+        figures = [report["groups"].get(name) for report in unnamed]
+        counts = [answers_in_another_language(figure) if figure else "–" for figure in figures]
+        add(f"asr in another language, {UNNAMED}", name.split("/")[1], counts)
     return ["figure", "language", *[stage["name"] for stage in stages]], rows
 
 

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+PREDICTIONS_FILE = "predictions.jsonl"
+UNNAMED_FILE = "predictions_unnamed.jsonl"  # transcripts that were asked for without the name of the language
 REQUIRED_FIELDS = ("id", "corpus", "task", "source_lang", "target_lang", "reference", "hypothesis")
 
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -57,6 +59,10 @@ LOOP_REPEATS = 4
 
 # ... or that deflates further than this: Whisper's own threshold for a failed decoding.
 LOOP_COMPRESSION_RATIO = 2.4
+
+# So many words, all known from texts of another language and most of them not from those of its own, are that language.
+TELLING_WORDS = 3
+LETTERS = re.compile(r"[^\W\d_]+")
 
 # Below this many letters identification by letter sequences errs too often (see is_wrong_language).
 IDENTIFIABLE_LETTERS = 25
@@ -118,20 +124,35 @@ def _language_identifier(languages: frozenset[str]) -> LanguageIdentifier | None
     return identifier
 
 
-def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
+def _vocabularies(rows: Iterable[Mapping]) -> dict[str, set[str]]:
+    """The words of all texts that were given, by primary language."""
+    vocabularies = defaultdict(set)
+    for row in rows:
+        vocabularies[primary_language(row["target_lang"])].update(_words(row["reference"]))
+        vocabularies[primary_language(row["source_lang"])].update(_words(row.get("source_text") or ""))
+    return vocabularies
+
+
+def _words(text: str) -> list[str]:
+    return LETTERS.findall(text.casefold())
+
+
+def is_wrong_language(row: Mapping, vocabularies: Mapping[str, set[str]]) -> bool:
     """Whether a hypothesis is written in another language than `row["target_lang"]`.
 
-    Three signs, from the sure to the less sure: most letters are of another script; a translation is the source
-    sentence again; a text of at least `IDENTIFIABLE_LETTERS` letters is identified (py3langid, restricted to
-    `languages`) as another language with a probability of `IDENTIFICATION_PROBABILITY` or more. Short texts in the
-    wrong language but the right script go unseen, and so do Cantonese for Chinese and kanji-only Japanese.
+    Four signs, from the sure to the less sure: most letters are of another script; a translation is the source
+    sentence again; its words, `TELLING_WORDS` or more, are all words of another language's texts and most of them in
+    none of its own; a text of at least `IDENTIFIABLE_LETTERS` letters is identified (py3langid, restricted to the
+    languages of `vocabularies`) as another language with a probability of `IDENTIFICATION_PROBABILITY` or more. Other
+    short texts in the wrong language but the right script go unseen, and so do Cantonese for Chinese and kanji-only
+    Japanese.
 
     What the reference shows as well is no sign: its own words of another script ("это iPhone Pro Max") are left out of
     the count, and a language that it, too, is identified as is not wrong.
 
     Args:
         row: a prediction with `normalized_hypothesis` and `normalized_reference`.
-        languages: primary languages of the whole set of predictions.
+        vocabularies: words by primary language, of the whole set of predictions.
     """
     hypothesis, reference, target = row["normalized_hypothesis"], row["normalized_reference"], row["target_lang"]
     if hypothesis == reference:
@@ -149,7 +170,9 @@ def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
         if from_source < from_reference and from_source <= SOURCE_COPY_RATE * len(source):
             return True
     language = primary_language(target)
-    identifier = _language_identifier(languages | {language})
+    if _is_of_another_vocabulary(_words(row["hypothesis"]), language, vocabularies):
+        return True
+    identifier = _language_identifier(frozenset(vocabularies) | {language})
     if (
         identifier is None
         or language not in identifier.labels
@@ -160,6 +183,13 @@ def is_wrong_language(row: Mapping, languages: frozenset[str]) -> bool:
     if identified == language or probability < IDENTIFICATION_PROBABILITY:
         return False
     return identifier.classify(reference)[0] != identified
+
+
+def _is_of_another_vocabulary(words: Sequence[str], language: str, vocabularies: Mapping[str, set[str]]) -> bool:
+    own = sum(word in vocabularies.get(language, ()) for word in words)
+    if len(words) < TELLING_WORDS or 2 * own >= len(words):
+        return False
+    return any(known.issuperset(words) for other, known in vocabularies.items() if other != language)
 
 
 def _share_of_target_script(hypothesis: str, reference: str, scripts: frozenset[str]) -> float | None:
@@ -237,7 +267,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
         check_prediction(row)
     rows = [dict(row) for row in rows]
     _check_once(rows)
-    languages = frozenset(primary_language(row[field]) for row in rows for field in ("source_lang", "target_lang"))
+    vocabularies = _vocabularies(rows)
     for row in rows:
         language = row["target_lang"]
         for side in ("reference", "hypothesis"):
@@ -255,7 +285,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
             error_rate=counts.errors / max(counts.reference_units, 1),
             empty=not failed and not hypothesis and bool(reference),
             looping=is_looping(hypothesis, reference),
-            wrong_language=is_wrong_language(row, languages),
+            wrong_language=is_wrong_language(row, vocabularies),
         )
     return rows
 
@@ -339,6 +369,7 @@ def _score_rows(rows: Sequence[Mapping], *, seed: int, **settings) -> dict:
 def score(
     predictions: Iterable[Mapping],
     *,
+    unnamed: Iterable[Mapping] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
     bleu_tokenizer: str | None = None,
@@ -348,6 +379,7 @@ def score(
 
     Args:
         predictions: rows as the module's docstring says.
+        unnamed: answers to its transcription rows, asked without the name of the language.
         bootstrap_samples: resamples of the utterances behind each 95 % interval.
         seed: seed of the resampling.
         bleu_tokenizer: one sacrebleu tokenizer for all directions instead of each target language's own.
@@ -359,7 +391,8 @@ def score(
         reference) with `error_rate_interval`, `utterances`, `failed`, `reference_words`, `reference_characters`,
         `substitutions`, `deletions`, `insertions`, the shares `empty`, `looping`, `wrong_language` and,
         of translations, `bleu` and `chrf` (0 to 100) with interval and signature. `macro`: unweighted means per
-        task, with intervals. `corpora`: the same two for each corpus, where there are several. `settings`: how it was counted.
+        task, with intervals. `unnamed`: the same two of those answers. `corpora`: of each corpus, where there are
+        several. `settings`: how it was counted.
 
     Raises:
         ValueError: no predictions, or a row as [`annotate`] refuses it.
@@ -373,6 +406,8 @@ def score(
         raise ValueError("There are no predictions to score; is the test set empty?")
     settings = {"bootstrap_samples": bootstrap_samples, "seed": seed, "bleu_tokenizer": bleu_tokenizer}
     report = _score_rows(rows, **settings)
+    if unnamed is not None:
+        report["unnamed"] = _score_rows(annotate(unnamed, simplify_chinese=simplify_chinese), **settings)
     corpora = sorted({row["corpus"] for row in rows})
     if len(corpora) > 1:
         report["corpora"] = {

@@ -306,6 +306,7 @@ def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
         "fingerprint": data["fingerprint"],
         "versions": [markdown_cell(f"{package} {version}") for package, version in stage_info["versions"].items()],
         "evaluation": _tables(report),
+        "unnamed": [_table_row(*item) for item in (report or {}).get("unnamed", {"groups": {}})["groups"].items()],
         "confidence": None if report is None else f"{100 * report['settings']['confidence']:g}",
         "signatures": _signatures(report),
         "normalizers": [] if report is None else normalizer_notes(report),

@@ -66,6 +66,7 @@ LEFT_FILES = (
     "lora.safetensors",
     "log_history.json",
     "predictions.jsonl*",
+    "predictions_unnamed.jsonl*",
     "report.md",
     "report.html",
     "alignments.json",

@@ -208,6 +208,12 @@ class PARTTrainingArguments(TrainingArguments):
     predict_last_stage_only: bool = field(
         default=False, metadata={"help": "Only the plan's last stage predicts `test_data`, not each finished stage."}
     )
+    predict_unnamed: bool = field(
+        default=True,
+        metadata={
+            "help": "Ask for the transcripts of `test_data` a second time, the language not named, and score both."
+        },
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer when generating."})
     generation_batch_seconds: float = field(
         default=240.0, metadata={"help": "Padded seconds of audio in a batch when generating."}

@@ -440,9 +440,8 @@ def predict_and_score(
     dtype = torch.bfloat16 if args.bf16 else "auto"
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
     processor = PARTProcessor.from_pretrained(checkpoint)
-    report = predict_and_report(
-        model, processor, rows, folder, seed=args.seed, accelerator=accelerator, **generation_settings(args)
-    )
+    settings = {"seed": args.seed, "ask_unnamed": args.predict_unnamed, **generation_settings(args)}
+    report = predict_and_report(model, processor, rows, folder, accelerator=accelerator, **settings)
     logger.info("%s", figures_with_table(f"test data, {checkpoint}", report_metrics(report), terminal_width()))
     if PartialState().is_main_process:
         write_alignments(model, processor, rows, folder)

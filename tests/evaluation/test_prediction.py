@@ -13,7 +13,12 @@ from tiny_training import free_port
 
 from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.__main__ import main
-from modeling_part.evaluation.prediction import plan_prediction_batches, predict, weights_fingerprint
+from modeling_part.evaluation.prediction import (
+    plan_prediction_batches,
+    predict,
+    predict_and_report,
+    weights_fingerprint,
+)
 from modeling_part.evaluation.scoring import annotate, read_predictions, score, write_predictions
 
 
@@ -42,7 +47,7 @@ class CountingModel:
     """Passes everything on and remembers how many rows were generated for."""
 
     def __init__(self, model):
-        self.model, self.batch_sizes, self.limit = model, [], None
+        self.model, self.batch_sizes, self.prompts, self.limit = model, [], [], None
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -51,6 +56,7 @@ class CountingModel:
         if self.limit is not None and len(self.batch_sizes) >= self.limit:
             raise KeyboardInterrupt
         self.batch_sizes.append(len(inputs["input_ids"]))
+        self.prompts += inputs["input_ids"]
         return self.model.generate(**inputs)
 
 
@@ -82,6 +88,36 @@ def test_batched_predictions_equal_one_by_one(model_and_processor, rows, tmp_pat
     assert list(tmp_path.iterdir()) == [tmp_path / "predictions.jsonl"]
     assert all(row["error_rate"] > 0 and row["unit"] == "word" for row in predictions)
     assert len({row["hypothesis"] for row in predictions}) > 4  # or the comparison above would say little
+
+
+def test_transcripts_are_asked_for_with_and_without_the_language(model_and_processor, rows, tmp_path):
+    model, processor = model_and_processor
+    for dataset, name in ((Dataset.from_list(rows), "dataset"), (rows, "list")):
+        folder, asked = tmp_path / name, CountingModel(model)
+        report = predict_and_report(asked, processor, dataset, folder, ask_unnamed=True, **FAST)
+        predictions = read_predictions(folder / "predictions.jsonl")
+        unnamed = read_predictions(folder / "predictions_unnamed.jsonl")
+        speech = [row for row in rows if row["task"] == "asr"]
+        assert [row["id"] for row in unnamed] == [row["id"] for row in speech]
+        expected = [one_by_one(model, processor, {**row, "source_lang": None}) for row in speech]
+        assert [row["hypothesis"] for row in unnamed] == expected
+        prompts = processor.batch_decode(asked.prompts)
+        for words in ("Transcribe the speech.", "Transcribe the English speech.", "Transcribe the French speech."):
+            spoken = {"English": "en", "French": "fr"}.get(words.split()[2])
+            count = sum(spoken in (None, row["source_lang"]) for row in speech)
+            assert sum(words in prompt for prompt in prompts) == count
+        assert {row["source_lang"] for row in unnamed} == {"en", "fr"}
+        assert report == score(predictions, unnamed=unnamed)
+        text = (folder / "report.md").read_text()
+        assert "## Transcription, the language not named" in text
+        before = text, (folder / "report.json").read_bytes()
+        main(["score", str(folder / "predictions.jsonl")])
+        assert ((folder / "report.md").read_text(), (folder / "report.json").read_bytes()) == before
+    counting = CountingModel(model)
+    predict_and_report(counting, processor, rows, tmp_path / "list", ask_unnamed=True, **FAST)
+    assert counting.batch_sizes == []
+    without = predict_and_report(model, processor, rows, tmp_path / "once", **FAST)
+    assert "unnamed" not in without and not (tmp_path / "once" / "predictions_unnamed.jsonl").exists()
 
 
 def test_interrupted_prediction_is_resumed_not_repeated(model_and_processor, rows, tmp_path):

@@ -276,6 +276,36 @@ def test_failure_signs():
     assert failure_signs(far) == ["asr/ko is far from the average: 45.0 %, the others 10.0 %"]
 
 
+def test_answers_in_another_language_where_it_is_not_named_are_a_sign():
+    def asked(shares: dict[str, float]) -> dict:
+        groups = {name: group(0.1) | {"wrong_language": share} for name, share in shares.items()}
+        return {"groups": {"asr/en": group(0.1)}, "unnamed": {"groups": groups, "macro": {}}}
+
+    assert failure_signs(asked({"asr/en": 0.0, "asr/es": 0.1})) == []
+    assert failure_signs(asked({"asr/en": 0.02, "asr/es": 0.31})) == [
+        "asr/es is answered in another language where it is not named: 31 of 100"
+    ]
+
+
+def test_the_table_of_a_run_shows_transcripts_with_and_without_the_language(tmp_path):
+    rows = [row for row in predictions(20) if row["task"] == "asr"]
+    unnamed = [{**row, "hypothesis": "nothing"} for row in rows]
+    stages = [
+        {"name": name, "dev_loss": {}, "report": report}
+        for name, report in (
+            ("before", score(rows, bootstrap_samples=20)),
+            ("after", score(rows, unnamed=unnamed, bootstrap_samples=20)),
+        )
+    ]
+    header, table = stage_rows(stages)
+    assert header == ["figure", "language", "before", "after"]
+    figures = {(title, language): values for title, language, *values in table}
+    assert figures["asr error %", "en (WER)"] == ["0.0", "0.0"]
+    assert figures["asr error %, not named", "en (WER)"] == ["–", "100.0"]
+    assert figures["asr error %, not named", "average"] == ["–", "100.0 [100.0, 100.0]"]
+    assert figures["asr in another language, not named", "fr"] == ["–", "0 of 20"]
+
+
 def test_falling_bleu_counts_for_well_provided_directions_only():
     names = ("s2tt/fr-en", "s2tt/de-en", "s2tt/id-en")
     before = {"groups": {name: group(0.5, 30, "s2tt") for name in names}}

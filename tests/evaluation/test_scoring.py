@@ -257,6 +257,38 @@ def test_wrong_language(row, wrong):
     assert annotate([row, *others])[0]["wrong_language"] is wrong
 
 
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "language", "wrong"),
+    [
+        ("uno dos tres", "one two three", "es", True),  # short, and in letters that both languages have
+        ("Uno, dos, tres.", "One two, three!", "es", True),
+        ("one two three", "uno tres dos", "en", True),
+        ("uno dos tres", "uno dos two", "es", False),
+        ("uno dos tres", "one two", "es", False),  # two words may be names
+        ("uno dos tres", "one two tree", "es", False),  # one that no text has
+        ("uno dos tres", "1 2 3", "es", False),
+        ("one two three", "one two three", "es", False),  # what the reference says is right
+        ("un deux six", "six six six", "fr", False),  # a word of both languages
+    ],
+)
+def test_short_answers_in_words_of_another_language(reference, hypothesis, language, wrong):
+    others = [prediction("uno dos tres", "", "es"), prediction("one two three six", "", "en")]
+    assert annotate([prediction(reference, hypothesis, language), *others])[0]["wrong_language"] is wrong
+
+
+def test_what_is_asked_without_the_language_is_counted_apart():
+    named = [prediction("uno dos tres", "uno dos tres", "es"), prediction("one two three", "one two three", "en")]
+    unnamed = [{**named[0], "hypothesis": "one two three"}, {**named[1], "hypothesis": "one two"}]
+    settings = {"bootstrap_samples": 20, "seed": 3}
+    report = score(named, unnamed=unnamed, **settings)
+    alone = score(unnamed, **settings)
+    assert report["unnamed"] == {"groups": alone["groups"], "macro": alone["macro"]}
+    assert {name: part for name, part in report.items() if name != "unnamed"} == score(named, **settings)
+    shares = {name: figures["wrong_language"] for name, figures in report["unnamed"]["groups"].items()}
+    assert shares == {"asr/es": 1.0, "asr/en": 0.0}
+    assert report["unnamed"]["macro"]["asr"]["error_rate"] == pytest.approx((1 + 1 / 3) / 2)
+
+
 def test_predictions_file_round_trip_and_unfinished_last_line(tmp_path, caplog):
     path = tmp_path / "predictions.jsonl"
     rows = annotate(ROWS)

@@ -37,7 +37,8 @@ def report() -> dict:
         row(3, "covost2", "s2tt", "zh-CN", "en", "the sun is red and warm", "the sun is red and cold"),
         row(4, "covost2", "s2tt", "zh-CN", "en", "a cat sits by the sea", "a cat sat by the sea"),
     ]
-    return score(rows, bootstrap_samples=50)
+    unnamed = [{**rows[0], "hypothesis": "a cat"}, {**rows[1], "hypothesis": "der rote sonne"}, rows[2]]
+    return score(rows, unnamed=unnamed, bootstrap_samples=50)
 
 
 def numbers(text: str) -> set[str]:
@@ -119,6 +120,15 @@ def test_the_card_of_a_folder_says_how_the_folder_is_used_and_leaves_edits_alone
     assert write_card(folder) == path  # made anew
     path.write_text("my own words")
     assert write_card(folder) is None and path.read_text() == "my own words"
+
+
+def test_a_card_shows_transcripts_that_were_asked_for_without_the_language(report):
+    card = render_card(stage_info(), report, repo_id=REPO)
+    _, _, section = card.partition("### Transcription, the language not named")
+    group = report["unnamed"]["groups"]["asr/en"]
+    assert f"| asr | en | WER {100 * group['error_rate']:.1f} [" in section.partition("\n\n#")[0]
+    del (once := dict(report))["unnamed"]
+    assert "language not named" not in render_card(stage_info(), once, repo_id=REPO)
 
 
 def test_a_card_without_report_says_so():
