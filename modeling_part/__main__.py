@@ -335,7 +335,7 @@ def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
     verb.usage = "part experiment RECIPE [RECIPE ...] [options] [-- --NAME VALUE ... for every run]"
     verb.add_argument("recipes", nargs="+", metavar="RECIPE", help="the first is what the others are compared with")
     verb.add_argument("--seeds", nargs="+", type=int, default=[42], help="42 unless given")
-    verb.add_argument("--launch", help="command before train_part.py; accelerate launch unless given")
+    verb.add_argument("--launch", help="command before `-m train_part`; accelerate launch unless given")
     verb.add_argument("--folder", default="runs", help="where the runs go")
     verb.add_argument("--overlays", nargs="+", default=[], help="recipes laid over each, such as data/sentences")
 

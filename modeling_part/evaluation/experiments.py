@@ -5,7 +5,7 @@
     part experiment baseline_2stage part --overlays data/sentences --folder runs/sentences
     part experiment baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
 
-Run it where `train_part.py` is. A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
+A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
 that was cut off goes on with the same command, and a stage that two recipes train alike from the same seed is trained
 once. What follows `--` goes to every run.
 """
@@ -46,7 +46,7 @@ def run_recipes(
 
     Args:
         recipes: names or files, as for `train_part.py`.
-        launch: the command before `train_part.py`.
+        launch: the command before `-m train_part`.
         folder: gets a folder `NAME-SEED` per run.
         overlays: recipes whose keys replace those of each of `recipes`, such as other data.
         options: further arguments of `train_part.py`.
@@ -55,11 +55,9 @@ def run_recipes(
         By seed, the `report.json` of the last stage of each recipe, in the order of `recipes`.
 
     Raises:
-        FileNotFoundError: there is no `train_part.py` here, or a run left no report (its recipe has no `test_data`).
+        FileNotFoundError: a run left no report (its recipe has no `test_data`).
         subprocess.CalledProcessError: a run failed.
     """
-    if not Path("train_part.py").is_file():
-        raise FileNotFoundError("There is no train_part.py here; run this in the root of the repository.")
     reports: dict[int, list[Path]] = {seed: [] for seed in seeds}
     for seed in seeds:
         for recipe in recipes:
@@ -68,7 +66,8 @@ def run_recipes(
             if before := [str(path.parents[1]) for path in reports[seed]]:
                 settings += ["--reuse_runs", *before]
             settings += options
-            subprocess.run([*shlex.split(launch), "train_part.py", recipe, *overlays, *settings], check=True)
+            command = [*shlex.split(launch), "-m", "train_part", recipe, *overlays, *settings]
+            subprocess.run(command, check=True)
             report = run / _last_stage(run)["name"] / "report.json"
             if not report.is_file():
                 raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare.")

@@ -18,7 +18,7 @@ from pathlib import Path
 from modeling_part.evaluation.reports import write_report
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
 
-script, recipe, *options = sys.argv[1:]
+_, _, recipe, *options = sys.argv[1:]
 options = options[not options[0].startswith("-") :]  # without the overlay
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -45,8 +45,7 @@ if recipe != "no_test":
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch):
-    """The launch command of the stand-in, in a folder that has a `train_part.py`."""
-    (tmp_path / "train_part.py").touch()
+    """The launch command of the stand-in, in a folder that has no `train_part.py`: an installed one is launched."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
     monkeypatch.chdir(tmp_path)
@@ -61,7 +60,7 @@ def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys
         for recipe, reused in (("baseline_2stage", []), ("part", ["--reuse_runs", f"runs/baseline_2stage-{seed}"])):
             folder = f"runs/{recipe}-{seed}"
             expected.append(
-                ["train_part.py", recipe, "--seed", seed, "--output_dir", folder, *reused, "--bf16", "false"]
+                ["-m", "train_part", recipe, "--seed", seed, "--output_dir", folder, *reused, "--bf16", "false"]
             )
     assert calls == expected
     # 4 of 8 and 5 of 8 words wrong; 2 of 8 and 3 of 8; the dev losses of the last stages
@@ -76,8 +75,8 @@ def test_the_command_lays_overlays_over_each_recipe(launch, tmp_path):
     options = ["--overlays", "data/sentences", "--folder", "other", "--launch", launch]
     main(["experiment", "part", "llm_frozen", *options, "--", "--bf16", "false"])
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-    assert [call[:5] for call in calls] == [
-        ["train_part.py", recipe, "data/sentences", "--seed", "42"] for recipe in ("part", "llm_frozen")
+    assert [call[:6] for call in calls] == [
+        ["-m", "train_part", recipe, "data/sentences", "--seed", "42"] for recipe in ("part", "llm_frozen")
     ]
     assert all(call[-2:] == ["--bf16", "false"] for call in calls)
     assert (tmp_path / "other" / "llm_frozen-42" / "report.json").is_file()
@@ -93,9 +92,6 @@ def test_a_failed_run_stops_the_list(launch, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_errors_say_what_is_missing(launch, tmp_path, monkeypatch):
+def test_errors_say_what_is_missing(launch):
     with pytest.raises(FileNotFoundError, match="'no_test' needs `test_data`"):
         run_recipes(["no_test"], [1], launch=launch)
-    (tmp_path / "train_part.py").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no train_part\.py here"):
-        run_recipes(["part"], [1], launch=launch)
