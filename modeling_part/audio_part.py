@@ -23,6 +23,7 @@ from .formats_part import (
     media_kind,
     ogg_seconds,
     stated_seconds,
+    to_mono,
     what_else,
 )
 from .mp3_part import Mp3Stream, read_mp3, with_header
@@ -70,7 +71,7 @@ def load_audio(
     Args:
         audio: path, encoded bytes, or `{"path": ..., "bytes": ...}` of anything that soundfile reads (wav, flac, mp3,
             ogg/opus) and, with the extra `media`, that FFmpeg reads (m4a, webm); when path and bytes are given the
-            bytes are used. Or samples: `{"array": ..., "sampling_rate": ...}`, an `AudioDecoder` of datasets, or a
+            bytes are used. An open file is read. Or samples: `{"array": ..., "sampling_rate": ...}`, an `AudioDecoder` of datasets, or a
             `(samples,)` or `(channels, samples)` array or tensor, floats in [-1, 1] or integers of 8, 16 or 32 bits.
         sampling_rate: of the result, Hz.
         start, end: seconds into the file; None means its beginning and its end.
@@ -88,6 +89,7 @@ def load_audio(
             raise AudioError(
                 f"`{name}` is {value!r}; give seconds into the file, 0 or more.", "start or end is no time"
             )
+    audio = audio.read() if hasattr(audio, "read") else audio
     samples, rate = _samples_of(audio)
     if samples is None:
         return _load_file(audio, sampling_rate, start, end)
@@ -234,7 +236,7 @@ def _samples_of(audio: object) -> tuple[np.ndarray | None, float | None]:
         raise AudioError("The audio is empty (0 samples). Remove the clip.", "audio without samples")
     samples = _full_scale(audio)
     if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))  # channels are the shorter axis
+        samples = to_mono(samples if samples.shape[0] > samples.shape[1] else samples.T)  # channels: the shorter axis
     return samples, rate
 
 
@@ -288,7 +290,7 @@ def _read(file: "soundfile.SoundFile", span: _Span, begin: int) -> np.ndarray:
     stop = file.frames if span.stop is None else min(span.stop, file.frames)
     # In one call: soundfile seeks after each, and where an MP3 decoder was sought it has to come into step again.
     samples = file.read(max(0, stop - begin), dtype="float32", always_2d=True)
-    return samples[span.begin - begin :].mean(axis=1)
+    return to_mono(samples[span.begin - begin :])
 
 
 def _read_from_beginning(file: "soundfile.SoundFile") -> np.ndarray:
@@ -296,8 +298,8 @@ def _read_from_beginning(file: "soundfile.SoundFile") -> np.ndarray:
     file.seekable = lambda: False  # otherwise soundfile seeks after each block, which fails after the last
     blocks = []
     while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-        blocks.append(block.mean(axis=1))
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+        blocks.append(block)
+    return to_mono(np.concatenate(blocks)) if blocks else np.zeros(0, dtype=np.float32)
 
 
 class _Source(NamedTuple):
@@ -386,13 +388,19 @@ def _open_source(audio: object) -> _Source:
         path, encoded = audio.get("path"), audio.get("bytes")
         name = f"audio bytes of {path!r}"
         audio = path if encoded is None else encoded
-    if isinstance(audio, (bytes, bytearray)):
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        audio = bytes(audio)
         if not audio:
             raise AudioError(f"Cannot decode {name}: there are none. Fetch the file again.", "audio file is empty")
-        return _Source(name, bytes(audio), bytes(audio[:64]), read_mp3(audio) if _may_be_mp3(audio[:64]) else None)
+        return _Source(name, audio, audio[:64], read_mp3(audio) if _may_be_mp3(audio[:64]) else None)
     if not isinstance(audio, (str, Path)):
         raise AudioError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
     path = Path(audio)
+    if "://" in str(audio):
+        raise AudioError(
+            f"{str(audio)!r} is an address, and nothing is fetched: download it and give the file or its bytes.",
+            "audio is an address",
+        )
     if not path.is_file():
         kind = "a folder or a pipe, no" if path.exists() else "no"
         raise AudioError(

@@ -130,6 +130,13 @@ class PARTConfig(PreTrainedConfig):
                 f"This is a configuration of {model_type!r}, not of {cls.model_type!r}. Name a PART checkpoint, or build "
                 "one from an encoder and a language model with `PARTForSpeechSeq2Seq.from_pretrained_parts`."
             )
+        lost = [name for name in ("audio_config", "text_config") if not config_dict.get(name)]
+        if (
+            lost and "transformers_version" in config_dict
+        ):  # it was saved: defaults would be another model, and a large one
+            raise ValueError(
+                f"This config.json has no {' and no '.join(lost)}: it is damaged. Fetch the checkpoint again."
+            )
         return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self) -> None:
@@ -144,6 +151,9 @@ class PARTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least 1.")
+        for name in ("adapter_dropout", "adapter_output_scale"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be a number.")
         if not isinstance(self.adapter_num_hidden_layers, int) or self.adapter_num_hidden_layers < 0:
             raise ValueError(
                 f"`adapter_num_hidden_layers` is {self.adapter_num_hidden_layers!r}; use 0 for an adapter "

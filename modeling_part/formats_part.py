@@ -37,8 +37,18 @@ _LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size
 _FLAC_RATES = dict(
     enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
 )
+_CANCELLED = 0.01  # of the loudest channel's power: two voices, or a voice on one side alone, keep a quarter and more
 _TAIL = 1 << 18  # bytes that hold at least two Ogg pages
 _LONGEST_PAGE = 10.0  # seconds
+
+
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """The mean of channels `(samples, channels)`; where they cancel (a microphone wired out of phase) the loudest alone."""
+    if samples.shape[1] == 1 or not len(samples):
+        return samples[:, 0]
+    mono = samples.mean(axis=1)
+    loudness = np.square(samples).mean(axis=0)
+    return samples[:, loudness.argmax()] if np.square(mono).mean() < _CANCELLED * loudness.max() else mono
 
 
 def what_else(head: bytes) -> str | None:
@@ -169,8 +179,8 @@ def decode_media(content: str | bytes) -> tuple[np.ndarray, int, float | None]:
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
             frames = [*container.decode(stream), None]
-            blocks = [one.to_ndarray().mean(axis=0) for frame in frames for one in resampler.resample(frame)]
+            blocks = [one.to_ndarray() for frame in frames for one in resampler.resample(frame)]
             stated = None if container.duration is None else container.duration / 1_000_000
-            return np.concatenate(blocks), stream.rate, stated
+            return to_mono(np.concatenate(blocks, axis=1).T), stream.rate, stated
     except (av.FFmpegError, LookupError) as error:
         raise ValueError(f"FFmpeg says {error}") from error

@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple, torch_compilable_check
 from .adapter_part import PARTAdapter, PARTOutputNorm
 from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
+from .damage_part import check_token_ids, explain_damage
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
 from .generation_part import AudioGenerationMixin
 from .loading_part import (
@@ -82,7 +83,7 @@ class PARTPreTrainedModel(PreTrainedModel):
             ValueError: tensors are missing, unexpected or of another shape; the message names them.
         """
         strict = cls.strict_loading if strict is None else strict
-        with explain_missing_safetensors(pretrained_model_name_or_path):
+        with explain_damage(pretrained_model_name_or_path), explain_missing_safetensors(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
@@ -91,6 +92,8 @@ class PARTPreTrainedModel(PreTrainedModel):
                 use_safetensors=use_safetensors,
                 **kwargs,
             )
+        if getattr(model, "generation_config", None) is not None:
+            check_token_ids(model.generation_config, pretrained_model_name_or_path)
         if strict:
             mismatched = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
             check_tensors(

@@ -88,6 +88,8 @@ class PARTPipeline(ChunkPipeline):
     def __call__(self, inputs, **options) -> dict | list[dict] | Iterator[dict]:
         """See the class."""
         columns = {name: options.pop(name) for name in OF_A_ROW if isinstance(options.get(name), (list, tuple))}
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            return []
         if not columns:
             return super().__call__(inputs, **options)
         lengths = {name: len(values) for name, values in columns.items()}
@@ -163,6 +165,11 @@ class PARTPipeline(ChunkPipeline):
                 f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True), in `chunks`."
             )
         forward = {"max_new_tokens": max_new_tokens, "generate_kwargs": generate_kwargs}
+        if of_whisper := {"language", "task"} & set(generate_kwargs or {}):
+            raise ValueError(
+                f"`generate_kwargs` hold {sorted(of_whisper)}, which are Whisper's: give `task`, `source_lang` and "
+                "`target_lang` to the pipeline, as codes such as 'fr'."
+            )
         if (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
             raise ValueError(
                 "The pipeline gives one text per recording; for n-best lists call `model.generate` with "

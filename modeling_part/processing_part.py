@@ -17,6 +17,7 @@ from .conventions_part import (
     broadcast,
     convert,
 )
+from .damage_part import explain_damage
 from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS
 from .templates_part import freeze_clock
 
@@ -87,6 +88,12 @@ class PARTProcessor(ConventionalProcessor):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args, **kwargs) -> "PARTProcessor":
+        """See `ProcessorMixin.from_pretrained`; damaged files are a ValueError that names the checkpoint."""
+        with explain_damage(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         """What `__call__` gives without labels."""
@@ -145,7 +152,11 @@ class PARTProcessor(ConventionalProcessor):
         if refused := [name for name in ONLY_OF_PROMPTS if options.of_tokenizer.get(name)]:
             raise ValueError(f"{refused} can be asked of whole prompts only, not of rows of a task.")
         columns["task"] = "asr" if task is None else task
-        rows = broadcast(audio=clips, text=texts, **{name: as_list(value) for name, value in columns.items()})
+        texts_of_rows = {"text": texts, **{name: as_list(value) for name, value in columns.items()}}
+        for name, values in texts_of_rows.items():
+            if strange := [value for value in values if value is not None and not isinstance(value, str)]:
+                raise ValueError(f"`{name}` holds {strange[0]!r}, a {type(strange[0]).__name__}; give text, or None.")
+        rows = broadcast(audio=clips, **texts_of_rows)
         features = [
             self.extract_features(row["audio"], options.sampling_rate) for row in rows if row["audio"] is not None
         ]

@@ -14,7 +14,9 @@ class CheckpointError(ValueError):
 def read_json(path: Path) -> dict:
     """Content of a JSON file; an unreadable one is a `CheckpointError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        to_json(content).encode()  # half of a surrogate pair is no text
+        return content
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are its subclasses
         raise CheckpointError(f"{path} is not JSON ({error}). Save the checkpoint again.") from error
 

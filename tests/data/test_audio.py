@@ -1,5 +1,6 @@
 """What a clip really holds: every way in gives the samples of a whole decode, or one error that names the file."""
 
+import io
 import os
 import struct
 import sys
@@ -163,6 +164,36 @@ def test_a_wav_of_unknown_length_is_read_to_its_end(files, size):
     streamed = wav[:4] + struct.pack("<I", size) + wav[8:place] + struct.pack("<I", size) + wav[place + 4 :]
     np.testing.assert_array_equal(load_audio(streamed), load_audio(wav))
     assert audio_seconds(streamed) == 8.0
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "vorbis", "array", "streamed flac"])
+def test_channels_that_cancel_are_heard(kind):
+    """A microphone wired out of phase: the mean of its channels is silence."""
+    speech = voice(2.0)
+    for other, expected in ((-speech, speech), (-0.97 * speech, speech), (0 * speech, speech / 2), (speech, speech)):
+        stereo = np.stack([speech, other], axis=1)
+        if kind == "array":
+            given = load_audio(stereo.T)
+        else:
+            audio = bytearray(encoded(kind.split()[-1], stereo))
+            if kind == "streamed flac":
+                audio[21:26] = bytes([audio[21] & 0xF0, 0, 0, 0, 0])
+            given = load_audio(bytes(audio))
+        assert abs(np.sqrt(np.mean(given**2)) / np.sqrt(np.mean(expected**2)) - 1) < 0.05
+
+
+def test_open_files_and_buffers_are_read(files, tmp_path):
+    (tmp_path / "clip.wav").write_bytes(files["wav"])
+    expected = load_audio(files["wav"])
+    for audio in (io.BytesIO(files["wav"]), memoryview(files["wav"]), bytearray(files["wav"])):
+        np.testing.assert_array_equal(load_audio(audio), expected)
+    with (tmp_path / "clip.wav").open("rb") as file:
+        np.testing.assert_array_equal(load_audio(file, RATE, 1.0, 2.0), expected[RATE : 2 * RATE])
+
+
+def test_an_address_is_named_as_one():
+    with pytest.raises(AudioError, match=r"'https://example\.org/a\.wav' is an address, and nothing is fetched"):
+        load_audio("https://example.org/a.wav")
 
 
 HEADERS = {"channels": (22, "H"), "rate": (24, "I"), "frame": (32, "H"), "width": (34, "H")}

@@ -1,5 +1,8 @@
 """Saving and loading: every architecture exactly, the auto classes, and what is refused."""
 
+import re
+import shutil
+
 import pytest
 import tiny
 import torch
@@ -265,3 +268,32 @@ class TestFromPretrainedParts:
         )
         with pytest.raises(ValueError, match="gives other logits inside PART"):
             PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, **SETTINGS)
+
+
+DAMAGE = {
+    "not UTF-8": ("processor_config.json", lambda text: text.encode("utf-16"), "processor"),
+    "not JSON": ("tokenizer.json", lambda text: text[:-9].encode(), "processor"),
+    "a decoder of no kind": ("tokenizer.json", lambda text: text.replace('"ByteLevel"', '"Bytes"').encode(), "processor"),
+    "null": ("tokenizer_config.json", lambda text: b"null", "processor"),
+    "no language model": ("config.json", lambda text: text.replace('"text_config"', '"text"').encode(), "model"),
+    "a size in words": ("config.json", lambda text: re.sub(r'("adapter_output_scale"): [^,]*', r'\1: "a"', text).encode(), "model"),
+    "a token in words": ("generation_config.json", lambda text: re.sub(r'"eos_token_id": \[[^]]*', r'"eos_token_id": ["a"', text).encode(), "model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named(damage, tiny_checkpoint, tmp_path):
+    name, change, part = DAMAGE[damage]
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    text = (folder / name).read_text()
+    (folder / name).write_bytes(change(text))
+    assert (folder / name).read_bytes() != text.encode()
+    load = PARTProcessor.from_pretrained if part == "processor" else PARTForSpeechSeq2Seq.from_pretrained
+    with pytest.raises((ValueError, OSError), match=f"{re.escape(str(folder))}|adapter_output_scale|text_config"):
+        load(folder)
+
+
+def test_a_wrong_argument_is_no_damage(tiny_checkpoint):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dtipe'"):
+        PARTForSpeechSeq2Seq.from_pretrained(tiny_checkpoint, dtipe="float32")

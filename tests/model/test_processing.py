@@ -236,6 +236,9 @@ class TestPrompt:
             processor(task="mt", source_text=" ", target_lang="fr")
         with pytest.raises(ValueError, match="`text`, the answer to learn, is empty"):
             processor(sine(0.1), text="  ")
+        for name, value in (("source_lang", {"a": 1}), ("text", 7), ("prompt", [None, 3.5]), ("source_text", True)):
+            with pytest.raises(ValueError, match=rf"`{name}` holds .*; give text, or None"):
+                processor(sine(0.1), **{name: value})
         with pytest.raises(ValueError, match="give one value or one per row"):
             processor([sine(0.1)] * 3, source_lang=["en", "fr"])
         with pytest.raises(TypeError, match="langauge"):
