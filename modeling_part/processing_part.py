@@ -143,6 +143,10 @@ class PARTProcessor(ConventionalProcessor):
         columns = {"task": task, "source_lang": source_lang, "target_lang": target_lang}
         columns |= {"source_text": source_text, "prompt": prompt, "context": context}
         clips, texts = as_list(audio), as_list(text)
+        written = columns if options.of_tokenizer.get("is_split_into_words") else {"text": text, **columns}
+        for name, value in written.items():
+            if strange := [one for one in as_list(value) if one is not None and not isinstance(one, str)]:
+                raise ValueError(f"`{name}` holds {strange[0]!r}, a {type(strange[0]).__name__}; give text, or None.")
         is_plain = text is not None and all(value is None for value in columns.values())
         # With a task or a language beside it, a text is an answer whatever it holds.
         if options.with_offsets or (
@@ -152,11 +156,7 @@ class PARTProcessor(ConventionalProcessor):
         if refused := [name for name in ONLY_OF_PROMPTS if options.of_tokenizer.get(name)]:
             raise ValueError(f"{refused} can be asked of whole prompts only, not of rows of a task.")
         columns["task"] = "asr" if task is None else task
-        texts_of_rows = {"text": texts, **{name: as_list(value) for name, value in columns.items()}}
-        for name, values in texts_of_rows.items():
-            if strange := [value for value in values if value is not None and not isinstance(value, str)]:
-                raise ValueError(f"`{name}` holds {strange[0]!r}, a {type(strange[0]).__name__}; give text, or None.")
-        rows = broadcast(audio=clips, **texts_of_rows)
+        rows = broadcast(audio=clips, text=texts, **{name: as_list(value) for name, value in columns.items()})
         features = [
             self.extract_features(row["audio"], options.sampling_rate) for row in rows if row["audio"] is not None
         ]
