@@ -18,7 +18,7 @@ from .conventions_part import (
     convert,
 )
 from .damage_part import explain_damage
-from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS
+from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, code_of, task_of
 from .templates_part import freeze_clock
 
 
@@ -116,8 +116,10 @@ class PARTProcessor(ConventionalProcessor):
         Args:
             audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `{"array", "sampling_rate"}`, an `AudioDecoder` of
                 datasets, `(samples,)` or `(channels, samples)` array or tensor. None for `task="mt"`.
-            task: `"asr"` (when None), `"s2tt"` or `"mt"`; one for all or one per row, as are the next six.
-            source_lang: BCP-47 code of the speech or the source text; None: not named in the prompt.
+            task: `"asr"` (when None; also `"transcribe"`), `"s2tt"` (`"translate"`) or `"mt"`; one for all or one per row,
+                as are the next six.
+            source_lang: BCP-47 code or English name of the speech's or the source text's language; None: not named in the
+                prompt.
             target_lang: BCP-47 code of the answer; not needed for `"asr"`.
             text: the answer. Gives `labels` that cover the answer and its end token only. Where it holds the
                 `audio_token`, or there is no audio, and none of the other arguments is given, it is instead a whole
@@ -157,6 +159,9 @@ class PARTProcessor(ConventionalProcessor):
             raise ValueError(f"{refused} can be asked of whole prompts only, not of rows of a task.")
         columns["task"] = "asr" if task is None else task
         rows = broadcast(audio=clips, text=texts, **{name: as_list(value) for name, value in columns.items()})
+        for row in rows:  # Whisper's words
+            row |= {"task": task_of(row["task"])}
+            row |= {name: code_of(row[name]) for name in ("source_lang", "target_lang")}
         features = [
             self.extract_features(row["audio"], options.sampling_rate) for row in rows if row["audio"] is not None
         ]

@@ -55,7 +55,7 @@ _CODES = {name.casefold(): code for code, name in LANGUAGE_NAMES.items()} | {"ma
 
 def task_of(word: str) -> str:
     """A task as PART names it, of its own name or Whisper's (`transcribe`, `translate`); anything else as it is."""
-    return TASK_WORDS.get(word, word)
+    return TASK_WORDS.get(word, word) if isinstance(word, str) else word
 
 
 def code_of(language: str | None) -> str | None:

@@ -559,3 +559,14 @@ class TestAgreementWithTheModel:
             assert len(embeds) == (batch["input_ids"] == processor.audio_token_id).sum()
 
         check()
+
+
+def test_whispers_words_are_understood(processor):
+    clip = np.full(16000, 0.1, dtype=np.float32)
+    pairs = [
+        ({"task": "transcribe", "source_lang": "French"}, {"task": "asr", "source_lang": "fr"}),
+        ({"task": ["translate", "transcribe"], "source_lang": "french", "target_lang": ["English", None]},
+         {"task": ["s2tt", "asr"], "source_lang": "fr", "target_lang": ["en", None]}),
+    ]  # fmt: skip
+    for words, codes in pairs:
+        assert torch.equal(processor(clip, **words)["input_ids"], processor(clip, **codes)["input_ids"])
