@@ -103,7 +103,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         return stage.take_copy(alike, rows, args)
     if args.cache_encoder_outputs:
         cache_encoder_outputs(trainer, recipe)
-    stage.begin()
+    stage.begin(trainer)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
         stage.leave(trainer.state)

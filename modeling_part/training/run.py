@@ -40,6 +40,7 @@ from .lock import only_run_in
 from .monitoring import GenerationMonitor, report_metrics
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import is_checkpoint, remove_set_aside, set_aside, written_by_training
+from .trackers import continue_trackers
 from .trainer import PARTTrainer
 
 
@@ -198,12 +199,22 @@ class StageRun:
                 f"{free / 2**30:.1f} GiB are free: make room, set another `output_dir`, or lower `save_total_limit`."
             )
 
-    def begin(self) -> None:
+    def begin(self, trainer: PARTTrainer) -> None:
         """Training is about to begin: what an earlier one has left is set aside, if this one does not go on from it."""
         state = PartialState()
+        continue_trackers(trainer, self._steps_before(), self.folder.parent)
         if self.restarts and state.is_main_process:
             set_aside(self.folder)
         state.wait_for_everyone()
+
+    def _steps_before(self) -> int:
+        """Optimizer steps of the stages that this one follows."""
+        steps, folder = 0, self.parent
+        while folder is not None and (folder / "stage.json").is_file():
+            record = read_stage_json(folder)
+            steps += record["hyperparameters"].get("num_steps") or 0
+            folder = self.folder.parent / record["parent"] if record.get("parent") else None
+        return steps
 
     def find_copy(self, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> Path | None:
         """`--reuse_runs`: the folder of a stage of another run that was trained exactly alike; streams never are."""

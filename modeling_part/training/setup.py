@@ -111,7 +111,7 @@ def stage_arguments(
     stage_args.max_steps = steps
     stage_args.warmup_steps = math.ceil(stage.warmup_ratio * steps)
     stage_args.learning_rate = max(stage.learning_rates.values())
-    stage_args.run_name = f"{args.run_name or Path(args.output_dir).name}-{stage.name}"
+    stage_args.run_name = args.run_name or Path(args.output_dir).name  # one run for all stages (see `trackers`)
     stage_args.ignore_data_skip = batches.is_streamed  # a stream begins at the step where training stopped
     stage_args.push_to_hub = False  # publishing is per finished stage, not Trainer's
     return stage_args
