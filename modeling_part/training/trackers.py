@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 
@@ -26,7 +26,7 @@ class OfTheRun:
         if not event.startswith("on_"):
             raise AttributeError(event)
 
-        def hand_on(args, state, control, **kwargs):
+        def hand_on(args, state, control, **kwargs) -> TrainerControl | None:
             shown = copy.copy(state)
             shown.global_step += self.steps
             return getattr(self.callback, event)(args, shown, control, **kwargs)

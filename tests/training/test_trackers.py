@@ -8,13 +8,10 @@ from modeling_part.training.trackers import continue_trackers
 
 def test_the_steps_go_on_through_the_stages(tmp_path, monkeypatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    model, processor = tiny_training.tiny_model()
     for number, name in enumerate(("adapter", "joint")):
         trainer = tiny_training.make_trainer(
             tmp_path / name,
             tiny_training.joint_stage(),
-            model=model,
-            processor=processor,
             steps=3,
             report_to=["tensorboard"],
         )
