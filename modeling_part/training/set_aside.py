@@ -13,7 +13,7 @@ ASIDE = "set_aside"
 
 # What training writes into a stage's folder; anything else there is the user's and stays where it is.
 WRITTEN = re.compile(
-    r"stage\.json|log_history\.json|training_args\.bin|report\.(json|md|html)|alignments\.json"
+    r"stage\.json|log_history\.json|training_args\.bin|report\.(json|md|html)|alignments\.json|loss\.png"
     r"|predictions(_unnamed)?\.jsonl(\.part-\d+)?"
     r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(generation_|processor_|preprocessor_)?config\.json"
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
