@@ -251,6 +251,14 @@ def models(options: argparse.Namespace) -> None:
     make_checkpoints(options.folder, options.wheels)
 
 
+def convert_encoder(options: argparse.Namespace) -> None:
+    """A SAN-M encoder's folder."""
+    from .quickstart.encoders import convert_encoder
+
+    encoder = convert_encoder(options.source, options.folder, revision=options.revision)
+    print(f"{options.folder}: {type(encoder).__name__}, {encoder.num_parameters():,} parameters")
+
+
 def _device(name: str) -> str:
     """A device that is there; asked for, and torch loaded, only where one is named."""
     import torch
@@ -312,6 +320,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--port", type=int, default=7860)
     verb.add_argument("--max_minutes", type=float, default=60.0, help="longest recording (default 60)")
     verb.add_argument("--share", action="store_true", help=argparse.SUPPRESS)  # refused, with what to do instead
+    verb = _add(verbs, convert_encoder, "an encoder folder of FunASR's SenseVoice-Small, or of a Fun-ASR-Nano")
+    verb.add_argument("source", help="FunASR's folder (model.pt, config.yaml, am.mvn); for Fun-ASR-Nano also a Hub id")
+    verb.add_argument("folder", type=Path, help="new; a recipe names it as `audio_model`")
+    verb.add_argument("--revision", help="of a repository on the Hub")
     _add_quickstart(_add_group(verbs, "quickstart", "speech and pretrained parts from package registries"))
     return parser
 
@@ -377,7 +389,8 @@ def _add_quickstart(sources: argparse._SubParsersAction) -> None:
 
 def _add(verbs: argparse._SubParsersAction, run: Callable, summary: str) -> argparse.ArgumentParser:
     sentence = f"{summary[0].upper()}{summary[1:]}."
-    verb = verbs.add_parser(run.__name__, help=summary, description=sentence, allow_abbrev=False)
+    name = run.__name__.replace("_", "-")
+    verb = verbs.add_parser(name, help=summary, description=sentence, allow_abbrev=False)
     if run is train:  # train_part.py has one of its own
         verb.set_defaults(debug=False)
     else:

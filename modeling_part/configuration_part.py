@@ -12,6 +12,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
+from .san_m_part import SenseVoiceEncoderConfig
+
 
 # Convolutions between the input features and the encoder's frames, as (kernel, stride, padding) in order, for the
 # encoders that do not list them in their own config. An encoder that is in neither place keeps its input length.
@@ -22,7 +24,7 @@ ENCODER_CONVOLUTIONS = {
 }
 
 # Encoders that transformers runs on a fixed 30 s window and that PART can run on the clip's own length.
-FIXED_WINDOW_ENCODERS = ("whisper", "qwen2_audio_encoder")
+FIXED_WINDOW_ENCODERS = ("whisper", "qwen2_audio_encoder", "voxtral_encoder")
 
 
 def convolved_length(length: int | torch.Tensor, convolutions: list[list[int]]) -> int | torch.Tensor:
@@ -50,8 +52,8 @@ class PARTConfig(PreTrainedConfig):
 
     Args:
         audio_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the speech encoder: any that `AutoModel` maps to a model that yields frames. Whisper,
-            Qwen2-Audio's encoder, the SenseVoice/Fun-ASR-Nano encoder and the wav2vec2 family are tested.
+            Configuration of the speech encoder: any that `AutoModel` maps to a model that yields frames. Those of Whisper,
+            Qwen2-Audio, Voxtral, SenseVoice and Fun-ASR-Nano, the wav2vec2 family and w2v-BERT are tested.
             Layer drop and the encoder's own SpecAugment are switched off: both would make training differ from the
             recipe silently. Defaults to Whisper.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -68,7 +70,7 @@ class PARTConfig(PreTrainedConfig):
 
             | encoder | frames | stride 4 | stride 2 | stride 1 |
             |---|---|---|---|---|
-            | Whisper, wav2vec2, HuBERT, WavLM, w2v-BERT | 50 Hz | 12.5 Hz | 25 Hz | 50 Hz |
+            | Whisper, Voxtral, wav2vec2, HuBERT, WavLM, w2v-BERT | 50 Hz | 12.5 Hz | 25 Hz | 50 Hz |
             | Qwen2-Audio | 25 Hz | 6.25 Hz | 12.5 Hz | 25 Hz |
             | SenseVoice / Fun-ASR-Nano (SAN-M) | 16.7 Hz | 4.2 Hz | 8.3 Hz | 16.7 Hz |
         adapter_dropout (`float`, defaults to 0.0): Dropout in the adapter's layers.
@@ -214,6 +216,9 @@ class PARTConfig(PreTrainedConfig):
         """All convolutions between the input features and the audio tokens; the processor keeps a copy."""
         return [*self.encoder_convolutions, self.adapter_convolution]
 
+
+# An encoder that transformers does not have. `exist_ok`: a checkpoint's own code may be loaded beside the package.
+AutoConfig.register(SenseVoiceEncoderConfig.model_type, SenseVoiceEncoderConfig, exist_ok=True)
 
 # `transformers serve` looks a model's type up in this table, which registration with the Auto classes leaves as it is.
 MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[PARTConfig.model_type] = "PARTForSpeechSeq2Seq"

@@ -12,11 +12,13 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+from transformers.models.voxtral.modeling_voxtral import VoxtralEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_part import ENCODER_CONVOLUTIONS, PARTConfig, convolved_length
+from .san_m_part import SAN_M_ENCODERS
 
 
 def lengths_to_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
@@ -151,6 +153,12 @@ class PARTWhisperEncoder(VariableLengthEncoderMixin, WhisperEncoder):
     _no_split_modules: ClassVar = ["WhisperEncoderLayer"]
 
 
+class PARTVoxtralEncoder(VariableLengthEncoderMixin, VoxtralEncoder):
+    """Voxtral's encoder on clips of any length up to 30 s. Source: transformers `models/voxtral`."""
+
+    _no_split_modules: ClassVar = ["VoxtralEncoderLayer"]
+
+
 class PARTQwen2AudioEncoder(VariableLengthEncoderMixin, Qwen2AudioEncoder):
     """Qwen2-Audio's encoder on clips of any length up to 30 s. Source: transformers `models/qwen2_audio`."""
 
@@ -164,7 +172,12 @@ class PARTQwen2AudioEncoder(VariableLengthEncoderMixin, Qwen2AudioEncoder):
 
 def build_audio_tower(config: PARTConfig) -> PreTrainedModel:
     """The encoder of `config.audio_config`, on the meta device or not, without weights."""
-    classes = {"whisper": PARTWhisperEncoder, "qwen2_audio_encoder": PARTQwen2AudioEncoder}
+    classes = {
+        "whisper": PARTWhisperEncoder,
+        "qwen2_audio_encoder": PARTQwen2AudioEncoder,
+        "voxtral_encoder": PARTVoxtralEncoder,
+        **SAN_M_ENCODERS,
+    }
     encoder_class = classes.get(config.audio_config.model_type)
     if encoder_class is not None:
         return encoder_class._from_config(config.audio_config)

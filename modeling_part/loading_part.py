@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from .configuration_part import PARTConfig
+from .fbank_part import PARTFbankFeatureExtractor
 from .processing_part import PARTProcessor
+from .san_m_part import SAN_M_ENCODERS
 from .templates_part import without_thinking
 
 
@@ -150,12 +152,14 @@ def load_parts(
         raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
     tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
     tokenizer.chat_template = without_thinking(tokenizer.chat_template)
-    feature_extractor = AutoFeatureExtractor.from_pretrained(audio_model, revision=revision_audio)
     attention = {"attn_implementation": attn_implementation}
     causal_lm = load_part(AutoModelForCausalLM, language_model, revision=revision_language, dtype=dtype, **attention)
     encoder = load_part(
         AutoModel, audio_model, find=find_encoder, revision=revision_audio, dtype=causal_lm.dtype, **attention
     )
+    extractors = dict.fromkeys(SAN_M_ENCODERS, PARTFbankFeatureExtractor)  # transformers' own needs torchaudio
+    extractor_class = extractors.get(encoder.config.model_type, AutoFeatureExtractor)
+    feature_extractor = extractor_class.from_pretrained(audio_model, revision=revision_audio)
     if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
     adapter_settings.setdefault("adapter_output_scale", embedding_scale(causal_lm))

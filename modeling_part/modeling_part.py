@@ -142,12 +142,8 @@ class PARTModel(PARTPreTrainedModel):
             input_features_mask = None  # the original attends to the padding of its 30 s window
         if getattr(audio_config, "feat_extract_norm", None) == "group" and input_features_mask is not None:
             return self._encode_one_by_one(input_features, input_features_mask, **kwargs)
-        arguments = {self.audio_tower.main_input_name: input_features, "attention_mask": input_features_mask}
-        if audio_config.model_type == "fun_asr_nano_encoder":
-            if input_features_mask is None:
-                input_features_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.long)
-            arguments = {"input_features": input_features, "input_features_mask": input_features_mask}
-        return self.audio_tower(**arguments, **kwargs)
+        features = {self.audio_tower.main_input_name: input_features}
+        return self.audio_tower(**features, attention_mask=input_features_mask, **kwargs)
 
     def _encode_one_by_one(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor, **kwargs

@@ -11,7 +11,9 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     HubertConfig,
+    OPTConfig,
     PhiConfig,
+    VoxtralEncoderConfig,
     Wav2Vec2BertConfig,
     WavLMConfig,
 )
@@ -36,7 +38,16 @@ def wav2vec2_family(config_class, norm: str):
 AUDIO_CONFIGS = {
     "whisper": tiny.tiny_audio_config,
     "qwen2_audio": lambda: tiny.tiny_audio_config("qwen2_audio"),
+    "voxtral": lambda: VoxtralEncoderConfig(
+        num_mel_bins=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_source_positions=50 * tiny.WHISPER_WINDOW,
+    ),
     "fun_asr_nano": lambda: tiny.tiny_audio_config("fun_asr_nano"),
+    "sense_voice": lambda: tiny.tiny_audio_config("sense_voice"),
     "wav2vec2": lambda: tiny.tiny_audio_config("wav2vec2"),
     "wav2vec2_group": lambda: wav2vec2_family(type(tiny.tiny_audio_config("wav2vec2")), "group"),
     "hubert": lambda: wav2vec2_family(HubertConfig, "layer"),
@@ -50,6 +61,8 @@ AUDIO_CONFIGS = {
         feature_projection_input_dim=24,
     ),
 }
+
+MEL_FIRST = ("whisper", "qwen2_audio", "voxtral")  # whose features are (mel bins, steps), others' (steps, ...)
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -66,6 +79,17 @@ TEXT_CONFIGS = {
     # Learned positions, and a base model that is not called `model`.
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=1024,
+        eos_token_id=2,
+        pad_token_id=0,
     ),
     "gpt_neox": lambda: GPTNeoXConfig(**SHAPE),
     "phi": lambda: PhiConfig(**SHAPE),  # its head has a bias
@@ -96,7 +120,8 @@ def build(audio: str = "whisper", text: str = "qwen2", seed: int = 0, **settings
 def random_clips(kind: str, lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
     """Unpadded features of each clip, time first: mel frames, or samples for the wav2vec2 family."""
     generator = torch.Generator().manual_seed(seed)
-    width = {"whisper": (20,), "qwen2_audio": (20,), "fun_asr_nano": (140,), "w2v_bert": (24,)}.get(kind, ())
+    width = dict.fromkeys(MEL_FIRST, (20,)) | {"fun_asr_nano": (140,), "sense_voice": (140,), "w2v_bert": (24,)}
+    width = width.get(kind, ())
     scale = 1 if width else 40
     return [torch.randn(length * scale, *width, generator=generator) for length in lengths]
 
@@ -108,7 +133,7 @@ def batch_clips(kind: str, clips: list[torch.Tensor], extra: int = 0) -> tuple[t
     )
     features = features.transpose(0, 1)[:-1]
     mask = (torch.arange(features.shape[1]) < torch.tensor([[len(clip)] for clip in clips])).long()
-    return (features.transpose(1, 2) if kind in ("whisper", "qwen2_audio") else features), mask
+    return (features.transpose(1, 2) if kind in MEL_FIRST else features), mask
 
 
 def tokens_of(model: PARTForSpeechSeq2Seq, clip: torch.Tensor) -> int:

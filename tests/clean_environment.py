@@ -5,6 +5,8 @@ cores, and sums over several threads differ in the last bit. Tests that talk to 
 """
 
 import os
+import site
+from pathlib import Path
 
 
 os.environ |= {
@@ -19,3 +21,14 @@ USERS += ("TRANSFORMERS_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "ACC
 for name in USERS:
     os.environ.pop(name, None)
     os.environ.pop(name.lower(), None)
+
+
+def installed_packages(folder: Path) -> Path:
+    """A folder with links to every installed package but this one."""
+    folder.mkdir()
+    for packages in site.getsitepackages():
+        for path in Path(packages).iterdir():
+            ours = path.name.startswith(("modeling_part", "train_part", "__editable__"))
+            if not ours and path.suffix != ".pth" and not (folder / path.name).exists():
+                (folder / path.name).symlink_to(path)
+    return folder

@@ -40,6 +40,7 @@ def test_the_verbs_are_those_of_the_documentation():
         *(f"analyze {name}" for name in ("gradients", "probes", "drift")),
         "publish",
         "demo",
+        "convert-encoder",
         "quickstart",
         *(f"quickstart {name}" for name in ("speech", "digits", "models")),
     }

@@ -26,7 +26,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 from transformers.models.auto import AutoModel, AutoModelForCausalLM
-from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
+
+from modeling_part.fbank_part import PARTFbankFeatureExtractor
+from modeling_part.san_m_part import SenseVoiceEncoderConfig
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -81,13 +83,13 @@ def tiny_tokenizer(pad_token: str = "<|endoftext|>", extra_tokens: Sequence[str]
 
 
 def tiny_feature_extractor(kind: str = "whisper"):
-    """The feature extractor that fits `tiny_audio_config(kind)`; "fun_asr_nano" raises ImportError without torchaudio."""
+    """The feature extractor that fits `tiny_audio_config(kind)`."""
     if kind == "whisper":
         return WhisperFeatureExtractor(feature_size=20, chunk_length=WHISPER_WINDOW)
     if kind == "qwen2_audio":
         return WhisperFeatureExtractor(feature_size=20, chunk_length=WHISPER_WINDOW, return_attention_mask=True)
-    if kind == "fun_asr_nano":
-        return FunAsrNanoFeatureExtractor(feature_size=20)
+    if kind in ("fun_asr_nano", "sense_voice"):
+        return PARTFbankFeatureExtractor(feature_size=20)
     if kind == "wav2vec2":
         return Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=True)
     raise ValueError(f"Unknown tiny encoder {kind!r}; known: {', '.join(AUDIO_KINDS)}.")
@@ -97,7 +99,7 @@ def tiny_feature_extractor(kind: str = "whisper"):
 # Configurations
 # --------------------------------------------------------------------------------------------------------------------
 
-AUDIO_KINDS = ("whisper", "qwen2_audio", "fun_asr_nano", "wav2vec2")
+AUDIO_KINDS = ("whisper", "qwen2_audio", "fun_asr_nano", "sense_voice", "wav2vec2")
 TEXT_KINDS = ("qwen2", "llama")
 
 
@@ -110,12 +112,13 @@ def tiny_audio_config(kind: str = "whisper", **overrides) -> PreTrainedConfig:
         return WhisperConfig(**settings | overrides)
     if kind == "qwen2_audio":
         return Qwen2AudioEncoderConfig(**_whisper_encoder_settings() | overrides)
-    if kind == "fun_asr_nano":
+    if kind in ("fun_asr_nano", "sense_voice"):
+        config_class = FunAsrNanoEncoderConfig if kind == "fun_asr_nano" else SenseVoiceEncoderConfig
         settings = dict(
             num_mel_bins=20, hidden_size=16, num_attention_heads=2, intermediate_size=32, fsmn_kernel_size=3
         )
         settings |= dict(num_hidden_layers=3, num_timestamp_prediction_layers=1, hidden_dropout=0.0)
-        return FunAsrNanoEncoderConfig(**settings | dict(attention_dropout=0.0) | overrides)
+        return config_class(**settings | dict(attention_dropout=0.0) | overrides)
     if kind == "wav2vec2":
         dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
         settings = dict.fromkeys(dropouts, 0.0) | dict(layerdrop=0.0, apply_spec_augment=False)

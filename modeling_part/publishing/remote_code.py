@@ -20,6 +20,7 @@ MODEL_AUTO_MAP = {
     "AutoModelForMultimodalLM": "modeling_part.PARTForSpeechSeq2Seq",
 }
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_part.PARTProcessor"}
+FEATURES_AUTO_MAP = {"AutoFeatureExtractor": "fbank_part.PARTFbankFeatureExtractor"}
 ARCHITECTURE = "PARTForSpeechSeq2Seq"
 # The files at the root of the package that are named so are the code of a checkpoint.
 CODE_FILES = tuple(sorted(path.name for path in Path(__file__).resolve().parents[1].glob("*_part.py")))
@@ -66,6 +67,9 @@ def add_remote_code(folder: str | Path) -> list[Path]:
     check_architecture(configs["config.json"], folder)
     configs["config.json"] |= {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
     configs["processor_config.json"]["auto_map"] = PROCESSOR_AUTO_MAP
+    features = configs["processor_config.json"].get("feature_extractor", {})
+    if features.get("feature_extractor_type") == FEATURES_AUTO_MAP["AutoFeatureExtractor"].split(".")[1]:
+        features["auto_map"] = FEATURES_AUTO_MAP  # others are transformers' own
     for name, content in configs.items():
         write_json(folder / name, content)
     return [_copy(module, folder) for module in code_files()]

@@ -55,7 +55,6 @@ from processors import ASKING, INSTRUCTIONS, SAMPLING_RATE, AnswerCollator, part
 from side_by_side import COST_COLUMNS, Worker, add_speeds, peak_gib, show, write
 from speech_models import SPEECH_MODELS, TOKENS_PER_SECOND, VOCABULARIES, build, make_batches
 from transformers import (
-    FunAsrNanoFeatureExtractor,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -68,6 +67,7 @@ from modeling_part.data.budget import Budget
 from modeling_part.data.collator import PARTCollator, count_tokens
 from modeling_part.data.mixture import Mixture, RowTable
 from modeling_part.data.sampling import TaskBatchSampler
+from modeling_part.fbank_part import PARTFbankFeatureExtractor
 from modeling_part.recipes.arguments import PARTTrainingArguments
 from modeling_part.recipes.stages import BUILT_IN_STAGES
 from modeling_part.training.freezing import set_trainable
@@ -76,7 +76,7 @@ from modeling_part.training.trainer import PARTTrainer
 
 LEARNING_RATE = 1e-4
 LONGEST_SECONDS = 20.0  # of make_batches
-PART_EXTRACTORS = {"part_sanm": FunAsrNanoFeatureExtractor, "part_whisper": WhisperFeatureExtractor}
+PART_EXTRACTORS = {"part_sanm": PARTFbankFeatureExtractor, "part_whisper": WhisperFeatureExtractor}
 MODELS = (*ASKING, *PART_EXTRACTORS)
 
 

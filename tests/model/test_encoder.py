@@ -21,10 +21,11 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+from transformers.models.voxtral.modeling_voxtral import VoxtralEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_part.configuration_part import convolved_length
-from modeling_part.encoder_part import PARTQwen2AudioEncoder, PARTWhisperEncoder
+from modeling_part.encoder_part import PARTQwen2AudioEncoder, PARTVoxtralEncoder, PARTWhisperEncoder
 
 
 class TestPadding:
@@ -110,7 +111,7 @@ class TestPadding:
         torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)
 
     @pytest.mark.parametrize(
-        "kind", ["whisper", "qwen2_audio", "fun_asr_nano", "wav2vec2", "wav2vec2_group", "w2v_bert"]
+        "kind", ["whisper", "qwen2_audio", "sense_voice", "wav2vec2", "wav2vec2_group", "w2v_bert"]
     )
     def test_greedy_generation(self, kind):
         model = build(kind)
@@ -119,7 +120,7 @@ class TestPadding:
         for index in range(len(LENGTHS)):
             assert generated(model, row_of(inputs, index), max_new_tokens=8)[0] == batched[index]
 
-    @pytest.mark.parametrize("kind", ["whisper", "fun_asr_nano"])
+    @pytest.mark.parametrize("kind", ["whisper", "fun_asr_nano", "sense_voice"])
     @torch.no_grad()
     def test_eager_attention_equals_sdpa(self, kind):
         model = build(kind)
@@ -135,7 +136,11 @@ class TestOriginalEncoders:
 
     @pytest.mark.parametrize(
         ("kind", "ours", "original"),
-        [("whisper", PARTWhisperEncoder, WhisperEncoder), ("qwen2_audio", PARTQwen2AudioEncoder, Qwen2AudioEncoder)],
+        [
+            ("whisper", PARTWhisperEncoder, WhisperEncoder),
+            ("qwen2_audio", PARTQwen2AudioEncoder, Qwen2AudioEncoder),
+            ("voxtral", PARTVoxtralEncoder, VoxtralEncoder),
+        ],
     )
     @torch.no_grad()
     def test_full_window(self, kind, ours, original):
@@ -169,7 +174,7 @@ class TestOriginalEncoders:
 
     def test_wrapped_classes_are_present(self):
         """FSDP and device maps wrap by these names; a name that is not there raises."""
-        for kind in ("whisper", "qwen2_audio"):
+        for kind in ("whisper", "qwen2_audio", "voxtral"):
             model = build(kind)
             present = {type(module).__name__ for module in model.modules()}
             assert set(model._no_split_modules) <= present, kind
@@ -195,7 +200,7 @@ def varlen_attention(monkeypatch):
 
 class TestPackedClips:
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-    @pytest.mark.parametrize("audio", ["whisper", "qwen2_audio", "fun_asr_nano"])
+    @pytest.mark.parametrize("audio", ["whisper", "qwen2_audio", "voxtral", "fun_asr_nano"])
     def test_clips_packed_into_one_row(self, audio, attention):
         """The same frames, embeddings and gradients; the layers of Whisper's encoder and of the adapter see no padding."""
         model = build(audio)

@@ -7,7 +7,7 @@ import torch
 from architectures import AUDIO_TOKEN, LENGTHS, build, inputs_of, random_clips
 
 
-ENCODERS = ["whisper", "qwen2_audio", "fun_asr_nano", "wav2vec2"]
+ENCODERS = ["whisper", "qwen2_audio", "fun_asr_nano", "sense_voice", "wav2vec2"]
 
 
 def slow_except_first(kinds: list[str]) -> list:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import site
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from clean_environment import installed_packages
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from test_publishing import REPO, TOKEN, stage_info
@@ -84,17 +84,6 @@ def test_the_installed_package_comes_before_the_code_in_the_folder(tiny_checkpoi
     add_remote_code(folder)
     model = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
     assert type(model) is PARTForSpeechSeq2Seq
-
-
-def installed_packages(folder: Path) -> Path:
-    """A folder with links to every installed package but this one."""
-    folder.mkdir()
-    for packages in site.getsitepackages():
-        for path in Path(packages).iterdir():
-            ours = path.name.startswith(("modeling_part", "train_part", "__editable__"))
-            if not ours and path.suffix != ".pth" and not (folder / path.name).exists():
-                (folder / path.name).symlink_to(path)
-    return folder
 
 
 @pytest.fixture(scope="module")
