@@ -200,7 +200,8 @@ def recipes(made, chance: random.Random, folder: Path) -> tuple[str, str]:
     def parse():
         parsed = parse_recipe([str(path)])
         written = yaml.safe_load(path.read_bytes())
-        held = {name: value for group in vars(parsed).values() for name, value in vars(group).items()}
+        groups = [parsed.model, parsed.data, parsed.training]
+        held = {name: value for group in groups for name, value in vars(group).items()}
         for name, value in written.items():
             plain = (str, int, float, list)
             if (
