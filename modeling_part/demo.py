@@ -3,7 +3,8 @@
 
     part demo CHECKPOINT
 
-needs `pip install modeling-part[demo]`. Nothing leaves the machine: no share link, no analytics, no web fonts.
+Sound of phones and videos (m4a, mp4, webm) needs `pip install modeling-part[demo]`. Nothing leaves the machine: no share
+link, no analytics, no web fonts.
 """
 
 import html
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gradio
 import numpy as np
 from transformers import StoppingCriteria, StoppingCriteriaList, pipeline
 
@@ -25,12 +27,6 @@ from .audio_part import AudioError, audio_seconds, load_audio
 from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices
 from .pipeline_part import PARTPipeline
 from .publishing.privacy import without_local_paths
-
-
-try:
-    import gradio
-except ImportError as error:
-    raise ImportError("The demo needs gradio: `pip install modeling-part[demo]`.") from error
 
 
 logger = logging.getLogger(__name__)
@@ -129,7 +125,7 @@ def _errors_shown() -> Iterator[None]:
         yield
     except AudioError as error:
         logger.warning("A recording could not be read: %s", error)
-        raise _shown(f"This file cannot be used: {error.reason}. Give WAV, FLAC, MP3, M4A, MP4 or WebM.") from None
+        raise _shown(f"This file cannot be used: {error.reason}. WAV, FLAC, MP3 and Ogg always can.") from None
     except ValueError as error:
         raise _shown(without_local_paths(str(error), Path.cwd())) from None
     except Exception as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import browser
+import gradio
 import numpy as np
 import pytest
 import soundfile
@@ -24,14 +25,11 @@ from numpy.random import default_rng
 from tiny import REPOSITORY
 from transformers import pipeline
 
-
-gradio = pytest.importorskip("gradio", reason="the demo needs gradio: pip install .[demo]")
-
-from modeling_part.data.checking import RowFilters  # noqa: E402
-from modeling_part.data.corpus_spec import CorpusSpec  # noqa: E402
-from modeling_part.data.stored_corpora import load_corpora  # noqa: E402
-from modeling_part.demo import about, answer, build_page, check_address, serve, to_srt  # noqa: E402
-from modeling_part.demo_checkpoint import (  # noqa: E402
+from modeling_part.data.checking import RowFilters
+from modeling_part.data.corpus_spec import CorpusSpec
+from modeling_part.data.stored_corpora import load_corpora
+from modeling_part.demo import about, answer, build_page, check_address, serve, to_srt
+from modeling_part.demo_checkpoint import (
     Checkpoint,
     find_checkpoint,
     find_examples,
@@ -40,7 +38,11 @@ from modeling_part.demo_checkpoint import (  # noqa: E402
 
 
 try:
-    from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
+    from selenium.common.exceptions import (
+        ElementClickInterceptedException,
+        ElementNotInteractableException,
+        StaleElementReferenceException,
+    )
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 except ImportError:
@@ -421,7 +423,13 @@ def _upload(page, path: Path):
 def _choose(page, dropdown: str, name: str):
     """Open a dropdown and choose; the page may replace its elements while it rearranges itself."""
     waiting = WebDriverWait(
-        page, PATIENCE, ignored_exceptions=[StaleElementReferenceException, ElementNotInteractableException]
+        page,
+        PATIENCE,
+        ignored_exceptions=[
+            StaleElementReferenceException,
+            ElementNotInteractableException,
+            ElementClickInterceptedException,
+        ],
     )
 
     def choose(driver) -> bool:
