@@ -18,7 +18,7 @@ from .files import write_result
 
 
 # What a checkpoint's tensors belong to; the rest (embeddings, blocks, head) is the language model.
-PART_PATTERNS = {"adapter": r"^model\.adapter\.", "encoder": r"^model\.audio_tower\."}
+PART_PATTERNS = {"adapter": r"^(model\.adapter|alignment_head)\.", "encoder": r"^model\.audio_tower\."}
 
 
 def weight_drift(checkpoint: str | Path, since: str | Path) -> dict:

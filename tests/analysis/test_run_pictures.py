@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_part.__main__ import main
+from modeling_part.analysis.drift import weight_drift
 from modeling_part.data.checking import RowFilters
 from modeling_part.data.corpus_spec import CorpusSpec
 from modeling_part.data.stored_corpora import load_corpora
@@ -19,7 +20,13 @@ def test_a_report_with_analyses(tmp_path, tiny_checkpoint, tiny_corpus, capsys):
         shutil.copytree(tiny_checkpoint, run / name)
         record = {"parent": parent, "trainable_parameters": {"adapter": 1}, "data": {"rows": {}}}
         (run / name / "stage.json").write_text(json.dumps(record))
+    for name in ("adapter", "joint"):  # with an alignment head, which trains with the adapter
+        weights = load_file(run / name / "model.safetensors") | {"alignment_head.blank": torch.ones(4) * len(name)}
+        save_file(weights, run / name / "model.safetensors", {"format": "pt"})
+    assert weight_drift(run / "joint", run / "adapter")["unexpected"] == []
     weights = load_file(run / "joint" / "model.safetensors")
+    del weights["alignment_head.blank"]
+    save_file(weights, run / "adapter" / "model.safetensors", {"format": "pt"})
     moved = {name: tensor * (2 if name.startswith("model.adapter.") else 1) for name, tensor in weights.items()}
     save_file(
         {name: tensor.contiguous() for name, tensor in moved.items()},
