@@ -77,6 +77,10 @@ class PARTProcessor(ConventionalProcessor):
         unknown = set(self.instructions) - set(INSTRUCTIONS)
         if unknown:
             raise ValueError(f"Unknown instructions {sorted(unknown)}; the tasks are {sorted(INSTRUCTIONS)}.")
+        if strange := {name: one for name, one in self.instructions.items() if not isinstance(one, str)}:
+            raise ValueError(
+                f"The instructions {strange} are no text; give the wording, such as {INSTRUCTIONS['asr']!r}."
+            )
         self.language_names = dict(language_names or {})
         self.system_prompt = system_prompt
         tokenizer.chat_template = freeze_clock(tokenizer.chat_template)  # for those who take the tokenizer alone

@@ -258,6 +258,10 @@ class TestPrompt:
         ids = torch.tensor([tokenizer(f"{AUDIO}\nTranscribe the speech.\nhi\nyou<|im_end|>")["input_ids"]])
         assert processor.batch_decode(ids, skip_special_tokens=True) == ["hi\nyou"]
 
+    def test_instructions_are_text(self):
+        with pytest.raises(ValueError, match=r"The instructions \{'asr': 0\} are no text"):
+            build(instructions={"asr": 0})
+
     def test_system_prompt(self):
         processor = build(system_prompt="Listen well.")
         text = processor.tokenizer.decode(processor(sine(0.1))["input_ids"][0])
