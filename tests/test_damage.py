@@ -424,8 +424,8 @@ def page(made, chance: random.Random, folder: Path) -> tuple[str, str]:
             if error.message.split(":")[0].endswith("Error"):  # not foreseen: shown by its type
                 raise RuntimeError(error.message) from None
             return
-        if not isinstance(last, str):
-            raise Silent("no text")
+        if not any(last.texts.values()) and not last.status.strip():  # of silence the status tells
+            raise Silent("neither a text nor a word on why")
 
     return judge(visit, [])
 

@@ -238,7 +238,7 @@ def test_no_recordings_is_an_error_with_the_package_to_get(tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(["quickstart", "speech", str(tmp_path), "--languages", language])
         printed = capsys.readouterr().err
-        assert stopped.value.code == 1 and printed.startswith("part quickstart speech: ") and message in printed
+        assert stopped.value.code == 2 and printed.startswith("part quickstart speech: ") and message in printed
 
 
 # --------------------------------------------------------------------------------------------------------- digits
@@ -343,7 +343,7 @@ def test_prepare_from_a_folder_of_packages(packages, tmp_path, capsys):
     main(["quickstart", "speech", str(tmp_path / "out"), *arguments])  # what is unpacked is not looked for again
     with pytest.raises(SystemExit) as stopped:
         main(["quickstart", "speech", str(tmp_path / "new"), *arguments])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
 
 
 def test_prepare_from_release_tarballs_without_apt(packages, tmp_path, monkeypatch):

@@ -308,10 +308,10 @@ def test_errors_of_the_command_line_are_one_line(tmp_path, capsys):
     (tmp_path / "weak").mkdir()
     with pytest.raises(SystemExit) as stopped:
         main(["compare", str(tmp_path / "weak" / "report.json"), str(tmp_path / "missing" / "report.json")])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("part compare: ") and "weak/report.json does not exist; comparing needs" in line
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(tmp_path)])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert "has no stage folder" in capsys.readouterr().err

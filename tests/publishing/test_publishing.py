@@ -775,7 +775,7 @@ def test_the_command_ends_with_one_line_of_error(hub, run, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["publish", str(run), "--repo_id", REPO])
     (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 1 and line.startswith("part publish: The Hub does not accept the token")
+    assert stopped.value.code == 2 and line.startswith("part publish: The Hub does not accept the token")
 
 
 def test_a_preview_leaves_the_folder_as_it_was(checkpoint):
