@@ -10,6 +10,7 @@ import soundfile
 from transformers.utils import cached_file
 
 from .audio_part import AudioError, load_clip
+from .data.corpora import kept_rows
 from .evaluation.run_files import stage_folders
 from .pipeline_part import PARTPipeline
 from .prompts_part import LANGUAGE_NAMES
@@ -83,12 +84,9 @@ def language_choices(pipe: PARTPipeline, codes: list[str]) -> list[tuple[str, st
 
 def find_examples(checkpoint: Checkpoint, folder: Path) -> list[tuple[str, str, str]]:
     """(file, language, what is said) of test clips of the run, one of each language, written into `folder` as WAV."""
-    path = None if checkpoint.run is None else checkpoint.run / "data" / "test" / "rows.arrow"
-    if path is None or not path.is_file():
+    rows = None if checkpoint.run is None else kept_rows(checkpoint.run / "data" / "test")
+    if rows is None:
         return []
-    from datasets import Dataset
-
-    rows = Dataset.from_file(str(path))
     first: dict[str, int] = {}
     for index, (task, language) in enumerate(zip(rows["task"][:], rows["source_lang"][:], strict=True)):
         if task == "asr":

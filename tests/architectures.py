@@ -35,16 +35,13 @@ def wav2vec2_family(config_class, norm: str):
     return config_class(feat_extract_norm=norm, conv_bias=norm == "layer", **settings)
 
 
+ENCODER_SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
 AUDIO_CONFIGS = {
     "whisper": tiny.tiny_audio_config,
     "qwen2_audio": lambda: tiny.tiny_audio_config("qwen2_audio"),
     "voxtral": lambda: VoxtralEncoderConfig(
-        num_mel_bins=20,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_source_positions=50 * tiny.WHISPER_WINDOW,
+        **ENCODER_SHAPE, num_mel_bins=20, max_source_positions=50 * tiny.WHISPER_WINDOW
     ),
     "fun_asr_nano": lambda: tiny.tiny_audio_config("fun_asr_nano"),
     "sense_voice": lambda: tiny.tiny_audio_config("sense_voice"),
@@ -53,13 +50,7 @@ AUDIO_CONFIGS = {
     "hubert": lambda: wav2vec2_family(HubertConfig, "layer"),
     "hubert_group": lambda: wav2vec2_family(HubertConfig, "group"),
     "wavlm": lambda: wav2vec2_family(WavLMConfig, "layer"),
-    "w2v_bert": lambda: Wav2Vec2BertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        feature_projection_input_dim=24,
-    ),
+    "w2v_bert": lambda: Wav2Vec2BertConfig(**ENCODER_SHAPE, feature_projection_input_dim=24),
 }
 
 MEL_FIRST = ("whisper", "qwen2_audio", "voxtral")  # whose features are (mel bins, steps), others' (steps, ...)

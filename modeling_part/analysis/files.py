@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.corpora import kept_rows
 from ..data.files import read_jsonl
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
@@ -20,10 +21,8 @@ def read_rows(path: str | Path) -> list[dict]:
         CorpusError: a line of the manifest is no JSON object.
     """
     path = Path(path)
-    if (path / "rows.arrow").is_file():
-        from datasets import Dataset
-
-        return Dataset.from_file(str(path / "rows.arrow")).to_list()
+    if (kept := kept_rows(path)) is not None:
+        return kept.to_list()
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is neither a JSONL manifest nor a folder with rows.arrow (runs/NAME/data/test)"

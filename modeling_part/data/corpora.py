@@ -87,17 +87,24 @@ def read_corpora(
     return dataset, report
 
 
+def kept_rows(folder: Path) -> "datasets.Dataset | None":
+    """The rows that a run keeps in a folder, such as `data/test`; None where it has left none."""
+    from datasets import Dataset
+
+    path = folder / "rows.arrow"
+    return Dataset.from_file(str(path)) if path.is_file() else None
+
+
 def open_corpora(cache_dir: str | Path) -> tuple["datasets.Dataset", dict]:
     """The dataset and report that `read_corpora(..., cache_dir=cache_dir)` left, for the other processes of a run."""
     import pyarrow
-    from datasets import Dataset
 
     cache_dir = Path(cache_dir)
     if not (cache_dir / "rows.arrow").exists():
         raise CorpusError(f"No rows.arrow in {cache_dir}; read_corpora(..., cache_dir=...) writes it")
     try:
         report = json.loads((cache_dir / "report.json").read_text(encoding="utf-8"))
-        return Dataset.from_file(str(cache_dir / "rows.arrow")), report
+        return kept_rows(cache_dir), report
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise CorpusError(
             f"The rows in {cache_dir} cannot be read ({error}); remove the folder and run again"

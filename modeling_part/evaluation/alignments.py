@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..audio_part import AudioError, load_clip
+from ..data.collator import transcript
 from ..recipes.files import write_json
 from .run_files import ALIGNMENTS_FILE
 
@@ -66,7 +67,7 @@ def align_clip(model, processor, row: Mapping) -> dict:
     Raises:
         ValueError: the clip cannot be read, or the transcript does not fit into it.
     """
-    text = row["text"] if row["task"] == "asr" else row["source_text"]
+    text = transcript(row["task"], row["text"], row["source_text"])
     waveform = load_clip(row, processor.sampling_rate)
     inputs = processor(waveform, task="asr", source_lang=row["source_lang"]).to(model.device, model.dtype)
     embeds = model.get_audio_features(inputs["input_features"], inputs.get("input_features_mask")).pooler_output

@@ -4,14 +4,16 @@
 import base64
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 
 import jiwer
 import soundfile
 
 from ..audio_part import AudioError, load_clip
+from ..data.corpora import kept_rows
 from ..data.rows import group_name
 from .normalization import counts_characters, scored_units
 from .scoring import prediction_key
@@ -26,20 +28,18 @@ MOST_SUBSTITUTIONS = 25
 Difference = tuple[str, str, str]
 
 
+def _pieces(row: Mapping) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As [`differences`], the two sides in units of the error rate."""
+    units = [scored_units(row[f"normalized_{side}"], row["target_lang"]) for side in ("reference", "hypothesis")]
+    for chunk in jiwer.process_words(*map(" ".join, units)).alignments[0]:
+        said = units[0][chunk.ref_start_idx : chunk.ref_end_idx]
+        yield chunk.type, said, units[1][chunk.hyp_start_idx : chunk.hyp_end_idx]
+
+
 def differences(row: Mapping) -> list[Difference]:
     """Where the normalised answer of an annotated prediction differs from its reference: what the error rate counts."""
-    language = row["target_lang"]
-    reference, hypothesis = (scored_units(row[f"normalized_{side}"], language) for side in ("reference", "hypothesis"))
-    between = "" if counts_characters(language) else " "
-    found = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
-    return [
-        (
-            chunk.type,
-            between.join(reference[chunk.ref_start_idx : chunk.ref_end_idx]),
-            between.join(hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]),
-        )
-        for chunk in found.alignments[0]
-    ]
+    between = "" if counts_characters(row["target_lang"]) else " "
+    return [(kind, between.join(said), between.join(written)) for kind, said, written in _pieces(row)]
 
 
 def frequent_substitutions(rows: Iterable[Mapping], most: int = MOST_SUBSTITUTIONS) -> list[tuple[str, str, str, int]]:
@@ -51,16 +51,9 @@ def frequent_substitutions(rows: Iterable[Mapping], most: int = MOST_SUBSTITUTIO
     for row in rows:
         if row["task"] != "asr" or row["normalized_reference"] == row["normalized_hypothesis"]:
             continue
-        language = row["target_lang"]
-        units = [scored_units(row[f"normalized_{side}"], language) for side in ("reference", "hypothesis")]
-        found = jiwer.process_words(*map(" ".join, units))
-        for chunk in found.alignments[0]:
-            if chunk.type != "equal":
-                said = units[0][chunk.ref_start_idx : chunk.ref_end_idx]
-                written = units[1][chunk.hyp_start_idx : chunk.hyp_end_idx]
-                for at in range(max(len(said), len(written))):
-                    pair = [side[at] if at < len(side) else "" for side in (said, written)]
-                    counts[(language, *pair)] += 1
+        for kind, said, written in _pieces(row):
+            if kind != "equal":
+                counts.update((row["target_lang"], *pair) for pair in zip_longest(said, written, fillvalue=""))
     return [(*key, count) for key, count in counts.most_common(most)]
 
 
@@ -145,9 +138,4 @@ class Clips:
 
 def clips_of_run(run_folder: Path) -> Clips:
     """The clips of a run's test data, as far as its folder and the files it names are there."""
-    path = run_folder / "data" / "test" / "rows.arrow"
-    if not path.is_file():
-        return Clips()
-    from datasets import Dataset
-
-    return Clips(Dataset.from_file(str(path)))
+    return Clips(kept_rows(run_folder / "data" / "test"))

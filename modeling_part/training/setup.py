@@ -86,10 +86,12 @@ def prepare_model(
     Raises:
         ValueError: a part has no parameters to train, or `padding_free` would mix the rows.
     """
-    if stage.losses.get("ctc") and model.alignment_head is None:
-        model.add_alignment_head(token_counts(model.config.text_config.vocab_size))
-    elif stage.losses.get("ctc") and is_first:  # the tokens of a new language would start as the rarest
-        model.alignment_head.set_token_frequencies(token_counts(model.config.text_config.vocab_size))
+    if stage.losses.get("ctc") and (is_first or model.alignment_head is None):
+        counts = token_counts(model.config.text_config.vocab_size)
+        if model.alignment_head is None:
+            model.add_alignment_head(counts)
+        else:  # the tokens of a new language would start as the rarest
+            model.alignment_head.set_token_frequencies(counts)
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model)
     trainable = set_trainable(stage, model)
