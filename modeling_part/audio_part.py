@@ -7,6 +7,7 @@ much less than its header, its row or the asked piece says is refused.
 
 import math
 import os
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
@@ -379,6 +380,23 @@ class _Source(NamedTuple):
         raise AudioError(f"Cannot decode {self.name}: {reason}.") from error
 
 
+def composed(name: str) -> str:
+    """A name of a file in one Unicode form: archives made on macOS hold accents as characters of their own."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def other_form(path: str) -> str | None:
+    """The file or folder whose path is the same in another Unicode form; None if there is none."""
+    folder, name = os.path.split(path)
+    if path.isascii() or not name:
+        return None
+    folder = folder if not folder or os.path.isdir(folder) else other_form(folder)
+    if folder is None or not os.path.isdir(folder or "."):
+        return None
+    names = (one for one in os.listdir(folder or ".") if composed(one) == composed(name))
+    return next((os.path.join(folder, one) for one in names), None)
+
+
 def _open_source(audio: object) -> _Source:
     """Look at a path, bytes, or a mapping of both; `AudioError` if there is nothing to decode."""
     if soundfile is None:
@@ -401,6 +419,8 @@ def _open_source(audio: object) -> _Source:
             f"{str(audio)!r} is an address, and nothing is fetched: download it and give the file or its bytes.",
             "audio is an address",
         )
+    if not path.exists():
+        path = Path(other_form(str(path)) or path)
     if not path.is_file():
         kind = "a folder or a pipe, no" if path.exists() else "no"
         raise AudioError(

@@ -49,6 +49,7 @@ class PARTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     strict_loading: ClassVar[bool] = True
+    keys_of_heads: ClassVar[tuple[str, ...]] = ()  # tensors of a whole checkpoint that a class has no use for
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -96,17 +97,17 @@ class PARTPreTrainedModel(PreTrainedModel):
             check_token_ids(model.generation_config, pretrained_model_name_or_path)
         if strict:
             mismatched = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
-            check_tensors(
-                pretrained_model_name_or_path, cls, info["missing_keys"], info["unexpected_keys"], mismatched
-            )
+            unexpected = [key for key in info["unexpected_keys"] if not key.startswith(cls.keys_of_heads)]
+            check_tensors(pretrained_model_name_or_path, cls, info["missing_keys"], unexpected, mismatched)
         return (model, info) if output_loading_info else model
 
 
 class PARTModel(PARTPreTrainedModel):
     """Encoder, adapter and the language model without its head."""
 
-    # Of a whole checkpoint, which `AutoModel` may load too.
-    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
+    # Of a whole checkpoint, which `AutoModel` may load too. vLLM, which has its own head, loads none of the first.
+    _keys_to_ignore_on_load_unexpected = (r"^alignment_head\.",)
+    keys_of_heads = ("lm_head.",)
 
     def __init__(self, config: PARTConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -315,7 +316,8 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
         self._tied_weights_keys = tied_weights_keys(causal_lm)
         # transformers finds the loss by class name, and ours is not in its table.
         self.loss_type = "ForCausalLM"
-        self.post_init()
+        self.post_init()  # takes over what the part ignores
+        self._keys_to_ignore_on_load_unexpected -= set(PARTModel._keys_to_ignore_on_load_unexpected)
         self.generation_config.suppress_tokens = [config.audio_token_id]
 
     def get_output_embeddings(self) -> nn.Module:

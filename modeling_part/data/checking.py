@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..audio_part import alike
+from ..audio_part import alike, composed, other_form
 from ..prompts_part import TASKS
 from .corpus_spec import CorpusSpec
 from .rows import (
@@ -153,16 +153,27 @@ class RowFilters:
 
 
 class FolderListings:
-    """Whether files exist, by listing each folder once: corpora have millions of files in few folders."""
+    """Where files lie, by listing each folder once: corpora have millions of files in few folders."""
 
     def __init__(self) -> None:
         self._names: dict[str, frozenset[str]] = {}
+        self._composed: dict[str, dict[str, str]] = {}
 
-    def __contains__(self, path: str) -> bool:
+    def find(self, path: str) -> str | None:
+        """The path itself, or where its name is written in another Unicode form, that; None if there is no such file."""
         folder, name = os.path.split(path)
         if folder not in self._names:
             self._names[folder] = frozenset(os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
-        return name in self._names[folder]
+        if name in self._names[folder]:
+            return path
+        if path.isascii():
+            return None
+        if not self._names[folder]:
+            return other_form(path)
+        if folder not in self._composed:
+            self._composed[folder] = {composed(one): one for one in self._names[folder]}
+        found = self._composed[folder].get(composed(name))
+        return None if found is None else os.path.join(folder, found)
 
 
 class Admission:
@@ -182,6 +193,9 @@ class Admission:
     def admit(self, rows: list[dict], report: DataReport) -> list[dict]:
         """The rows that can be used and that the filters keep, with their durations; the others go to the report."""
         faults = [mistyped(row) for row in rows]
+        for row, broken in zip(rows, faults, strict=True):
+            if broken is None and (path := (row["audio"] or {}).get("path")) is not None:
+                row["audio"]["path"] = self.listings.find(path) or path
         measured = measure_durations([row for row, broken in zip(rows, faults, strict=True) if broken is None])
         kept = []
         for row, broken in zip(rows, faults, strict=True):
@@ -270,7 +284,7 @@ def fault(row: dict, measured: Mapping, listings: FolderListings) -> str | None:
         return "start and end leave no audio"
     if row["end"] is not None and not alike(row["end"] - (row["start"] or 0.0), row["duration"]):
         return "duration is not the time from start to end"
-    return None if data is not None or path in listings else "audio file not found"
+    return None if data is not None or listings.find(path) else "audio file not found"
 
 
 def refuse_if_broken(spec: CorpusSpec, report: DataReport, max_bad_fraction: float, at_least: int = 0) -> None:

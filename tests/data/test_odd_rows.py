@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 
 import datasets
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import MT, RATE, asr, encoded, read_lines, tone, write_lines
 
+from modeling_part.audio_part import load_audio, load_clip
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.files import read_csv, text_lines
 from modeling_part.data.rows import COLUMNS, CorpusError
@@ -241,6 +243,31 @@ def test_times_that_contradict_each_other_are_counted(clips):
     dataset, report = read_lines(clips, records, max_bad_fraction=0.5)
     assert dataset["id"][:] == ["right"]
     assert "duration is not the time from start to end" in report["dropped"]["train"]
+
+
+@pytest.mark.parametrize(("on_disk", "in_the_row"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_of_files_in_another_unicode_form_are_found(tmp_path, on_disk, in_the_row):
+    """Archives made on macOS hold decomposed accents, manifests mostly composed ones."""
+    names = ["été/é.wav", "été/ô.wav", "plain/ç.wav"]
+    for number, name in enumerate(names):
+        path = tmp_path / unicodedata.normalize(on_disk, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(tone(1.0 + number)))
+    (tmp_path / unicodedata.normalize(in_the_row, "été/ô.wav").replace("/", "_")).write_bytes(b"")  # no stand-in
+    rows = [asr(str(number), audio=unicodedata.normalize(in_the_row, name)) for number, name in enumerate(names)]
+    rows = [{**row, "duration": None} for row in rows]
+    dataset, report = read_lines(tmp_path, [*rows, asr("absent", audio="plain/à.wav")], max_bad_fraction=0.5)
+    assert dataset["duration"][:] == [1.0, 2.0, 3.0]
+    assert [round(len(load_clip(row)) / RATE) for row in dataset] == [1, 2, 3]
+    assert len(load_audio(tmp_path / unicodedata.normalize(in_the_row, names[0]))) == RATE
+    assert list(report["dropped"]["train"]) == ["audio file not found"]
+
+
+def test_of_two_files_whose_names_look_alike_the_one_that_is_named_is_read(tmp_path):
+    for seconds, form in ((1.0, "NFC"), (2.0, "NFD")):
+        (tmp_path / unicodedata.normalize(form, "é.wav")).write_bytes(encoded(tone(seconds)))
+    rows = [asr(form, audio=unicodedata.normalize(form, "é.wav"), duration=None) for form in ("NFC", "NFD")]
+    assert read_lines(tmp_path, rows)[0]["duration"][:] == [1.0, 2.0]
 
 
 def test_what_a_clip_holds_is_measured_not_believed(clips):

@@ -1,5 +1,6 @@
 """Saving and loading: every architecture exactly, the auto classes, and what is refused."""
 
+import json
 import re
 import shutil
 
@@ -52,6 +53,24 @@ class TestCheckpoints:
         base = AutoModel.from_pretrained(folder)
         assert type(base) is PARTModel
         assert_same_weights(base, model.model)
+
+    def test_what_vllm_leaves_out_of_a_checkpoint(self, saved):
+        """It builds the model without heads, and skips the tensors that this ignores: its own head needs `lm_head`."""
+        ignored = AutoModel.from_config(saved[0].config)._keys_to_ignore_on_load_unexpected
+        names = ["lm_head.weight", "model.adapter.conv.bias", "alignment_head.blank"]
+        assert [name for name in names if any(re.search(one, name) for one in ignored)] == names[2:]
+
+    def test_the_heads_of_a_checkpoint_are_left_out_by_the_model_without_heads_alone(self, saved, tmp_path):
+        model, _ = saved
+        model.config.alignment_scale = 1.0
+        with_heads = PARTForSpeechSeq2Seq(model.config)
+        with_heads.save_pretrained(tmp_path / "heads")
+        assert any(name.startswith("alignment_head.") for name in load_file(tmp_path / "heads" / "model.safetensors"))
+        assert_same_weights(AutoModel.from_pretrained(tmp_path / "heads"), with_heads.model)
+        config = json.loads((tmp_path / "heads" / "config.json").read_text())
+        (tmp_path / "heads" / "config.json").write_text(json.dumps({**config, "alignment_scale": None}))
+        with pytest.raises(ValueError, match=r"unexpected \(alignment_head"):
+            AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "heads")
 
     def test_shards_and_device_map(self, saved, tmp_path):
         model, _ = saved
