@@ -14,6 +14,10 @@ Shapes are written with B clips, A audio tokens of a clip, N of all clips, U tok
 model's width, V its vocabulary, K the tokens that occur in a batch.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -169,6 +173,68 @@ def collapse(best: list[int]) -> list[int]:
 def alignment_scale(embeddings: torch.Tensor) -> float:
     """The factor by which an audio token that equals a token's embedding scores `MATCH_SCORE`, for `(V, H)`."""
     return MATCH_SCORE / embeddings.float().pow(2).sum(-1).mean().item()
+
+
+def best_path(log_probs: np.ndarray, targets: Sequence[int]) -> list[int]:
+    """The most probable CTC path (Viterbi) of a transcript through the audio tokens of its clip.
+
+    Args:
+        log_probs: `(A, classes)`, the blank first.
+        targets: class of each token of the transcript.
+
+    Returns:
+        Per audio token the position in `targets`, -1 for the blank.
+
+    Raises:
+        ValueError: the transcript does not fit: it needs an audio token each, and one more between two that are the same.
+    """
+    repeats = sum(one == other for one, other in pairwise(targets))
+    if not targets or len(targets) + repeats > len(log_probs):
+        raise ValueError(
+            f"{len(targets)} tokens with {repeats} repeats do not fit into {len(log_probs)} audio tokens."
+        )
+    classes = [0] + [state for target in targets for state in (target, 0)]  # blanks around every token
+    scores = np.full(len(classes), -np.inf)
+    scores[:2] = log_probs[0, classes[:2]]
+    came_from = np.zeros((len(log_probs), len(classes)), dtype=int)
+    can_skip = np.array([at > 1 and one != 0 and one != classes[at - 2] for at, one in enumerate(classes)])
+    for step in range(1, len(log_probs)):
+        before = np.stack([scores, np.r_[-np.inf, scores[:-1]], np.r_[-np.inf, -np.inf, scores[:-2]]])
+        before[2, ~can_skip] = -np.inf
+        came_from[step] = before.argmax(0)
+        scores = before.max(0) + log_probs[step, classes]
+    state = len(classes) - 2 + int(scores[-1] > scores[-2])
+    path = []
+    for step in range(len(log_probs) - 1, -1, -1):
+        path.append((state - 1) // 2 if state % 2 else -1)
+        state -= int(came_from[step, state])
+    return path[::-1]
+
+
+@torch.no_grad()
+def align_tokens(
+    head: PARTAlignmentHead, audio_embeds: torch.Tensor, token_ids: Sequence[int], embeddings: torch.Tensor
+) -> tuple[np.ndarray, list[int]]:
+    """Forced alignment: where in its clip each token of a text was said.
+
+    Args:
+        head: of the model.
+        audio_embeds: `(A, H)` of the clip.
+        token_ids: U tokens of the text.
+        embeddings: `(V, H)` token embeddings.
+
+    Returns:
+        `(A, 1 + U)` log-probabilities of the blank and of each token, among the whole vocabulary, and the path, see
+        [`best_path`].
+
+    Raises:
+        ValueError: the text does not fit.
+    """
+    tokens = torch.tensor(token_ids, dtype=torch.long, device=audio_embeds.device)
+    log_probs = head.log_probs(audio_embeds, tokens, embeddings).float().cpu().numpy()
+    # Classes by kind of token, so that two that are the same are known to be.
+    kinds = {token: 1 + index for index, token in reversed([*enumerate(token_ids)])}
+    return log_probs, best_path(log_probs, [kinds[token] for token in token_ids])
 
 
 class AlignmentMixin:

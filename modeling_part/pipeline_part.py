@@ -18,6 +18,7 @@ from transformers.pipelines.base import ChunkPipeline
 from .configuration_part import PARTConfig
 from .processing_part import PARTProcessor
 from .windows_part import cut_windows, join_window, merge_texts, overlap_share, split_units
+from .word_times_part import word_chunks, word_times
 
 
 # The `custom_pipelines` entry of a repository's config.json: the Hub's own task name, so that stock code finds it.
@@ -25,6 +26,8 @@ CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {"impl": "pipeline_part.PARTPipeline", "pt": ["AutoModelForSpeechSeq2Seq"]}
 }
 OF_A_ROW = ("task", "source_lang", "target_lang", "prompt")  # what each of a list of inputs may have its own of
+OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s")
+OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft")
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
 
 
@@ -61,14 +64,18 @@ class PARTPipeline(ChunkPipeline):
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
-        return_timestamps: True is taken as in transformers' own pipeline; the times of the windows are always given.
+        return_timestamps: `"word"` gives the times of words, as Whisper's pipeline does (of characters in scripts without
+            spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
+        ctc_draft: for `"asr"` by a checkpoint with an alignment head: the same text in fewer steps, see
+            [`AudioGenerationMixin.generate`]; without effect on batches.
         batch_size: windows per forward pass, whichever recordings they come from.
         max_new_tokens, generate_kwargs: for `generate`; the model's generation config gives the rest. A
             `TextStreamer` goes here too: `generate_kwargs={"streamer": streamer}`; see also `stream`.
 
     Returns:
         `{"text": str, "chunks": [{"text": str, "timestamp": (start, end)}]}`, seconds. The chunks' texts, joined, are
-        the text; neighbours meet in the middle of their overlap. A translated text has no chunks.
+        the text; windows meet in the middle of their overlap. A translated text has no chunks. A word has the times
+        (None, None) where its window's text has more tokens than the window has audio tokens.
     """
 
     _load_processor = True
@@ -138,33 +145,24 @@ class PARTPipeline(ChunkPipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(
-        self,
-        task: str | None = None,
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-        prompt: str | None = None,
-        chunk_length_s: float | None = None,
-        stride_length_s: float | tuple[float, float] | None = None,
-        return_timestamps: bool | str | None = None,
-        max_new_tokens: int | None = None,
-        generate_kwargs: dict | None = None,
-    ) -> tuple[dict, dict, dict]:
-        preprocess = {
-            "task": task,
-            "source_lang": source_lang,
-            "target_lang": target_lang,
-            "prompt": prompt,
-            "chunk_length_s": chunk_length_s,
-            "stride_length_s": stride_length_s,
-        }
+    def _sanitize_parameters(self, return_timestamps: bool | str | None = None, **options) -> tuple[dict, dict, dict]:
+        if unknown := sorted(set(options) - {*OF_PREPROCESS, *OF_FORWARD}):
+            raise TypeError(f"Unknown options {unknown}; the pipeline takes {[*OF_PREPROCESS, *OF_FORWARD]}.")
+        preprocess = {name: options.get(name) for name in OF_PREPROCESS}
+        forward = {name: options.get(name) for name in OF_FORWARD}
+        generate_kwargs = options.get("generate_kwargs")
         if listed := [name for name in OF_A_ROW if isinstance(preprocess[name], (list, tuple))]:
             raise ValueError(f"{listed} are lists: those are for a call with a list of inputs; give one value here.")
-        if return_timestamps not in (None, False, True):
+        if return_timestamps not in (None, False, True, "word"):
             raise ValueError(
-                f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True), in `chunks`."
+                f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True) or words ('word')."
             )
-        forward = {"max_new_tokens": max_new_tokens, "generate_kwargs": generate_kwargs}
+        forward["with_words"] = None if return_timestamps is None else return_timestamps == "word"
+        if forward["with_words"] and self.model.alignment_head is None:
+            raise ValueError(
+                "`return_timestamps='word'` needs a checkpoint with an alignment head, as the recipe part_aligned trains "
+                "it; this one has none."
+            )
         if of_whisper := {"language", "task"} & set(generate_kwargs or {}):
             raise ValueError(
                 f"`generate_kwargs` hold {sorted(of_whisper)}, which are Whisper's: give `task`, `source_lang` and "
@@ -252,13 +250,28 @@ class PARTPipeline(ChunkPipeline):
             )
         return round(chunk_length_s * rate), round(sum(strides) * rate)
 
-    def _forward(self, model_inputs, max_new_tokens: int | None = None, generate_kwargs: dict | None = None) -> dict:
+    def _forward(
+        self,
+        model_inputs,
+        max_new_tokens: int | None = None,
+        generate_kwargs: dict | None = None,
+        with_words: bool = False,
+        ctc_draft: bool = False,
+    ) -> dict:
         rows, spans, is_last = (model_inputs[name] for name in ("row", "span", "is_last"))
         if isinstance(rows, dict):  # transformers collates nothing when batch_size is 1
             rows, spans, is_last = [rows], [spans], [is_last]
         columns = {name: [row.get(name) for row in rows] for name in {name: None for row in rows for name in row}}
+        others = sorted({row["task"] for row in rows} - {"asr", "transcribe"})
+        if with_words and others:
+            raise ValueError(f"`return_timestamps='word'` is for transcription; the words of {others} are not spoken.")
         inputs = self.processor(**columns).to(self.device)
+        if with_words:
+            features, mask = (inputs.pop(name, None) for name in ("input_features", "input_features_mask"))
+            inputs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(features, mask)}
         generate_kwargs = dict(generate_kwargs or {})
+        if ctc_draft and not others:
+            generate_kwargs["ctc_draft"] = True
         if max_new_tokens is not None:
             generate_kwargs["max_new_tokens"] = max_new_tokens
         sequences = self.model.generate(**inputs, **generate_kwargs)
@@ -267,12 +280,26 @@ class PARTPipeline(ChunkPipeline):
         answers = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last}
+        if with_words:
+            outputs["words"] = self._word_times(inputs, outputs["text"], spans)
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
+
+    def _word_times(self, inputs, texts: list[str], spans: list[tuple[float, float]]) -> list[list]:
+        """See [`word_times`], of each window of a batch."""
+        counts = (inputs["input_ids"] == self.model.config.audio_token_id).sum(-1).tolist()
+        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
+        return [
+            word_times(self.model, self.processor, audio_embeds, text, end - start)
+            for audio_embeds, text, (start, end) in zip(embeds, texts, spans, strict=True)
+        ]
 
     def postprocess(self, model_outputs) -> dict:
         """The windows of one input -> its text and chunks."""
         if model_outputs[0]["span"] is None:
             return {"text": model_outputs[0]["text"], "chunks": []}
+        if "words" in model_outputs[0]:
+            chunks = word_chunks(model_outputs)
+            return {"text": "".join(chunk["text"] for chunk in chunks), "chunks": chunks}
         spans = [output["span"] for output in model_outputs]
         texts = merge_texts([output["text"] for output in model_outputs], overlap_share(spans))
         edges = [spans[0][0], *((left[1] + right[0]) / 2 for left, right in pairwise(spans)), spans[-1][1]]

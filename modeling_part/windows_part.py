@@ -3,7 +3,6 @@
 
 import math
 import unicodedata
-from itertools import pairwise
 
 import numpy as np
 
@@ -70,16 +69,26 @@ def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:
     >>> merge_texts(["the cat sat on", "sat on the mat."])
     ['the cat sat', ' on the mat.']
     """
+    merged = merge_units(texts, share)
+    return ["".join(unit for unit, window, _ in merged if window == number) for number in range(len(texts))]
+
+
+def merge_units(texts: list[str], share: float = 1.0) -> list[tuple[str, int, int]]:
+    """The units of the whole text, each with its window and its place among that window's units: see [`merge_texts`].
+
+    >>> merge_units(["the cat sat", "cat sat on"])
+    [('the', 0, 0), (' cat', 0, 1), (' sat', 1, 1), (' on', 1, 2)]
+    """
     merged: list[str] = []
-    starts: list[int] = []
+    origins: list[tuple[int, int]] = []
     previous = 0
-    for text in texts:
+    for window, text in enumerate(texts):
         units = split_units(text.strip())
         left, new = join_window(merged, previous, units, share)
         previous = len(units)
         merged[left:] = new
-        starts = [*(min(start, left) for start in starts), left]
-    return ["".join(merged[start:end]) for start, end in pairwise([*starts, len(merged)])]
+        origins[left:] = [(window, place) for place in range(len(units) - len(new), len(units))]
+    return [(unit, *origin) for unit, origin in zip(merged, origins, strict=True)]
 
 
 def join_window(merged: list[str], previous: int, units: list[str], share: float) -> tuple[int, list[str]]:

@@ -18,8 +18,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_part.alignment_part import best_path
 from modeling_part.evaluation import pictures
-from modeling_part.evaluation.alignments import align_clip, best_path, choose_clips, write_alignments
+from modeling_part.evaluation.alignments import align_clip, choose_clips, write_alignments
 from modeling_part.evaluation.reports import write_report
 from modeling_part.evaluation.run_files import choose_examples, read_stage
 from modeling_part.evaluation.run_report import run_report, stage_report

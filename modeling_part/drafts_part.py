@@ -1,0 +1,85 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Drafts for greedy decoding: what the alignment head hears is what the language model will probably write.
+
+Self-speculative decoding (arXiv 2603.11243; Leviathan et al. 2023): one forward pass of the language model over a draft
+says which of its tokens greedy decoding would have written. transformers' assisted generation does that; the alignment
+head stands where its assistant model would.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+from transformers.generation.candidate_generator import CandidateGenerator
+
+
+# Tokens of the first proposal, and of one after the draft was wrong and has met the text again.
+FIRST_SIZE, RETRY_SIZE = 16, 4
+
+
+class Draft(NamedTuple):
+    """The greedy CTC transcript of a clip, as `assistant_model` of `generate`."""
+
+    tokens: list[int]
+    config: PreTrainedConfig  # the model's own: its vocabulary is the draft's
+
+    def candidate_generator(self, prompt_length: int, limit: int) -> "DraftCandidates":
+        """What proposes its tokens, after a prompt, for sequences of up to `limit` tokens."""
+        return DraftCandidates(self.tokens, prompt_length, limit)
+
+
+class DraftCandidates(CandidateGenerator):
+    """Proposes the tokens of a draft that follow what has been written.
+
+    The place in the draft is where its beginning and what has been written need the fewest edits (Levenshtein), so that a
+    word too many, missing or wrong shifts it and no more. Where the last written token is not the draft's, the next
+    proposal is as long as what was right of the one before; after one that was all wrong there is none, which is ordinary
+    decoding, until text and draft agree again.
+
+    Args:
+        draft: tokens.
+        prompt_length: of the prompt before the text.
+        limit: no sequence may become longer.
+    """
+
+    def __init__(self, draft: list[int], prompt_length: int, limit: int) -> None:
+        self.draft, self.limit = np.array(draft, dtype=np.int64), limit
+        self.seen = prompt_length
+        self.places = np.arange(len(draft) + 1)
+        self.distances = self.places  # edits between what is written and each beginning of the draft
+        self.place, self.size, self.proposed = 0, FIRST_SIZE, 0
+
+    def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, None]:
+        """`(1, L)` written so far -> `(1, L + proposed)`."""
+        for token in input_ids[0, self.seen :].tolist():
+            self._follow(token)
+        self.seen = input_ids.shape[1]
+        room = max(0, self.limit - self.seen - 1)  # the model adds one of its own
+        proposal = self.draft[self.place :][: min(self.size, room)]
+        self.proposed = len(proposal)
+        return torch.cat([input_ids, torch.from_numpy(proposal[None]).to(input_ids.device)], -1), None
+
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
+        """Longer proposals after one that was right, shorter ones after one that was not."""
+        if self.proposed:
+            is_right = num_matches == self.proposed
+            self.size = 2 * self.proposed if is_right else min(self.size, 2 * num_matches)
+
+    def _follow(self, token: int) -> None:
+        """Find the place in the draft after one more written token."""
+        agrees = self.draft == token
+        expected = self.place + 1
+        # Written after the same beginning of the draft, or instead of its next token.
+        edits = np.minimum(self.distances[1:] + 1, self.distances[:-1] + ~agrees)
+        edits = np.concatenate([self.distances[:1] + 1, edits])
+        # A token of the draft that is left out costs one: the running minimum of distance minus place.
+        self.distances = np.minimum.accumulate(edits - self.places) + self.places
+        best = np.flatnonzero(self.distances == self.distances.min()).tolist()
+        ends_alike = [place for place in best if place and agrees[place - 1]]
+        self.place = min(ends_alike or best, key=lambda place: abs(place - expected))
+        if ends_alike and not self.size:
+            self.size = RETRY_SIZE
+
+
+__all__ = ["Draft", "DraftCandidates"]

@@ -1,0 +1,153 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""When each word was said: the text of a window aligned with its audio tokens by the alignment head."""
+
+import logging
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .alignment_part import align_tokens
+from .windows_part import merge_units, overlap_share, split_units
+
+
+logger = logging.getLogger(__name__)
+
+
+class TokenClock(NamedTuple):
+    """When audio tokens are heard, from the convolutions between the waveform and them."""
+
+    step: float  # seconds from one to the next
+    first: float  # the middle of the first one, in seconds
+
+    @classmethod
+    def of(cls, processor) -> "TokenClock":
+        """That of a [`PARTProcessor`]."""
+        stride, first = 1, 0.0
+        for kernel, own, padding in processor.audio_token_convolutions:
+            first += ((kernel - 1) / 2 - padding) * stride
+            stride *= own
+        return cls(stride / processor.feature_rate, first / processor.feature_rate)
+
+
+def word_times(model, processor, audio_embeds: torch.Tensor, text: str, seconds: float) -> list[tuple[float, float]]:
+    """Start and end of each unit of a text, see [`split_units`].
+
+    The most probable CTC path of the text's tokens gives each token the audio tokens at which it is emitted. A token of
+    several characters is spread evenly over them, a character of several tokens (of a byte-level tokenizer) takes their
+    whole span.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq` with an alignment head.
+        processor: its [`PARTProcessor`].
+        audio_embeds: `(A, H)` of the window.
+        text: what was said in it, without space around it.
+        seconds: of the window.
+
+    Returns:
+        Seconds from the window's beginning, in order; NaN for all of a text that has more tokens than the window has
+        audio tokens, which cannot have been said there: a loop of the language model.
+    """
+    units = split_units(text)
+    if not units:
+        return []
+    encoded = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    try:
+        _, path = align_tokens(
+            model.alignment_head, audio_embeds, encoded["input_ids"], model.get_input_embeddings().weight
+        )
+    except ValueError as error:
+        logger.warning("The words of %r get no times: %s", text, error)
+        return [(math.nan, math.nan)] * len(units)
+    of_tokens = token_times(path, TokenClock.of(processor), seconds)
+    of_characters = _character_times(text, encoded["offset_mapping"], of_tokens)
+    return _unit_times(units, of_characters)
+
+
+def token_times(path: Sequence[int], clock: TokenClock, seconds: float) -> np.ndarray:
+    """`(tokens, 2)` seconds in which each token of a CTC path is said, by the audio tokens that emit it."""
+    emitted = np.array(path)
+    tokens = int(emitted.max()) + 1
+    spans = np.array([np.flatnonzero(emitted == token)[[0, -1]] for token in range(tokens)])
+    times = clock.first + clock.step * (spans + np.array([-0.5, 0.5]))
+    return times.clip(0.0, seconds)
+
+
+def _character_times(text: str, offsets: Sequence[tuple[int, int]], of_tokens: np.ndarray) -> np.ndarray:
+    """`(characters, 2)` seconds; NaN where no token is, and for spaces."""
+    times = np.full((len(text), 2), np.nan)
+    for (first, last), (start, end) in zip(offsets, of_tokens, strict=True):
+        places = [place for place in range(first, last) if not text[place].isspace()]
+        edges = np.linspace(start, end, len(places) + 1)
+        for place, span in zip(places, pairwise(edges), strict=True):
+            times[place] = np.fmin(times[place][0], span[0]), np.fmax(times[place][1], span[1])
+    return times
+
+
+def _unit_times(units: Sequence[str], of_characters: np.ndarray) -> list[tuple[float, float]]:
+    """From the first to the last character of each unit; one without any takes the moment before it."""
+    times, place, previous = [], 0, 0.0
+    for unit in units:
+        inside = of_characters[place : place + len(unit)]
+        place += len(unit)
+        known = inside[~np.isnan(inside[:, 0])]
+        times.append((float(known[:, 0].min()), float(known[:, 1].max())) if len(known) else (previous, previous))
+        previous = times[-1][1]
+    return times
+
+
+def word_chunks(outputs: Sequence[Mapping]) -> list[dict]:
+    """The words of a recording, as Whisper's pipeline gives them.
+
+    Args:
+        outputs: of its windows in order: `text`; `span`, start and end in seconds; `words`, see [`word_times`].
+
+    Returns:
+        `{"text": " word", "timestamp": (start, end)}` in seconds of the recording, starts and ends in order: words of
+        scripts with spaces, characters of those without, punctuation with its neighbour. Joined, they are the text.
+        (None, None) where a window's words have no times.
+    """
+    merged = merge_units([output["text"] for output in outputs], overlap_share([output["span"] for output in outputs]))
+    words: list[list] = []
+    is_open = False
+    for unit, window, place in merged:
+        offset = outputs[window]["span"][0]
+        start, end = (offset + time for time in outputs[window]["words"][place])
+        if words and (is_open or (not _has_letters(unit) and not _opens(unit))):  # to its neighbour
+            words[-1][0] += unit
+            if is_open:
+                words[-1][1:] = start, end
+        else:
+            words.append([unit, start, end])
+        is_open = _opens(unit) or (is_open and not _has_letters(unit))
+    return [
+        {"text": text, "timestamp": tuple(None if math.isnan(time) else round(time, 3) for time in times)}
+        for text, *times in _in_order(words)
+    ]
+
+
+def _in_order(words: Sequence[Sequence]) -> list[tuple[str, float, float]]:
+    """No word begins before the one before it, or ends after the next one begins: windows may disagree at their seam."""
+    starts = np.array([start for _, start, _ in words])
+    known = ~np.isnan(starts)
+    starts[known] = np.maximum.accumulate(starts[known])
+    ends = np.array([end for _, _, end in words])
+    following = np.append(starts[known][1:], np.inf)
+    ends[known] = np.clip(ends[known], starts[known], following)
+    return [(text, start, end) for (text, *_), start, end in zip(words, starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _has_letters(unit: str) -> bool:
+    return any(unicodedata.category(character)[0] in "LMNS" for character in unit)
+
+
+def _opens(unit: str) -> bool:
+    """Whether it is an opening bracket or quotation mark, which belongs to what follows."""
+    return all(unicodedata.category(character) in ("Ps", "Pi") for character in unit.strip())
+
+
+__all__ = ["TokenClock", "token_times", "word_chunks", "word_times"]

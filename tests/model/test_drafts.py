@@ -1,0 +1,231 @@
+"""Greedy decoding with drafts of the alignment head: token for token the text without, in fewer steps."""
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TextStreamer
+
+from modeling_part import PARTPipeline
+from modeling_part.drafts_part import FIRST_SIZE, DraftCandidates
+
+
+RATE = 16_000
+
+
+# ---- the candidates, against a language model that writes a given text ----
+
+
+def passes(text: list[int], draft: list[int], limit: int | None = None) -> int:
+    """Forward passes until a text is written, as transformers' assisted generation makes them."""
+    prompt = [90, 91, 92]
+    limit = len(prompt) + len(text) if limit is None else limit
+    candidates = DraftCandidates(draft, len(prompt), limit)
+    written, count = torch.tensor([prompt]), 0
+    while written.shape[1] < len(prompt) + len(text):
+        proposed = candidates.get_candidates(written)[0]
+        assert torch.equal(proposed[:, : written.shape[1]], written)
+        assert proposed.shape[1] < max(limit, written.shape[1] + 1)  # one more is the language model's own
+        guess = proposed[0, written.shape[1] :].tolist()
+        rest = text[written.shape[1] - len(prompt) :]
+        right = next(
+            (at for at, (one, other) in enumerate(zip(guess, rest, strict=False)) if one != other), len(guess)
+        )
+        accepted = rest[: right + 1]
+        written = torch.cat([written, torch.tensor([accepted])], -1)
+        candidates.update_candidate_strategy(written, None, len(accepted) - 1)
+        count += 1
+    return count
+
+
+TEXT = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+
+
+@given(TEXT, st.lists(st.integers(0, 9), max_size=30))
+def test_any_draft_ends_and_never_takes_more_passes_than_none(text, draft):
+    assert passes(text, draft) <= len(text) == passes(text, [])
+
+
+@given(TEXT)
+def test_a_right_draft_takes_one_pass_for_the_first_proposal_and_few_more(text):
+    count = passes(text, text)
+    assert count == 1 if len(text) <= FIRST_SIZE + 1 else count == 2
+
+
+@pytest.mark.parametrize("kind", ["one wrong", "one too many", "one missing", "two wrong", "other pieces"])
+def test_behind_a_correction_the_rest_of_the_draft_is_used(kind):
+    text = list(range(16))
+    draft = {
+        "one wrong": [*text[:5], 77, *text[6:]],
+        "one too many": [*text[:5], 77, *text[5:]],
+        "one missing": [*text[:5], *text[6:]],
+        "two wrong": [*text[:5], 77, 78, *text[7:]],
+        "other pieces": [*text[:5], 77, 78, 79, *text[6:]],
+    }[kind]
+    assert passes(text, draft) <= (2 if kind == "one wrong" else 5)
+
+
+def test_a_useless_draft_is_given_up():
+    text, draft = list(range(30)), [50] * 30
+    candidates = DraftCandidates(draft, 0, 100)
+    proposed = []
+    for length in range(len(text)):
+        proposed.append(
+            candidates.get_candidates(torch.tensor([text[:length]], dtype=torch.long))[0].shape[1] - length
+        )
+        candidates.update_candidate_strategy(None, None, 0)
+    assert proposed == [FIRST_SIZE] + [0] * 29
+
+
+# ---- in the model ----
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def model_and_processor(request):
+    model, processor = tiny_training.tiny_model(request.param)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    return model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [
+        0.1 * np.random.default_rng(seed).standard_normal(RATE * (1 + seed)).astype(np.float32) for seed in range(3)
+    ]
+
+
+DRAFTS = {
+    "right": lambda text: text,
+    "wrong": lambda text: [7] * len(text),
+    "beginning": lambda text: text[: len(text) // 2],
+    "one wrong": lambda text: [*text[:4], 7, *text[5:]],
+    "one missing": lambda text: [*text[:4], *text[5:]],
+    "too long": lambda text: text * 2,
+    "empty": lambda text: [],
+}
+
+
+def write_draft(monkeypatch, model, tokens: list[int]) -> None:
+    """Let the alignment head hear these tokens, with a blank between any two."""
+    path = [one for token in tokens for one in (token, -1)] or [-1]
+    monkeypatch.setattr(model.alignment_head, "best_tokens", lambda *_: torch.tensor(path))
+
+
+def counted(module, function, **options):
+    """What a function gives, and how often it ran a module."""
+    runs = []
+    hook = module.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        result = function(**options)
+        return result, len(runs)
+    finally:
+        hook.remove()
+
+
+OPTIONS = {
+    "processors": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "minimum": {"min_new_tokens": 12},
+    "many ends": {"eos_token_id": list(range(20, 120))},
+}
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [(kind, {}) for kind in DRAFTS] + [(kind, one) for kind in ("right", "one wrong") for one in OPTIONS.values()],
+    ids=str,
+)
+def test_tokens_are_those_of_greedy_decoding(model_and_processor, clips, monkeypatch, kind, options):
+    model, processor = model_and_processor
+    for clip in clips:
+        inputs = processor(clip)
+        settings = {**inputs, "max_new_tokens": 14, "output_logits": True, "return_dict_in_generate": True, **options}
+        expected = model.generate(**settings)
+        text = expected.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        write_draft(monkeypatch, model, DRAFTS[kind](text))
+        given, steps = counted(model.model.language_model, model.generate, **settings, ctc_draft=True)
+        assert torch.equal(given.sequences, expected.sequences)
+        torch.testing.assert_close(torch.stack(given.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
+        assert steps <= len(text)
+        if kind == "right":
+            assert steps == 1
+
+
+def test_the_head_s_own_draft_changes_nothing_and_the_encoder_runs_once(model_and_processor, clips):
+    model, processor = model_and_processor
+    for clip in clips:
+        inputs = processor(clip, source_lang="en")
+        expected = model.generate(**inputs, max_new_tokens=20)
+        given, encoded = counted(model.model.audio_tower, model.generate, **inputs, max_new_tokens=20, ctc_draft=True)
+        assert torch.equal(given, expected) and encoded == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2},
+        {"do_sample": True},
+        {"prefill_chunk_size": 8},
+        {"use_cache": False},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"max_time": 100.0},
+        {"num_beams": 2, "num_return_sequences": 2},
+    ],
+    ids=str,
+)
+def test_other_ways_of_decoding_stay_as_they_are(model_and_processor, clips, monkeypatch, options):
+    model, processor = model_and_processor
+    monkeypatch.setattr(model.alignment_head, "best_tokens", lambda *_: pytest.fail("a draft was made"))
+    inputs = processor(clips[0])
+    torch.manual_seed(0)
+    expected = model.generate(**inputs, max_new_tokens=6, **options)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True, **options), expected)
+
+
+def test_batches_texts_and_models_without_a_head_are_decoded_as_without(model_and_processor, clips, monkeypatch):
+    model, processor = model_and_processor
+    with monkeypatch.context() as patch:
+        patch.setattr(model.alignment_head, "best_tokens", lambda *_: pytest.fail("a draft was made"))
+        for inputs in (
+            processor(clips),
+            processor(task="mt", source_text="Bonjour", source_lang="fr", target_lang="en"),
+        ):
+            expected = model.generate(**inputs, max_new_tokens=6)
+            assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True), expected)
+    model, processor = tiny_training.tiny_model()
+    inputs = processor(clips[0])
+    expected = model.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True), expected)
+
+
+def test_no_draft_goes_past_the_positions_that_a_language_model_has_learned(model_and_processor, clips, monkeypatch):
+    model, processor = model_and_processor
+    inputs = processor(clips[0])
+    monkeypatch.setattr(model.model, "position_limit", inputs["input_ids"].shape[1] + 3)
+    expected = model.generate(**inputs, max_new_tokens=3)
+    write_draft(monkeypatch, model, [7] * 10)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3, ctc_draft=True), expected)
+
+
+def test_pipeline_streams_times_and_translations_with_drafts(model_and_processor, clips, monkeypatch, capsys):
+    model, processor = model_and_processor
+    pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=8, device="cpu")
+    drafts = []
+    best_tokens = model.alignment_head.best_tokens
+    monkeypatch.setattr(model.alignment_head, "best_tokens", lambda *args: drafts.append(1) or best_tokens(*args))
+    assert pipe(clips, ctc_draft=True) == pipe(clips) and len(drafts) == 3
+    assert list(pipe.stream(clips[0], ctc_draft=True))[-1] == pipe(clips[0])["text"]
+    words = {"return_timestamps": "word"}
+    assert pipe(clips[1], ctc_draft=True, **words) == pipe(clips[1], **words)
+    streamer = TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    assert (
+        pipe(clips[0], ctc_draft=True, generate_kwargs={"streamer": streamer})["text"]
+        == capsys.readouterr().out.strip()
+    )
+    drafts.clear()
+    translation = {"task": "s2tt", "target_lang": "fr"}
+    assert pipe(clips[0], ctc_draft=True, **translation) == pipe(clips[0], **translation) and not drafts
+    assert pipe(clips, ctc_draft=True, batch_size=3) == pipe(clips) and not drafts
