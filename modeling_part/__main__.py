@@ -204,6 +204,13 @@ def drift(options: argparse.Namespace) -> None:
     analyze_drift(options.checkpoint, options.since, options.output)
 
 
+def text_loss(options: argparse.Namespace) -> None:
+    """What the language model has kept of plain text."""
+    from .analysis.text_loss import analyze_text_loss
+
+    analyze_text_loss(options.checkpoint, options.texts, options.output, options.since, options.device)
+
+
 def publish(options: argparse.Namespace) -> None:
     """Finished stages to the Hub."""
     from .publishing.hub import finished_stages, preview, publish
@@ -361,11 +368,15 @@ def _add_analyses(analyses: argparse._SubParsersAction) -> None:
     layers.add_argument("--clips_per_language", type=int, default=200)
     weights = _add(analyses, drift, "how far each part moved since another checkpoint")
     weights.add_argument("--since", type=Path, required=True, help="the earlier checkpoint, mostly the stage before")
+    kept = _add(analyses, text_loss, "loss of the language model on plain text, which the task gate protects")
+    kept.add_argument("--texts", type=Path, nargs="+", required=True, help="UTF-8 files, a text on each line")
+    kept.add_argument("--since", type=Path, help="a checkpoint to compare with, mostly the stage before")
     for verb in (similarity, layers):
         verb.add_argument("--data", nargs="+", required=True, help="JSONL manifests, or data/SPLIT folders of a run")
-        verb.add_argument("--device", type=_device, help="such as cpu; the first accelerator by default")
         _add_seed(verb, "of what is drawn")
-    for verb in (similarity, layers, weights):
+    for verb in (similarity, layers, kept):
+        verb.add_argument("--device", type=_device, help="such as cpu; the first accelerator by default")
+    for verb in (similarity, layers, weights, kept):
         verb.add_argument("checkpoint", type=Path, help="folder of a stage or a checkpoint")
         verb.add_argument("--output", type=Path, required=True, help="folder for JSON and pictures")
 

@@ -20,7 +20,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from .configuration_part import PARTConfig
 from .encoder_part import lengths_to_mask
@@ -31,8 +30,8 @@ from .outputs_part import PARTCausalLMOutputWithPast
 MATCH_SCORE = 20.0
 # Share of the probability of the bias that is spread evenly over the vocabulary, for tokens that were not counted.
 EVEN_SHARE = 0.01
-# Audio tokens whose scores over the vocabulary are computed at a time: 1,024 x 152k float32 are 0.6 GB.
-CHUNK_SIZE = 1024
+# Audio tokens whose scores over the vocabulary are computed at a time: 256 x 152k float32 are 0.2 GB.
+CHUNK_SIZE = 256
 
 
 class PARTAlignmentHead(nn.Module):
@@ -92,18 +91,12 @@ class PARTAlignmentHead(nn.Module):
 
     def log_probs(self, audio_embeds: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """`(N, H)` and `(K,)` -> `(N, 1 + K)`: of the blank and of these tokens, among the whole vocabulary."""
-
-        def of_chunk(chunk: torch.Tensor) -> torch.Tensor:
-            blank = self.blank_scores(chunk)
-            total = torch.logaddexp(blank, self.token_scores(chunk, embeddings, self.token_bias).logsumexp(-1))
-            # Once more for the few: picked from the whole vocabulary's, their gradient would fill a matrix of that size.
-            wanted = self.token_scores(chunk, embeddings[tokens], self.token_bias[tokens])
-            return torch.cat([blank[:, None], wanted], -1) - total[:, None]
-
-        chunks = audio_embeds.split(CHUNK_SIZE)
-        if len(chunks) == 1:  # small enough to be kept for the backward pass
-            return of_chunk(audio_embeds)
-        return torch.cat([checkpoint(of_chunk, chunk, use_reentrant=False) for chunk in chunks])
+        blank = self.blank_scores(audio_embeds)
+        scaled = (self.scale * audio_embeds).to(embeddings.dtype)
+        total = torch.logaddexp(blank, VocabularyTotal.apply(scaled, embeddings, self.token_bias))
+        # Once more for the few: picked from the whole vocabulary's, their gradient would fill a matrix of that size.
+        wanted = self.token_scores(audio_embeds, embeddings[tokens], self.token_bias[tokens])
+        return torch.cat([blank[:, None], wanted], -1) - total[:, None]
 
     def scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """`(n, H)` -> `(n, 1 + V)` in float32, the blank first."""
@@ -123,6 +116,34 @@ class PARTAlignmentHead(nn.Module):
         """`(N, H)` -> `(N,)` the most probable token of each audio token, -1 for the blank."""
         chunks = audio_embeds.split(CHUNK_SIZE)
         return torch.cat([self.scores(chunk, embeddings).argmax(-1) for chunk in chunks]) - 1
+
+
+class VocabularyTotal(torch.autograd.Function):
+    """Log-sum-exp of the scores of the whole vocabulary: `(N, H)`, `(V, H)` and `(V,)` -> `(N,)` in float32.
+
+    Its gradient by an audio token is the mean of the embeddings under the softmax. That is `(N, H)` and computed on the
+    way, chunk by chunk, so that nothing of the vocabulary's size outlives its chunk and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, scaled: torch.Tensor, embeddings: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        totals, means = [], []
+        for chunk in scaled.split(CHUNK_SIZE):
+            scores = (chunk @ embeddings.T).float().add_(bias)
+            highest = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(highest).exp_()
+            weight = weights.sum(-1, keepdim=True)
+            totals.append((highest + weight.log())[:, 0])
+            if ctx.needs_input_grad[0]:
+                means.append((weights.div_(weight).to(embeddings.dtype) @ embeddings).to(scaled.dtype))
+        if means:
+            ctx.save_for_backward(torch.cat(means))
+        return torch.cat(totals)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (means,) = ctx.saved_tensors
+        return (gradient[:, None] * means).to(means.dtype), None, None
 
 
 def ctc_nats(

@@ -24,9 +24,20 @@ WRAPPER = "base_model.model."
 IN_MODEL, IN_FILE = ".default.weight", ".weight"
 
 
-def add_lora(stage: Stage, model: nn.Module) -> None:
-    """Inject LoRA (peft) into every linear layer of the language model's blocks, and only there."""
+def add_lora(stage: Stage, model: nn.Module, autocast: bool = False) -> None:
+    """Inject LoRA (peft) into every linear layer of the language model's blocks, and only there.
+
+    Args:
+        stage: says rank and scale.
+        model: changed in place.
+        autocast: the model always runs under autocast, which casts what enters LoRA. peft would cast it to LoRA's own
+            float32 first, only to have it cast back: a copy of every layer's input, kept for the backward pass.
+
+    Raises:
+        ValueError: the language model has no linear layers.
+    """
     from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
 
     language_model = model.model.language_model
@@ -39,6 +50,9 @@ def add_lora(stage: Stage, model: nn.Module) -> None:
     if not targets:
         raise ValueError(f"{type(language_model).__name__} has no linear layers for LoRA; use `full`.")
     inject_adapter_in_model(_peft_config(stage, targets, transposed_lora(language_model)), model)
+    for module in language_model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = not autocast
 
 
 def save_lora(lora: Mapping[str, torch.Tensor], stage: Stage, transposed: Collection[str], folder: Path) -> None:

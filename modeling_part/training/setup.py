@@ -93,7 +93,7 @@ def prepare_model(
         else:  # the tokens of a new language would start as the rarest
             model.alignment_head.set_token_frequencies(counts)
     if stage.trains_language_model and stage.tuning == "lora":
-        add_lora(stage, model)
+        add_lora(stage, model, autocast=recipe.training.bf16 or recipe.training.fp16)
     trainable = set_trainable(stage, model)
     # Where FSDP loads weights on one process only, the others hold none to compute with yet.
     if recipe.training.padding_free and recipe.training.process_index == 0:

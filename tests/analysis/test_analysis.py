@@ -28,6 +28,7 @@ from modeling_part.analysis.probes import (
     retrieval,
     similarity_between_languages,
 )
+from modeling_part.analysis.text_loss import text_loss
 from modeling_part.audio_part import load_audio
 
 
@@ -347,7 +348,38 @@ class TestDrift:
             weight_drift(moved, tiny_checkpoint)
 
 
+class TestTextLoss:
+    def test_is_the_loss_of_each_next_token(self, tiny_part):
+        """Against transformers' own loss, text by text, which is weighted by tokens."""
+        model, processor = tiny_part
+        texts = ["one two three", "one", "quatre cinq"]
+        nats = tokens = 0
+        for text in texts:
+            ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+            if ids.shape[1] > 1:
+                hidden = model.model.language_model(input_ids=ids).last_hidden_state
+                logits = model.lm_head(hidden)[0, :-1].log_softmax(-1)
+                nats -= float(logits.gather(1, ids[0, 1:, None]).sum())
+                tokens += ids.shape[1] - 1
+        loss, counted = text_loss(model, processor.tokenizer, texts)
+        assert (loss, counted) == (pytest.approx(nats / tokens, rel=1e-6), tokens)
+
+    def test_nothing_to_score(self, tiny_part):
+        with pytest.raises(ValueError, match="No text has two tokens"):
+            text_loss(tiny_part[0], tiny_part[1].tokenizer, [""])
+
+
 class TestCommand:
+    def test_text_loss(self, moved, tiny_checkpoint, tmp_path, capsys):
+        """Encoder and adapter moved, the language model did not: plain text is worth what it was."""
+        texts = tmp_path / "texts.txt"
+        texts.write_text("one two three\n\nquatre cinq six\n")
+        common = ["--texts", str(texts), "--output", str(tmp_path / "analysis"), "--device", "cpu"]
+        main(["analyze", "text-loss", str(moved), "--since", str(tiny_checkpoint), *common])
+        (found,) = json.loads((tmp_path / "analysis" / "encoder_text_loss.json").read_text()).values()
+        assert found["loss"] == found["loss_since"] > 0
+        assert f"{found['tokens']} tokens" in capsys.readouterr().out
+
     def test_gradients_and_probes(self, tiny_checkpoint, tiny_corpus, tmp_path, capsys):
         data, common = str(tiny_corpus["dev"]), [str(tiny_checkpoint), "--output", str(tmp_path), "--device", "cpu"]
         sets = ["--parameters", "adapter", r"audio_tower\.layers\.0\.", "--rows_per_group", "2"]
