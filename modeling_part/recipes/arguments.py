@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..configuration_part import PARTConfig
 from .help import print_help
 from .places import Places, located
-from .precision import choose_precision
+from .precision import choose_frozen_dtype, choose_precision
 from .recipe_files import find_recipe, read_recipe, read_value, replace_settings
 from .stages import build_plan, change_plan, change_setting
 from .suggestions import did_you_mean
@@ -54,7 +54,7 @@ class ModelArguments:
     frozen_dtype: str | None = field(
         default=None,
         metadata={
-            "help": "dtype of the parts that a stage freezes, such as bfloat16; the same as model_dtype if none."
+            "help": "dtype of the parts that a stage freezes, such as bfloat16; auto: what is computed in; none: model_dtype."
         },
     )
     attn_implementation: str | None = field(
@@ -256,6 +256,10 @@ class Recipe:
     data: DataArguments
     training: PARTTrainingArguments
     places: Places = field(default_factory=dict)  # where each setting stands
+
+    def __post_init__(self) -> None:
+        model, training = self.model, self.training
+        model.frozen_dtype = choose_frozen_dtype(model.frozen_dtype, model.model_dtype, training.bf16, training.fp16)
 
 
 def parse_recipe(argv: list[str] | None = None) -> Recipe:

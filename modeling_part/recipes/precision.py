@@ -58,3 +58,25 @@ def choose_precision(precision: str | None, bf16: bool | None, fp16: bool, use_c
             f"bfloat16 as asked for, which this {device} can only imitate: slow; `precision: auto` is not",
         )
     return bf16, fp16, "bfloat16" if bf16 else "float16" if fp16 else "float32"
+
+
+def choose_frozen_dtype(frozen_dtype: str | None, model_dtype: str, bf16: bool, fp16: bool) -> str | None:
+    """The dtype that frozen parts are kept in; `auto` is what is computed in, so that nothing is cast in every step.
+
+    Args:
+        frozen_dtype: as a recipe gives it; None keeps what the weights have.
+        model_dtype: of the weights that train.
+        bf16, fp16: what autocast computes in, if anything.
+
+    Raises:
+        ValueError: nothing is cast while computing, so that frozen parts would compute in a precision of their own.
+    """
+    computed = "bfloat16" if bf16 else "float16" if fp16 else model_dtype
+    if frozen_dtype == "auto":
+        return computed
+    if frozen_dtype not in (None, computed) and not (bf16 or fp16):
+        raise ValueError(
+            f"`frozen_dtype` is {frozen_dtype!r} and this run computes in {computed}: frozen parts would compute in another "
+            "precision, which many processors only imitate. Write `frozen_dtype: auto`, or choose the `precision`."
+        )
+    return frozen_dtype

@@ -118,7 +118,7 @@ SECRETS = ("hub_token",)
 KINDS = {
     "output_dir": Text,
     "model_dtype": DTYPES,
-    "frozen_dtype": DTYPES | None,
+    "frozen_dtype": DTYPES | Literal["auto"] | None,
     "language_names": dict[Code, Annotated[Text, Field(min_length=1, pattern=r"\S")]] | None,
     "direction_weights": dict[Code, Weight] | None,
     "stages": list[Text | dict[Text, Any]] | dict[Text, dict[Text, Any] | None] | None,

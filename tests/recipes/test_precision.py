@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from modeling_part.recipes import precision
-from modeling_part.recipes.precision import bf16_is_native, choose_precision
+from modeling_part.recipes.arguments import parse_recipe
+from modeling_part.recipes.precision import bf16_is_native, choose_frozen_dtype, choose_precision
 
 
 @pytest.fixture(params=[True, False], ids=["native", "imitated"])
@@ -48,3 +49,28 @@ def test_onednn_may_use_less_than_the_processor_has(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert not bf16_is_native(use_cpu=True)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "part", "new_language", "prompts"])
+def test_frozen_parts_compute_in_what_is_computed_in(native, name):
+    """A frozen half in bfloat16 is a hundred times slower on a processor that imitates it."""
+    recipe = parse_recipe([name, "--use_cpu", "true"])
+    assert recipe.model.frozen_dtype == ("bfloat16" if native else "float32")
+
+
+@pytest.mark.parametrize(
+    ("given", "bf16", "fp16", "expected"),
+    [
+        (None, False, False, None),
+        ("auto", False, True, "float16"),
+        ("float32", False, False, "float32"),
+        ("bfloat16", False, True, "bfloat16"),
+    ],
+)
+def test_frozen_dtype(given, bf16, fp16, expected):
+    assert choose_frozen_dtype(given, "float32", bf16, fp16) == expected
+
+
+def test_frozen_parts_that_nothing_casts_for_are_refused():
+    with pytest.raises(ValueError, match="`frozen_dtype` is 'bfloat16' and this run computes in float32"):
+        choose_frozen_dtype("bfloat16", "float32", False, False)
