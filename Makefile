@@ -33,8 +33,8 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 	fi; \
 	$(VENV)/bin/part train quickstart $$parts --resume true
 	@echo "What comes next:"
-	@echo "  $(VENV)/bin/part demo runs/quickstart/joint"
-	@echo "  $(VENV)/bin/part transcribe runs/quickstart/joint YOUR.wav --language English"
+	@echo "  $(VENV)/bin/part demo runs/quickstart    # listen and look in a browser; the report is runs/quickstart/report.html"
+	@echo "  $(VENV)/bin/part transcribe runs/quickstart/joint data/asterisk/digits/audio/fr/742.wav --language French"
 	@echo "  $(VENV)/bin/part recipes part_aligned mine.yaml    # name your data in it, then: $(VENV)/bin/part train mine.yaml"
 
 test: $(VENV)/installed

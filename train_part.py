@@ -14,6 +14,12 @@ import logging
 import sys
 from functools import partial
 
+
+if __name__ == "__main__" and {"--help", "-h"} & set(sys.argv):  # which does not wait for what training imports
+    from modeling_part.recipes.help import print_help
+
+    sys.exit(print_help())
+
 from accelerate import PartialState
 from transformers import set_seed
 
@@ -106,7 +112,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     stage.begin(trainer)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopping.was_stopped:
-        stage.leave(trainer.state)
+        stage.leave(trainer)
     stage.finish(trainer, record, rows, args)
 
 

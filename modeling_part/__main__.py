@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the words after `part`; None takes those of the command line.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
+        from .recipes.help import print_help
+
+        sys.exit(print_help("part train [options of accelerate launch]"))
     parser = build_parser()
     passed_on = []
     if argv[:1] == ["experiment"] and "--" in argv:
@@ -58,8 +62,11 @@ def train(options: argparse.Namespace) -> None:
     launch.training_script = "train_part"
     if launch.config_file is None and not Path(default_config_file).is_file() and not torch.accelerator.is_available():
         launch.config_file = str(Path(__file__).with_name("accelerate_configs") / "cpu.yaml")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds: ranks that save are not killed after 30
     os.environ["PART_COMMAND"] = shlex.join(["part", "train", *options.passed_on])
     launcher.simple_launcher = _become
+    # It would warn of every value that it chose; the run's first line says device, processes and precision.
+    logging.getLogger(launcher.__name__).setLevel(logging.ERROR)
     try:
         launcher.launch_command(launch)
     except ChildFailedError as error:  # the ranks have said what it was

@@ -12,12 +12,14 @@ from tiny import REPOSITORY
 
 from modeling_part.__main__ import build_parser
 from modeling_part.publishing.remote_code import add_remote_code
+from modeling_part.quickstart.speech import draw_strings
 from modeling_part.recipes.arguments import parse_recipe
 from modeling_part.recipes.stages import BUILT_IN_STAGES, build_plan
 
 
 PACKAGE = REPOSITORY / "modeling_part"
 README = REPOSITORY / "README.md"
+CLIP = "data/asterisk/digits/audio/fr/742.wav"
 PAGES = [README, PACKAGE / "recipes/README.md", REPOSITORY / "tests/benchmarks/README.md"]
 
 
@@ -34,14 +36,15 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, tiny_checkpoint):
-    """A folder with `clip.wav` and a checkpoint under the names that the README uses."""
+    """A folder with a clip and a checkpoint under the names that the README uses."""
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     folder = tmp_path / "runs/quickstart/joint"
     folder.mkdir()
     for path in tiny_checkpoint.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     add_remote_code(folder)
-    soundfile.write(tmp_path / "clip.wav", np.sin(np.arange(16_000) / 20).astype("float32"), 16_000)
+    (tmp_path / CLIP).parent.mkdir(parents=True)
+    soundfile.write(tmp_path / CLIP, np.sin(np.arange(16_000) / 20).astype("float32"), 16_000)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,6 +58,16 @@ def test_python_blocks_run_in_order(workplace, capsys):
         block = block.replace('"USER/NAME"', '"runs/quickstart/joint"').replace("stage-joint", "main")
         exec(compile(block, str(README), "exec"), namespace)
     assert capsys.readouterr().out.count("\n") >= 4
+
+
+def test_the_clip_is_one_that_the_quickstart_makes():
+    """Of the test data: `make quickstart` writes `audio/LANGUAGE/DIGITS.wav` for every string of digits."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    options = re.search(r"quickstart digits data/asterisk (.*)", makefile)[1].split()
+    sizes = {name.removeprefix("--"): int(size) for name, size in zip(options[::2], options[1::2], strict=True)}
+    assert Path(CLIP).stem in draw_strings(sizes, seed=0)["test"]
+    for text in (makefile, README.read_text(encoding="utf-8")):
+        assert CLIP in text and "clip.wav" not in text
 
 
 def test_the_inference_snippet_is_six_lines():
@@ -90,7 +103,8 @@ def test_commands_name_what_exists(page):
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), words[1]
         elif words[0] == "part":
-            build_parser().parse_args(words[1:])
+            _, passed_on = build_parser().parse_known_args(words[1:])
+            assert not passed_on or words[1] == "train", command
         elif words[:2] == ["accelerate", "launch"]:
             assert "train_part.py" in words
         elif words[0] == "python":

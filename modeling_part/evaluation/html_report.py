@@ -11,7 +11,7 @@ from .. import __version__
 from .pictures import picture_uri, plot_alignment, plot_curves, plot_losses, plot_scores
 from .run_files import is_number, read_json_if_there
 from .scoring import annotate
-from .tables import language_name, number, percent, plain_value, with_interval
+from .tables import duration, language_name, number, percent, plain_value, with_interval
 from .utterances import Clips, choose_utterances, clips_of_run, differences, frequent_substitutions
 
 
@@ -72,14 +72,6 @@ def write_html(
     return path
 
 
-def duration(seconds: float) -> str:
-    """Such as "2 h 05 min", "14 min", "40 s"."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
 def _tiles(stage: Mapping) -> list[tuple[str, str, str]]:
     """(what, figure, interval) of the last stage that was scored."""
     tiles = []
@@ -115,6 +107,7 @@ def _facts(stages: Sequence[Mapping]) -> list[tuple[str, str]]:
     facts = [
         ("Speech encoder", models.get("audio_model")),
         ("Language model", models.get("language_model")),
+        ("Started from", models.get("checkpoint")),
         ("Languages", ", ".join(map(language_name, sorted(codes)))),
         ("Directions of translation", f"{directions}" if directions else None),
         ("Training data", _training_data(rows, hours)),

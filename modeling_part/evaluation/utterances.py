@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import soundfile
 
 from ..audio_part import AudioError, load_clip
@@ -82,7 +83,7 @@ def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int =
 
 
 class Clips:
-    """The sound of utterances as MP3 in `data:` URIs, each clip once, until a report is full.
+    """The sound of utterances: waveforms, or MP3 in `data:` URIs, each clip once, until a report is full.
 
     Args:
         rows: canonical rows of the test data, a `datasets.Dataset`; None where the run has left none.
@@ -102,29 +103,44 @@ class Clips:
         keys = [] if rows is None else zip(*(rows[column][:] for column in columns), strict=True)
         self._index = {key: index for index, key in enumerate(keys)}
 
-    def number(self, prediction: Mapping) -> int | None:
-        """The position in `uris` of a prediction's clip; None where there is no sound of it."""
+    def row(self, prediction: Mapping) -> Mapping | None:
+        """The row of the test data that a prediction answers; None where it has no sound or is not there."""
         if prediction["task"] == "mt":
             return None
         index = self._index.get(prediction_key(prediction))
         if index is None:
             self.missing["the run's folder has no such row of test data"] += 1
             return None
-        row = self.rows[index]
+        return self.rows[index]
+
+    def number(self, prediction: Mapping) -> int | None:
+        """The position in `uris` of a prediction's clip; None where there is no sound of it."""
+        row = self.row(prediction)
+        if row is None:
+            return None
         audio = row["audio"]
         place = (audio["path"], row["start"], row["end"]) if audio["path"] else (prediction_key(prediction),)
         if place not in self._numbers:
             self._numbers[place] = self._add(row)
         return self._numbers[place]
 
-    def _add(self, row: Mapping) -> int | None:
+    def waveform(self, prediction: Mapping) -> np.ndarray | None:
+        """A prediction's clip, `(samples,)` at `CLIP_RATE`; None where there is no sound of it."""
+        row = self.row(prediction)
+        return None if row is None else self._load(row)
+
+    def _load(self, row: Mapping) -> np.ndarray | None:
         try:
-            waveform = load_clip(row, CLIP_RATE)
+            return load_clip(row, CLIP_RATE)
         except AudioError as error:
             self.missing[error.reason] += 1
-            return None
         except OSError as error:
             self.missing[error.strerror or type(error).__name__] += 1
+        return None
+
+    def _add(self, row: Mapping) -> int | None:
+        waveform = self._load(row)
+        if waveform is None:
             return None
         buffer = BytesIO()
         soundfile.write(buffer, waveform, CLIP_RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.7)

@@ -278,7 +278,7 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     """
     argv = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(argv):
-        print_help(ARGUMENTS)
+        print_help()
         raise SystemExit(0)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if not names:

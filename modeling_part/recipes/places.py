@@ -13,8 +13,13 @@ import yaml
 Places = dict[tuple[str, ...], str]
 
 
-def places_in(path: Path, loader: type[yaml.SafeLoader]) -> Places:
-    """The lines of a recipe's keys; of a list's members by their `name`, or their number from 0."""
+def places_in(path: Path, content: yaml.Node | None) -> Places:
+    """The lines of a recipe's keys; of a list's members by their `name`, or their number from 0.
+
+    Args:
+        path: the file.
+        content: what it holds; None for an empty one.
+    """
     found: Places = {}
 
     def walk(node: yaml.Node, names: tuple[str, ...]) -> None:
@@ -34,9 +39,8 @@ def places_in(path: Path, loader: type[yaml.SafeLoader]) -> Places:
                 if names[0] != "stages":
                     found[(*names, str(number))] = f"{path}, line {member.start_mark.line + 1}"
 
-    node = yaml.compose(path.read_text(encoding="utf-8"), loader)
-    if node is not None:
-        walk(node, ())
+    if content is not None:
+        walk(content, ())
     return found
 
 

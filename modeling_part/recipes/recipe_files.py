@@ -59,8 +59,7 @@ def read_recipe(
         FileNotFoundError: there is no such base; the message names the recipes that led to it.
     """
     chain = (*chain, path)
-    settings = read_yaml(path)
-    own = places_in(path, _UniqueKeys)
+    settings, own = _read_yaml(path)
     base = settings.pop("base", None)
     for key in settings:
         if key not in known:
@@ -99,22 +98,24 @@ def read_value(text: str) -> object:
         raise ValueError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def read_yaml(path: Path) -> dict:
-    """A YAML file that holds one mapping.
+def _read_yaml(path: Path) -> tuple[dict, Places]:
+    """A YAML file that holds one mapping, and where its keys stand.
 
     Raises:
         ValueError: it is not YAML, holds something else, or gives a key twice; the message names file and line.
     """
     with open(path, encoding="utf-8") as file:
         try:
-            content = yaml.load(file, _UniqueKeys)
+            loader = _UniqueKeys(file)
+            node = loader.get_single_node()
+            content = None if node is None else loader.construct_document(node)
         except _DoubleKeyError:
             raise
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that do not exist are ValueErrors
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise ValueError(f"{path} holds a {type(content).__name__}; a recipe is a mapping of keys to values.")
-    return content or {}
+    return content or {}, places_in(path, node)
 
 
 class _DoubleKeyError(ValueError):

@@ -7,9 +7,8 @@ PART's own. A setting without effect is refused.
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from functools import cache
 from typing import get_type_hints
-
-from transformers import TrainingArguments
 
 from .stages import Stage
 from .suggestions import did_you_mean
@@ -117,8 +116,14 @@ REFUSED_VALUES = {
     ),
 }
 
-_TRAINER_FIELDS = {one.name: one for one in fields(TrainingArguments) if one.init}
-_HINTS = get_type_hints(TrainingArguments)
+
+@cache
+def _trainer_fields() -> dict[str, tuple[object, object]]:
+    """The default and the annotation of each field, by name."""
+    from transformers import TrainingArguments  # here: the help needs `WORKING` alone, and does not wait
+
+    hints = get_type_hints(TrainingArguments)
+    return {one.name: (one.default, hints[one.name]) for one in fields(TrainingArguments) if one.init}
 
 
 def refuse_without_effect(values: Mapping[str, object]) -> None:
@@ -127,14 +132,16 @@ def refuse_without_effect(values: Mapping[str, object]) -> None:
     Args:
         values: the settings of recipe and command line, by the name of the field.
     """
+    trainer_fields = _trainer_fields()
     for name, value in values.items():
-        if name not in _TRAINER_FIELDS:
+        if name not in trainer_fields:
             continue
+        default, annotation = trainer_fields[name]
         for start, instead in REFUSED_VALUES.get(name, {}).items():
             if str(getattr(value, "value", value)).startswith(start):
                 raise ValueError(f"`{name}: {start}` is not supported: {instead}.")
-        harmless = (None, [], *IN_FORCE.get(name, (_TRAINER_FIELDS[name].default,)))
-        if name not in WORKING and _as_held(name, value) not in harmless:
+        harmless = (None, [], *IN_FORCE.get(name, (default,)))
+        if name not in WORKING and _as_held(name, value, annotation) not in harmless:
             instead = REFUSED.get(name, "PART has not been tried with it; leave it out")
             raise ValueError(f"`{name}` is {shortened(value)}, which would have no effect: {instead}.")
 
@@ -146,9 +153,9 @@ def unknown_name(name: str, known: Collection[str]) -> str:
     return did_you_mean(name, [one for one in known if one not in REFUSED])
 
 
-def _as_held(name: str, value: object) -> object:
+def _as_held(name: str, value: object, annotation: object) -> object:
     """A value as its field would hold it (`true` of the command line is True), or as it is where it cannot."""
     try:
-        return checked(name, value, _HINTS[name])
+        return checked(name, value, annotation)
     except ValueError:
         return value

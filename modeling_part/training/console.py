@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 
 import datasets
 import psutil
@@ -21,6 +20,7 @@ from transformers import TrainerCallback
 
 from ..data.batches import Batches
 from ..data.loading import Rows
+from ..evaluation.tables import duration
 from ..prompts_part import TASKS
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.stages import Stage
@@ -246,11 +246,6 @@ def fold(parts: Sequence[str], width: int | None) -> str:
 def terminal_width() -> int | None:
     """Columns of the terminal; None where the messages go somewhere else."""
     return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-
-
-def duration(seconds: float) -> str:
-    """`0:12:34`, with days in front where there are some."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def memory_line(device: torch.device) -> str:

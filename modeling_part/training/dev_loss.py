@@ -2,7 +2,7 @@
 """Dev losses: of the answers and of the alignment, what greedy CTC reads, and whether the model listens at all."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
@@ -16,6 +16,7 @@ from ..data.batches import Batches
 from ..data.collator import transcript
 from ..evaluation.metrics import count_edits
 from ..evaluation.normalization import normalize_text, scored_units
+from ..prompts_part import TASKS
 from .losses import GroupLosses, add_losses, add_output, mean_losses
 
 
@@ -40,18 +41,22 @@ class DevSums:
     alignment: GroupLosses = field(default_factory=dict)
     errors: Errors = field(default_factory=dict)
 
+    def add(self, other: "DevSums") -> None:
+        """Add the sums of other batches."""
+        add_losses(self.answers, other.answers)
+        add_losses(self.alignment, other.alignment)
+        _add_errors(self.errors, other.errors)
+
     def over_ranks(self) -> "DevSums":
         """The sums of all ranks; every rank must make the call."""
         total = DevSums()
         for one in gather_object([self]):
-            add_losses(total.answers, one.answers)
-            add_losses(total.alignment, one.alignment)
-            _add_errors(total.errors, one.errors)
+            total.add(one)
         return total
 
-    def loss(self) -> float:
-        """Nats per token of the answers; of the alignment where the language model does not run."""
-        sums = (self.answers or self.alignment).values()
+    def loss(self, tasks: Collection[str] = TASKS) -> float:
+        """Nats per token of the answers of these tasks; of the alignment where the language model does not run."""
+        sums = [one for group, one in (self.answers or self.alignment).items() if group[0] in tasks]
         return sum(nats for nats, _ in sums) / max(sum(tokens for _, tokens in sums), 1)
 
     def figures(self, prefix: str) -> dict[str, float]:
@@ -64,7 +69,7 @@ class DevSums:
         return figures | {f"{prefix}ctc/{language}_error_rate": rate for language, rate in rates.items()}
 
 
-def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = False) -> DevSums:
+def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = False) -> tuple[DevSums, DevSums]:
     """One pass over the dev batches; every rank takes its share and must make the call.
 
     Args:
@@ -72,6 +77,9 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
         batches: with the dev rows.
         options: of the model's forward, the losses' weights among them.
         swap: give each row the clip of its neighbour in the batch; batches of one row are left out.
+
+    Returns:
+        The sums of all batches, and those of the batches with several rows, which can be compared with swapped clips.
     """
     args, rows = trainer.args, batches.eval_rows
     planned = [batch for batch in batches.eval_batches if len(batch) > 1 or not swap]
@@ -87,7 +95,7 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
     rounds = math.ceil(len(planned) / args.world_size)
     loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate)
     model.eval()
-    sums = DevSums()
+    sums, of_several = DevSums(), DevSums()
     last = None
     for index, batch in enumerate(_padded(loader, rounds)):
         batch = last if batch is None else batch
@@ -100,12 +108,16 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
         with torch.no_grad(), trainer.compute_loss_context_manager():
             outputs = model(**inputs, **options)
         if index < len(mine):
-            add_output(sums.answers, sums.alignment, info, inputs, outputs)
+            found = DevSums()
+            add_output(found.answers, found.alignment, info, inputs, outputs)
             if outputs.get("ctc_tokens") is not None and info["task"] == "asr":
-                _add_errors(sums.errors, greedy_errors(batch["rows"], inputs, outputs, trainer))
+                found.errors = greedy_errors(batch["rows"], inputs, outputs, trainer)
+            sums.add(found)
+            if len(batch["rows"]) > 1:
+                of_several.add(found)
     if was_training:
         model.train()
-    return sums.over_ranks()
+    return sums.over_ranks(), of_several.over_ranks()
 
 
 def swap_clips(rows: Sequence[dict]) -> list[dict]:
@@ -130,10 +142,14 @@ def greedy_errors(rows: Sequence[dict], inputs: dict, outputs: dict, trainer: Tr
     return errors
 
 
-def listens(trainer: Trainer, batches: Batches, options: dict) -> dict[str, float | bool] | None:
+def listens(trainer: Trainer, batches: Batches, options: dict, own: DevSums) -> dict[str, float | bool] | None:
     """Whether the model uses its audio: the dev loss with the clips of other rows is higher than with their own.
 
     A model on the plateau has learned what the texts look like and not yet to listen; both losses are then alike.
+
+    Args:
+        trainer, batches, options: see [`dev_sums`].
+        own: of the batches with several rows, with their own clips.
 
     Returns:
         `own_clip_loss`, `other_clip_loss` (over the same batches) and `listens`; None without a batch of two rows.
@@ -144,10 +160,9 @@ def listens(trainer: Trainer, batches: Batches, options: dict) -> dict[str, floa
     ]
     if not of_speech:
         return None
-    speech = replace(batches, eval_batches=of_speech)
-    own = dev_sums(trainer, speech, options).loss()
-    other = dev_sums(trainer, speech, options, swap=True).loss()
-    return {"own_clip_loss": own, "other_clip_loss": other, "listens": other - own > LEAST_GAIN}
+    other = dev_sums(trainer, replace(batches, eval_batches=of_speech), options, swap=True)[0].loss()
+    own_loss = own.loss(tasks)
+    return {"own_clip_loss": own_loss, "other_clip_loss": other, "listens": other - own_loss > LEAST_GAIN}
 
 
 def _add_errors(total: Errors, errors: Errors) -> None:

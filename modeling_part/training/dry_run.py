@@ -7,8 +7,9 @@ from itertools import islice
 import torch
 
 from ..configuration_part import convolved_length
+from ..evaluation.tables import duration
 from ..recipes.files import read_json
-from .console import duration, memory_line
+from .console import memory_line
 from .freezing import parameters_per_part, trainable_per_part
 from .memory import estimate_memory
 from .run import StageRun

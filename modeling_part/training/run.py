@@ -14,7 +14,6 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
-from transformers import TrainerState
 
 from .. import __version__
 from ..data.batches import Batches, Progress
@@ -40,7 +39,7 @@ from .lock import only_run_in
 from .monitoring import GenerationMonitor, report_metrics
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import is_checkpoint, remove_set_aside, set_aside, written_by_training
-from .trackers import continue_trackers
+from .trackers import continue_trackers, end_trackers, show_test
 from .trainer import PARTTrainer
 
 
@@ -179,8 +178,10 @@ class StageRun:
             **generation_settings(args),
         )
 
-    def leave(self, state: TrainerState) -> NoReturn:
+    def leave(self, trainer: PARTTrainer) -> NoReturn:
         """Exit after a signal, saying where the stage stands and the command to go on with."""
+        end_trackers(trainer)
+        state = trainer.state
         message = "Stopped in stage %s at step %d of %d, which is saved in %s. Go on with:\n%s%s"
         step, folder = state.global_step, self.folder / f"checkpoint-{state.global_step}"
         logger.warning(message, self.plan.name, step, state.max_steps, folder, INDENT, command(resume=True))
@@ -273,7 +274,10 @@ class StageRun:
             record = {**record, "files": checksums(weight_files(self.folder), self.folder)}
         state.wait_for_everyone()
         trainer.model.to("cpu")  # makes room for the one that predicts
-        self._predict(rows, args, trainer.args.device, trainer.accelerator)
+        report = self._predict(rows, args, trainer.args.device, trainer.accelerator)
+        if report is not None:
+            show_test(trainer, report, self.folder, rows.test)
+        end_trackers(trainer)
         if state.is_main_process:
             write_stage_json(self.folder, {**record, "metrics": metrics})
             write_card(self.folder)
@@ -294,9 +298,11 @@ class StageRun:
 
     def _predict(
         self, rows: Rows, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None
-    ) -> None:
-        if self.predicts and rows.test is not None and len(rows.test):
-            predict_and_score(self.folder, rows.test, self.folder, args, device, accelerator)
+    ) -> dict | None:
+        """The report on the test data; None where the stage does not answer it."""
+        if not self.predicts or rows.test is None or not len(rows.test):
+            return None
+        return predict_and_score(self.folder, rows.test, self.folder, args, device, accelerator)
 
     def publish(self, args: PARTTrainingArguments) -> bool:
         """One commit and one tag on the Hub; training goes on if it cannot be reached. Returns whether it worked."""
@@ -446,8 +452,8 @@ def predict_checkpoint(recipe: Recipe) -> None:
 
 def predict_and_score(
     checkpoint: Path, rows, folder: Path, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None
-) -> None:
-    """`predictions.jsonl` and `report.json` of a saved checkpoint, loaded as users load it."""
+) -> dict:
+    """`predictions.jsonl` and `report.json` of a saved checkpoint, loaded as users load it; returns the report."""
     dtype = torch.bfloat16 if args.bf16 else "auto"
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
     processor = PARTProcessor.from_pretrained(checkpoint)
@@ -456,6 +462,7 @@ def predict_and_score(
     logger.info("%s", figures_with_table(f"test data, {checkpoint}", report_metrics(report), terminal_width()))
     if PartialState().is_main_process:
         write_alignments(model, processor, rows, folder)
+    return report
 
 
 def generation_settings(args: PARTTrainingArguments) -> dict:

@@ -24,7 +24,7 @@ from ..recipes.stages import LOSSES, Stage
 from ..recipes.user_errors import UserError
 from .broken_rows import BrokenRows
 from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
-from .dev_loss import dev_sums, listens
+from .dev_loss import DevSums, dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
 from .kernels import COMPILED_VARIANTS, use_liger_kernels
 from .losses import StepStatistics
@@ -106,6 +106,7 @@ class PARTTrainer(Trainer):
         self._statistics = StepStatistics()
         self._bad_steps = self._bad_steps_in_a_row = 0
         self._step_batches: list[tuple[list[str], torch.Tensor]] = []  # row ids and loss of each batch of the step
+        self._own_clips = (-1, DevSums())  # step and sums of the last evaluation, see `check_listening`
         self._saving = False
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -354,7 +355,8 @@ class PARTTrainer(Trainer):
         if self.eval_dataset is None or not self.batches.eval_batches:
             raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
         started = time.perf_counter()
-        sums = dev_sums(self, self.batches, self.loss_options)
+        sums, of_several = dev_sums(self, self.batches, self.loss_options)
+        self._own_clips = (self.state.global_step, of_several)
         metrics = sums.figures(f"{metric_key_prefix}_")
         if self.generation_monitor is not None:
             figures = self.generation_monitor(
@@ -368,7 +370,12 @@ class PARTTrainer(Trainer):
 
     def check_listening(self) -> dict[str, float | bool]:
         """Say it aloud where the stage has not learned to use its audio; every rank must make the call."""
-        found = listens(self, self.batches, self.loss_options) if self.batches.eval_batches else None
+        found = None
+        if self.batches.eval_batches:
+            step, own = self._own_clips
+            if step != self.state.global_step:  # not evaluated here
+                _, own = dev_sums(self, self.batches, self.loss_options)
+            found = listens(self, self.batches, self.loss_options, own)
         if found is not None and not found["listens"]:
             logger.warning(
                 "Stage %s does not use its audio: the dev loss is %.3f with each row's own clip and %.3f with another "

@@ -69,7 +69,7 @@ def run(tmp_path_factory) -> Path:
         record = {
             "parent": parent,
             "metrics": {},
-            "base_models": {"audio_model": "models/<i>whisper</i>"},
+            "base_models": {"audio_model": "models/<i>whisper</i>", "checkpoint": "runs/earlier/joint"},
             "trainable_parameters": {"adapter": 1234567, "encoder": 0},
             "hyperparameters": {"tasks": {"asr": 1.0}},
             "versions": {"torch": "2.13"},
@@ -141,6 +141,8 @@ class TestPage:
         text = " ".join("".join(page.text).split())
         for part in (
             "English (en)",
+            "Started from",
+            "runs/earlier/joint",
             "transcription 10 rows (0.50 h); speech translation 5 rows",
             "3 min in 2 stages",
             "accelerate launch train_part.py x.yaml",

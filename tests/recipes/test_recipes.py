@@ -1,12 +1,17 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Recipes: the shipped ones parse, the ablations state what they differ in, and bases and overlays replace whole keys."""
 
+import inspect
 import shutil
-from dataclasses import MISSING, fields, replace
+import subprocess
+import sys
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny import REPOSITORY
+from transformers import TrainingArguments
 
 import modeling_part
 from modeling_part.configuration_part import PARTConfig
@@ -14,6 +19,7 @@ from modeling_part.data.augmentation import build_augmentation
 from modeling_part.data.corpus_spec import CorpusSpec
 from modeling_part.data.readers.registry import READERS
 from modeling_part.recipes.arguments import ARGUMENTS, parse_recipe
+from modeling_part.recipes.help import options_in
 from modeling_part.recipes.recipe_files import read_recipe
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan
 
@@ -339,3 +345,32 @@ def test_help_shows_parts_own_options_first_and_those_without_effect_not(capsys)
     ]
     assert order == sorted(order) and "--stages.STAGE.FIELD" in text
     assert "--learning_rate " not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["train_part.py", "--help"], "run_path('train_part.py'"),
+        (["part", "train", "mine.yaml", "--help"], "run_module('modeling_part'"),
+    ],
+)
+def test_help_does_not_wait_for_what_training_imports(words, start):
+    heavy = ["torch", "transformers", "accelerate", "datasets", "numpy"]
+    code = f"import atexit, runpy, sys; atexit.register(lambda: print({{*{heavy}}} & {{*sys.modules}}, file=sys.stderr)); "
+    code += f"sys.argv = {words}; runpy.{start}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "set()\n")
+    assert "--stages.STAGE.FIELD" in result.stdout
+
+
+def test_help_is_of_the_fields_that_there_are():
+    """Help reads the text of the classes; importing them gives the same."""
+    places = {TrainingArguments: inspect.getfile(TrainingArguments)}
+    for owner in (*ARGUMENTS, TrainingArguments):
+        read = options_in(Path(places.get(owner, FOLDER / "arguments.py")), owner.__name__)
+        inherited = {one.name for base in owner.__mro__[1:] if is_dataclass(base) for one in fields(base)}
+        by_name = {one.name: one for one in fields(owner) if one.init}
+        assert set(by_name) - inherited <= set(read) <= set(by_name)
+        for name, one in read.items():
+            assert one.help == " ".join(by_name[name].metadata["help"].replace("%%", "%").split())
+            assert one.default in (None, getattr(by_name[name].default, "value", by_name[name].default))

@@ -108,7 +108,7 @@ def test_the_time_left_is_of_the_stage_and_of_the_run(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         one.on_log(None, state, None, {"loss": 1.0})
     (message,) = caplog.messages
-    assert message == "step  20/110  loss 1.000  0:03:00 left (run 0:04:40)"  # 2 s a step
+    assert message == "step  20/110  loss 1.000  3 min left (run 5 min)"  # 2 s a step
 
 
 def test_norms_are_means_over_the_steps_that_train_a_part(tmp_path):

@@ -36,7 +36,7 @@ def test_alignment_alone_trains_the_adapter_and_the_blank_and_falls(tmp_path):
     moved = tiny_training.changed(before, tiny_training.snapshot(trainer.model))
     assert {part_of(name) for name in moved} == {"adapter"} and "alignment_head.blank" in moved
     assert last["eval_asr_ctc_loss"] < 0.6 * first["eval_asr_ctc_loss"]
-    assert last["eval_loss"] == pytest.approx(dev_sums(trainer, trainer.batches, trainer.loss_options).loss())
+    assert last["eval_loss"] == pytest.approx(dev_sums(trainer, trainer.batches, trainer.loss_options)[0].loss())
     assert 0.0 <= last["eval_ctc_error_rate"] and "eval_asr_loss" not in last
     logged = [entry for entry in trainer.state.log_history if "asr_ctc_loss" in entry]
     assert {"asr/en_ctc_loss", "asr/fr_ctc_loss"} <= set(logged[0]) | set(logged[1])
@@ -63,8 +63,11 @@ def test_a_model_that_ignores_its_audio_is_reported(tmp_path, caplog):
 def test_a_model_that_listens_is_not(tmp_path, caplog):
     trainer = make_trainer(tmp_path, aligning_stage(), steps=120)
     trainer.train()
+    fresh = trainer.check_listening()
+    trainer.evaluate()
     with caplog.at_level(logging.WARNING):
-        found = trainer.check_listening()
+        found = trainer.check_listening()  # with what the evaluation has found
+    assert found == pytest.approx(fresh)
     assert found["listens"] and found["other_clip_loss"] > found["own_clip_loss"]
     assert "does not use its audio" not in caplog.text
 
