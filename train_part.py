@@ -18,7 +18,8 @@ from functools import partial
 if __name__ == "__main__" and {"--help", "-h"} & set(sys.argv):  # which does not wait for what training imports
     from modeling_part.recipes.help import print_help
 
-    sys.exit(print_help())
+    print_help()
+    sys.exit(0)
 
 from accelerate import PartialState
 from transformers import set_seed

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
         from .recipes.help import print_help
 
-        sys.exit(print_help("part train [options of accelerate launch]"))
+        print_help("part train [options of accelerate launch]")
+        sys.exit(0)
     parser = build_parser()
     passed_on = []
     if argv[:1] == ["experiment"] and "--" in argv:
