@@ -1,4 +1,4 @@
-"""A Hub on loopback: what huggingface_hub and transformers ask for when they push and load model repositories.
+"""A Hub on loopback: what huggingface_hub, transformers and datasets ask for when they push models and load both.
 
 It speaks the legacy LFS protocol (set HF_HUB_DISABLE_XET=1), keeps everything in memory and checks what it is sent:
 hashes, tokens, namespaces, parent commits.
@@ -89,6 +89,7 @@ class LoopbackHub:
         uploads: hashes of the large files that were received whole, one per time.
         drop_uploads_after: receive so many more large files, then hang up in the middle; None never hangs up.
         received: bytes of all request bodies.
+        downloads: path of every file that was sent, whole or in part.
     """
 
     def __init__(self, users: dict[str, str]):
@@ -98,6 +99,7 @@ class LoopbackHub:
         self.uploads: list[str] = []
         self.drop_uploads_after: int | None = None
         self.received = 0
+        self.downloads: list[str] = []
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -111,6 +113,18 @@ class LoopbackHub:
     def __exit__(self, *_) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def add_dataset(self, repo: str, files: dict[str, bytes], branch: str = "main") -> None:
+        """A public dataset with these files, on its main or another branch."""
+        repository = self.repositories.setdefault(f"datasets/{repo}", Repository())
+        before = repository.branches.get("main")
+        content = {path: File(data, is_lfs=path.endswith((".parquet", ".gz"))) for path, data in files.items()}
+        commit = repository.add_commit(content, f"Upload to {branch}")
+        repository.branches[branch] = commit
+        if branch != "main":
+            repository.branches.pop("main")
+            if before:
+                repository.branches["main"] = before
 
     def environment(self, home, token: str | None) -> dict[str, str]:
         """Environment of a process that takes this server for the Hub, with `home` for its cache and its token."""
@@ -141,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
                 match = re.fullmatch(pattern, url.path)
                 if match and self.command in method.split():
                     arguments = {key: unquote(value) for key, value in match.groupdict("").items()}
+                    if arguments.pop("kind", "") == "datasets":
+                        arguments["repo"] = f"datasets/{arguments['repo']}"
                     if name == "upload":
                         return self.upload(**arguments)
                     self.body = self._read()
@@ -243,9 +259,25 @@ class _Handler(BaseHTTPRequestHandler):
             "converts": [],
         }
 
-    def tree(self, repo: str, revision: str) -> list[dict]:
+    def tree(self, repo: str, revision: str, folder: str) -> list[dict]:
         files = self.repository(repo).commits[self.commit_of(repo, revision)]
-        return [file.to_json(path) for path, file in sorted(files.items())]
+        inside = f"{folder}/" if folder else ""
+        found = {path: file for path, file in sorted(files.items()) if path.startswith(inside)}
+        if not found:
+            raise Refusal(404, "EntryNotFound", f"{folder} does not exist")
+        parents = {path[:end] for path in found for end in range(len(path)) if path[end] == "/" and end >= len(inside)}
+        entries = [_folder(path) for path in sorted(parents)]
+        entries += [file.to_json(path) for path, file in found.items()]
+        if self.query.get("recursive", ["false"])[0].lower() == "true":
+            return entries
+        return [entry for entry in entries if "/" not in entry["path"][len(inside) :]]
+
+    def paths_info(self, repo: str, revision: str) -> list[dict]:
+        files = self.repository(repo).commits[self.commit_of(repo, revision)]
+        is_json = "json" in self.headers.get("Content-Type", "")
+        asked = json.loads(self.body)["paths"] if is_json else parse_qs(self.body.decode()).get("paths", [])
+        found = [files[path].to_json(path) for path in asked if path in files]
+        return found + [_folder(one) for one in asked if any(path.startswith(f"{one}/") for path in files)]
 
     def preupload(self, repo: str, revision: str) -> dict:
         self.writer(repo)
@@ -329,6 +361,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             headers = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": commit}
             return self._send_json(404, {"error": "Entry not found"}, headers)
+        if self.command == "GET":
+            self.hub.downloads.append(path)
         size = len(found.content)
         headers = {
             "ETag": f'"{found.sha256 if found.is_lfs else found.blob_id}"',
@@ -344,20 +378,25 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(206, found.content[first : last + 1], headers)
 
 
+def _folder(path: str) -> dict:
+    return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
+
+
 REPO = r"(?P<repo>[^/]+/[^/]+)"
-API = rf"/api/models/{REPO}"
+API = rf"/api/(?P<kind>models|datasets)/{REPO}"
 ROUTES = (
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", r"/api/repos/create", "create"),
     ("GET", rf"{API}(?:/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", rf"{API}/refs", "refs"),
-    ("GET", rf"{API}/tree/(?P<revision>[^/]+)", "tree"),
+    ("GET", rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
+    ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", "paths_info"),
     ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/(?P<sha256>[0-9a-f]{64})", "upload"),
     ("POST", rf"{API}/commit/(?P<revision>[^/]+)", "commit"),
     ("POST", rf"{API}/tag/(?P<revision>[^/]+)", "create_tag"),
     ("DELETE", rf"{API}/tag/(?P<revision>[^/]+)", "delete_tag"),
-    ("GET HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "file"),
+    ("GET HEAD", rf"/(?:(?P<kind>datasets)/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "file"),
 )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checking import RowFilters, summary, write_data_report
-from .corpus_spec import CorpusSpec
+from .expansion import corpus_specs
 from .rows import CorpusError
 from .stored_corpora import corpus_weights, load_corpora
 from .streamed_corpora import stream_corpora
@@ -52,7 +52,7 @@ def read_corpora(
     """Read all corpora of a recipe into one dataset with exactly the canonical columns.
 
     Args:
-        specs: one mapping per corpus, see `CorpusSpec`.
+        specs: one mapping per corpus, see `CorpusSpec`, or for a corpus in many languages, see `expanded`.
         min_duration, max_duration, min_characters_per_second, max_characters_per_second, languages: see `RowFilters`.
         max_bad_fraction: share of the rows of a corpus that may be broken (no text, missing or unreadable audio)
             before reading stops with the list. Default: 1 %.
@@ -69,7 +69,7 @@ def read_corpora(
     Raises:
         CorpusError: a setting, path or file is not as it must be, a corpus gives no rows, or too many are broken.
     """
-    checked = [CorpusSpec.from_dict(spec) for spec in specs]
+    checked = corpus_specs(specs)
     if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
         raise CorpusError(f"`max_bad_fraction` is {max_bad_fraction!r}; it must be a share from 0 to 1")
     if not checked:

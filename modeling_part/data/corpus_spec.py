@@ -9,8 +9,9 @@ from typing import get_args, get_origin
 
 from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
-from .readers.registry import READERS, SPLITS_BY_READER, reader_settings, readers_with
+from .readers.registry import FROM_FILES, READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
+from .where_to_get import how_to_get
 
 
 HIGHEST_WEIGHT = 1000  # an epoch that draws rows more often than this never ends
@@ -24,8 +25,8 @@ class CorpusSpec:
     Args:
         reader: one of `READERS`.
         path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs").
-        split: train, dev or test; for common_voice also validated. Of no use to manifest and text_pairs, where a file
-            is one split.
+        split: train, dev or test; for common_voice also validated, for dataset any that it has. Of no use to manifest
+            and text_pairs, where a file is one split.
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
         tasks: tasks to keep. Default: all that the corpus offers.
         languages: BCP 47 codes of the source languages to keep. Default: all that are found.
@@ -71,7 +72,7 @@ class CorpusSpec:
         for key, value in settings.items():
             if not fits(value, own[key]):
                 raise CorpusError(f"{where}: {key!r} must be {described(own[key])}, not {value!r}")
-        chosen_values |= {key: _names(key, chosen_values[key], where) for key in LISTS if key in chosen_values}
+        chosen_values |= {key: names_of(key, chosen_values[key], where) for key in LISTS if key in chosen_values}
         for key in LISTS:
             known = task_of if key == "tasks" else code_of
             if chosen_values.get(key):
@@ -90,7 +91,9 @@ class CorpusSpec:
         if not fits(self.weight, float) or not 0 < self.weight <= HIGHEST_WEIGHT:
             raise CorpusError(f"{where}: weight {self.weight!r} is no number above 0 and up to {HIGHEST_WEIGHT}")
         splits = SPLITS_BY_READER.get(self.reader, SPLITS)
-        if self.split not in splits:
+        if not isinstance(self.split, str) or not self.split:
+            raise CorpusError(f"{where}: 'split' must be text, not {self.split!r}")
+        if splits and self.split not in splits:
             raise CorpusError(f"{where}: split {self.split!r} is none of {', '.join(splits)}")
         if not fits(self.name, str | None):
             raise CorpusError(f"{where}: 'name' must be text, not {self.name!r}")
@@ -101,6 +104,13 @@ class CorpusSpec:
         return self.name or self.reader
 
     @property
+    def place(self) -> dict[str, str]:
+        """Reader, path, split and maybe config: what reports name it by."""
+        config = self.settings.get("config")
+        place = {"reader": self.reader, "path": self.path, "split": self.split}
+        return place | ({"config": str(config)} if config else {})
+
+    @property
     def streaming(self) -> bool:
         """Whether the rows are read while training."""
         return bool(self.settings.get("streaming"))
@@ -109,7 +119,12 @@ class CorpusSpec:
         """`path` as a folder or file that exists; else `CorpusError`."""
         folder = Path(self.path).expanduser()
         if not folder.exists():
-            raise CorpusError(f"{self.reader}: {self.path} does not exist; give the folder of the corpus as `path`")
+            what = "file or folder" if self.reader in FROM_FILES else "folder"
+            where = how_to_get(self.reader)
+            raise CorpusError(
+                f"{self.reader}: {self.path} does not exist; give the {what} of the corpus as `path`"
+                + (f". {where}." if where else "")
+            )
         return folder
 
     def wants(self, task: str, source_lang: str | None = None, target_lang: str | None = None) -> bool:
@@ -130,7 +145,7 @@ def _unknown_key(key: str, reader: str, known: list[str]) -> CorpusError:
     return CorpusError(f"A corpus of the reader {reader!r} has no setting {key!r}.{hint}")
 
 
-def _names(key: str, value: object, where: str) -> tuple[str, ...] | None:
+def names_of(key: str, value: object, where: str) -> tuple[str, ...] | None:
     """One name or a list of names as a tuple; None for an empty list. YAML 1.1 reads `no`, Norwegian, as False."""
     values = [value] if isinstance(value, (str, bool)) else value
     if not isinstance(values, (list, tuple)):

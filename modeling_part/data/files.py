@@ -19,8 +19,13 @@ OnBroken = Callable[[str, BrokenRowError], None]
 LINES_PER_FIELD = 50  # a quoted field of CSV that goes on for longer was never closed
 
 
-def unpack_tar(archive: Path, folder: Path) -> None:
-    """Unpack the files of a tar archive side by side into `folder`, whatever folders they had in it.
+def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
+    """Unpack the files of a tar archive into `folder`, which is there when all of them are.
+
+    Args:
+        archive: compressed or not.
+        folder: not there yet; what an interrupted call left beside it is written over.
+        flat: side by side, whatever folders they had in the archive; else in these folders. Default: True.
 
     Raises:
         CorpusError: the archive is damaged, or two of its files have one name.
@@ -32,7 +37,7 @@ def unpack_tar(archive: Path, folder: Path) -> None:
         with tarfile.open(archive, "r|*") as tar:
             for member in tar:
                 if member.isfile():
-                    member.name = Path(member.name).name
+                    member.name = Path(member.name).name if flat else member.name
                     if member.name in names:
                         raise CorpusError(
                             f"{archive} holds two files named {member.name}; unpack it by hand into {folder}"

@@ -16,7 +16,8 @@ from ..prompts_part import TASKS
 from ..recipes.arguments import DataArguments, Recipe
 from ..recipes.places import located
 from .corpora import open_corpora, read_corpora
-from .corpus_spec import CorpusSpec
+from .expansion import corpus_specs
+from .readers.registry import FROM_FILES
 from .stored_corpora import fingerprint
 
 
@@ -90,9 +91,9 @@ def _check_corpora(recipe: Recipe) -> None:
     for name in ("train_data", "eval_data", "test_data"):
         for number, entry in enumerate(getattr(recipe.data, name) or ()):
             with located(recipe.places, name, str(number)):
-                spec = CorpusSpec.from_dict(entry)
-                if spec.reader in ("manifest", "text_pairs"):  # of others a path may also be a Hub id
-                    spec.folder()
+                for spec in corpus_specs([entry]):
+                    if spec.reader in FROM_FILES:
+                        spec.folder()
 
 
 def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict[str, float]]:

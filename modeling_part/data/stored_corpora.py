@@ -34,7 +34,7 @@ def load_corpora(
     for spec, report in zip(specs, reports, strict=True):
         total.add(report)
         counts = {"rows": sum(report.rows.values()), "hours": round(sum(report.seconds.values()) / 3600, 4)}
-        corpora.append({"reader": spec.reader, "path": spec.path, "split": spec.split, **counts})
+        corpora.append({**spec.place, **counts})
     weights = corpus_weights(
         (corpus, spec.weight) for spec, each in zip(specs, reports, strict=True) for corpus in each.corpora
     )

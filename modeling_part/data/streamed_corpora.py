@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
-from .readers.dataset import check_columns, errors_of_dataset, local_folder, open_dataset, rows_of
+from .readers.dataset import errors_of_dataset, features_of, local_folder, open_dataset
+from .records import check_columns, rows_of
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, canonical_features
 from .stored_corpora import load_corpora
 
@@ -35,7 +36,7 @@ def stream_corpora(
     for spec in specs:
         if spec.streaming:
             streams.append(stream_dataset(spec, filters, max_bad_fraction))
-            report["corpora"].append({"reader": spec.reader, "path": spec.path, "split": spec.split, "streamed": True})
+            report["corpora"].append({**spec.place, "streamed": True})
             weights.append(spec.weight)
     if local:
         dataset, read = load_corpora(local, filters, max_bad_fraction, None)
@@ -61,12 +62,13 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
         dataset = open_dataset(spec, **settings)
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
-    check_columns(spec, columns, dataset.column_names)
+    available = features_of(dataset)
+    check_columns(spec, columns, available)
     stream = dataset.with_format("arrow").map(
         StreamedRows(spec, filters, max_bad_fraction),
         batched=True,
         batch_size=32,
-        remove_columns=[name for name in dataset.column_names if name not in COLUMNS],  # the others are replaced
+        remove_columns=[name for name in available if name not in COLUMNS],  # the others are replaced
         features=canonical_features(),
     )
     return stream.with_format(None)

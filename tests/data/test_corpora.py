@@ -228,7 +228,7 @@ def test_weights_are_given_per_corpus_column(clips):
         ({"reader": "manifest", "path": "x", "weight": 0}, "weight 0 is no number above 0"),
         ({"reader": "manifest", "path": "x", "langauges": ["de"]}, "Did you mean 'languages'?"),
         ({"reader": "manifest"}, "lacks 'path'"),
-        ({"reader": "kaldi", "path": "x"}, "Unknown reader 'kaldi'. The readers are manifest, asterisk"),
+        ({"reader": "librispeech", "path": "x"}, "Unknown reader 'librispeech'. The readers are manifest, nemo"),
         ({"reader": "manifesto", "path": "x"}, "Did you mean 'manifest'?"),
         ("m.jsonl", "is 'm.jsonl'; it must be a mapping"),
         ({"reader": "dataset", "path": "x", "min_confidence": 1}, "is a setting of wenetspeech, not of the reader 'd"),
@@ -247,7 +247,7 @@ def test_weights_are_given_per_corpus_column(clips):
         ),
         ({"reader": "manifest", "path": "x", "weight": True}, "weight True is no number above 0"),
         ({"reader": "manifest", "path": "x", "name": 5}, "'name' must be text, not 5"),
-        ({"reader": "manifest", "path": "x", "columns": {"text": "a"}}, "'columns' is a setting of dataset"),
+        ({"reader": "asterisk", "path": "x", "columns": {"text": "a"}}, "'columns' is a setting of manifest"),
         ({"reader": "fleurs", "path": "x", "tasks": ["tts"]}, "task 'tts' is none of"),
         ({"reader": "fleurs", "path": "x", "languages": ["de_de"]}, "'de_de' is not a BCP 47"),
         ({"reader": "fleurs", "path": "x", "split": "eval"}, "split 'eval' is none of"),
@@ -265,7 +265,7 @@ def test_settings_are_those_that_the_readers_declare():
     from modeling_part.data.readers.registry import READERS, find_reader, reader_settings
 
     assert all(callable(find_reader(name)) for name in READERS)
-    assert set(reader_settings("dataset")) == {"columns", "streaming", "config", "revision"}
+    assert set(reader_settings("dataset")) == {"columns", "streaming", "config", "revision", "data_files"}
     spec = CorpusSpec.from_dict(
         {"reader": "wenetspeech", "path": "x", "min_confidence": 1, "subset": None, "languages": "zh", "tasks": []}
     )
@@ -413,7 +413,7 @@ def test_a_hub_id_without_the_hub_names_the_folder_to_give(monkeypatch):
     def unreachable(*arguments, **settings):
         raise ConnectionError("Couldn't reach 'owner/speech' on the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     spec = {"reader": "dataset", "path": "owner/speech", "tasks": ["asr"], "languages": ["de"]}
     with pytest.raises(CorpusError) as error:
         read_corpora([spec])

@@ -88,7 +88,7 @@ def test_common_voice_of_any_release(tmp_path, release):
     assert pitch(load_audio(dataset[1]["audio"])) == pytest.approx(440, abs=2)
     assert read("common_voice", tmp_path, split="dev", languages=["de"])[0]["text"][:] == ["Drei"]
     assert len(read("common_voice", tmp_path, split="validated")[0]) == 1
-    with pytest.raises(CorpusError, match=r"reader: dataset, path: owner/voices, config: LOCALE"):
+    with pytest.raises(CorpusError, match=r"reader: dataset, path: fixie-ai/common_voice_17_0, config: LOCALE"):
         read("common_voice", "owner/voices")
     with pytest.raises(CorpusError, match="no fr there; found de, sv"):
         read("common_voice", tmp_path, languages=["fr"])

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 import modeling_part
 from modeling_part.configuration_part import PARTConfig
 from modeling_part.data.augmentation import build_augmentation
-from modeling_part.data.corpus_spec import CorpusSpec
+from modeling_part.data.expansion import corpus_specs
 from modeling_part.data.readers.registry import READERS
 from modeling_part.recipes.arguments import ARGUMENTS, parse_recipe
 from modeling_part.recipes.help import options_in
@@ -77,7 +77,7 @@ class TestEveryRecipe:
         assert recipe.model.checkpoint or (recipe.model.audio_model and recipe.model.language_model)
         assert [stage.name for stage in build_plan(recipe.training.stages)]
         for entry in [*recipe.data.train_data, *recipe.data.eval_data, *recipe.data.test_data]:
-            assert CorpusSpec.from_dict(entry).reader in READERS
+            assert all(spec.reader in READERS for spec in corpus_specs([entry]))
         build_augmentation(recipe.data.augmentation)
         PARTConfig(**(recipe.model.adapter or {}))
 
@@ -306,7 +306,7 @@ def test_an_overlay_replaces_the_data_and_leaves_the_plan(overlay, on_any_machin
         assert recipe.data.train_data == keys["train_data"] != content(name)["train_data"]
         assert recipe.model.audio_model == content(name)["audio_model"]
     for split in ("train", "eval", "test"):
-        specs = [CorpusSpec.from_dict(entry) for entry in keys[f"{split}_data"]]
+        specs = corpus_specs(keys[f"{split}_data"])
         named = {spec.split for spec in specs if spec.reader != "manifest"}  # of a manifest, a file is a split
         assert named <= {{"eval": "dev"}.get(split, split)}
 

@@ -10,7 +10,7 @@ from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..files import OnBroken, handle, text_lines, unpack_tar
 from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
-from .dataset import SPLIT_NAMES, errors_of_dataset, is_hub_id, unreachable
+from .dataset import SPLIT_NAMES, errors_of_dataset, errors_of_hub, is_hub_id
 
 
 def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = None) -> Iterator[dict]:
@@ -60,7 +60,6 @@ def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
         return spec.folder()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
 
     spoken = spec.languages or ("*",)
     written = {*spoken, *(spec.target_languages or ())}
@@ -69,10 +68,8 @@ def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     if spec.wants("asr") or spec.wants("s2tt"):
         patterns += [f"data/{fleurs_name(code)}/audio/{spec.split}.tar.gz" for code in spoken]
     settings = {"repo_type": "dataset", "revision": revision, "allow_patterns": patterns}
-    try:
+    with errors_of_hub(spec):
         return Path(snapshot_download(spec.path, **settings))
-    except (OSError, RuntimeError, HTTPError) as error:
-        raise unreachable(spec, error) from error
 
 
 def fleurs_name(code: str) -> str:

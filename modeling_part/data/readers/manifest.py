@@ -3,7 +3,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -12,16 +12,23 @@ from ...recipes.suggestions import did_you_mean
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
 from ..files import read_jsonl
-from ..rows import COLUMNS, FOR_PEOPLE, BrokenRowError, check_direction, shortened, speech_row, text_row
+from ..records import column_value
+from ..rows import COLUMNS, FOR_PEOPLE, BrokenRowError, CorpusError, check_direction, shortened, speech_row, text_row
 
 
 REQUIRED = frozenset({"id", "task", "source_lang", "target_lang", "text"})  # when the record is completed
 NUMBERS = frozenset({"duration", "start", "end"})
 KNOWN = frozenset({*COLUMNS, *FOR_PEOPLE})
+FIELDS = (*COLUMNS, "language", "translation")  # as they may stand in a file
 
 
 def read_manifest(
-    spec: CorpusSpec, report: DataReport, *, language: str | None = None, target_language: str | None = None
+    spec: CorpusSpec,
+    report: DataReport,
+    *,
+    language: str | None = None,
+    target_language: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[dict]:
     """Rows of a JSONL manifest in the canonical columns; `audio` is a path relative to the manifest's folder.
 
@@ -29,8 +36,14 @@ def read_manifest(
     only one of `languages` and of `target_languages`. What follows from the rest may be left out (see [`completed`]):
     `{"audio": "a.wav", "text": "..."}` is a row. A missing `duration` is measured. `speaker` and `license` may be there. A
     line that is no JSON object or whose columns are not as said is a broken row.
+
+    `columns` are for lines with names of their own, canonical column -> theirs (`audio: wav`, `text: texts.fr` for a key of
+    a mapping): what else such lines hold is not read.
     """
     path = spec.folder()
+    for name in columns or ():
+        if name not in FIELDS:
+            raise CorpusError(f"manifest at {path}: 'columns' maps {name!r}, which is none of {', '.join(FIELDS)}")
     on_broken = partial(report.drop_line, spec.name or path.stem)
     defaults = [
         code_of(one) if one else several[0] if several and len(several) == 1 else None
@@ -38,6 +51,7 @@ def read_manifest(
     ]
     for number, record in read_jsonl(path, on_broken):
         try:
+            record = renamed(record, columns) if columns else record
             row = manifest_row(completed(record, number, *defaults), path.parent)
         except BrokenRowError as error:
             on_broken(f"{path}, line {number}", error)
@@ -45,6 +59,13 @@ def read_manifest(
         row["corpus"] = spec.name or record.get("corpus") or path.stem
         if spec.wants(row["task"], row["source_lang"], row["target_lang"]):
             yield row
+
+
+def renamed(record: dict, columns: Mapping[str, str]) -> dict:
+    """What a record holds under canonical names, where some of them stand for columns of other names."""
+    found = {name: record[name] for name in FIELDS if name in record and name not in columns}
+    values = {name: column_value(record, column) for name, column in columns.items()}
+    return found | {name: value for name, value in values.items() if value is not None}
 
 
 def completed(record: dict, number: int, language: str | None = None, target_language: str | None = None) -> dict:

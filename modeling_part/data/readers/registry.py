@@ -15,6 +15,10 @@ from ..rows import SPLITS
 
 READERS = (
     "manifest",
+    "nemo",
+    "funasr",
+    "kaldi",
+    "lhotse",
     "asterisk",
     "common_voice",
     "fleurs",
@@ -24,7 +28,9 @@ READERS = (
     "dataset",
     "text_pairs",
 )
-SPLITS_BY_READER = {"common_voice": (*SPLITS, "validated")}
+FROM_FILES = ("manifest", "nemo", "funasr", "kaldi", "lhotse", "text_pairs")  # of others a path may also be a Hub id
+# Of those that have others than `SPLITS`; None for any.
+SPLITS_BY_READER = {"common_voice": (*SPLITS, "validated"), "dataset": None}
 
 
 def find_reader(name: str) -> Callable[..., Iterator[dict]]:

@@ -9,8 +9,8 @@ from itertools import chain
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import read_csv, read_jsonl, read_table
+from ..records import check_columns, rows_of
 from ..rows import CorpusError
-from .dataset import check_columns, rows_of
 
 
 def read_text_pairs(
@@ -23,7 +23,8 @@ def read_text_pairs(
     Args:
         spec: the entry of the recipe.
         report: counts the rows that are dropped.
-        columns: canonical column -> column of the file. Default: each has the canonical name.
+        columns: canonical column -> column of the file, `translation.sv` for a key of a mapping in JSONL. Default: each
+            has the canonical name.
     """
     path = spec.folder()
     on_broken = partial(report.drop_line, spec.corpus)
@@ -37,6 +38,6 @@ def read_text_pairs(
         raise CorpusError(f"text_pairs: {path} is neither .tsv or .csv (with a header) nor .jsonl")
     if (first := next(records, None)) is None:
         return
-    check_columns(replace(spec, tasks=("mt",)), columns, list(first[1]))
+    check_columns(replace(spec, tasks=("mt",)), columns, dict.fromkeys(first[1]))
     placed = ((f"{path}, line {number}", number, record) for number, record in chain([first], records))
     yield from rows_of(placed, replace(spec, tasks=("mt",)), columns, None, on_broken)

@@ -1,0 +1,102 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Lhotse's cuts, as files of manifests or as Shar."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checking import DataReport
+from ..corpus_spec import CorpusSpec
+from ..records import check_columns, rows_of
+from ..rows import BrokenRowError, CorpusError, language_code
+
+
+if TYPE_CHECKING:
+    from lhotse import CutSet, Recording
+    from lhotse.cut import Cut
+
+
+def read_lhotse(spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, str] | None = None) -> Iterator[dict]:
+    """Rows of Lhotse's cuts, one for each supervision: `cuts.jsonl.gz`, or a folder of Shar. Needs the package lhotse.
+
+    The language is that of the supervision, or the only one of `languages`. Cuts that are mixed, padded or augmented, or
+    have several channels, are broken rows: what they hold is not what a file holds.
+
+    Args:
+        spec: the entry of the recipe; `tasks` are asr where none are named.
+        report: counts the rows that are dropped.
+        columns: canonical column -> field of the supervision, such as `text: custom.translation` with
+            `source_text: text`. Default: `text` and `language`.
+    """
+    on_broken = partial(report.drop_line, spec.corpus)
+    spec = replace(spec, tasks=spec.tasks or ("asr",))
+    folder = spec.folder()
+    names = {"source_lang": "language", **(columns or {})}
+    fields = ("id", "audio", "duration", "start", "end", "text", "language", "speaker", "custom")
+    check_columns(spec, names, dict.fromkeys(fields))
+
+    def records() -> Iterator[tuple[str, int, dict]]:
+        number = 0
+        for cut in open_cuts(folder):
+            where = f"{folder}, cut {cut.id}"
+            try:
+                found = list(supervised(cut))
+            except BrokenRowError as error:
+                on_broken(where, error)
+                continue
+            for record in found:
+                number += 1
+                yield where, number, record
+
+    yield from rows_of(records(), spec, names, None, on_broken)
+
+
+def open_cuts(path: Path) -> "CutSet":
+    """The cuts of a file, or of a folder of Shar, one by one."""
+    try:
+        from lhotse import CutSet
+    except ImportError as error:
+        raise CorpusError("lhotse: it needs the package lhotse: pip install 'modeling-part[lhotse]'") from error
+    if path.is_file():
+        return CutSet.from_file(path)
+    if not list(path.glob("cuts.*.jsonl*")):
+        raise CorpusError(f"lhotse: {path} holds no Shar (cuts.000000.jsonl.gz beside recording.000000.tar)")
+    return CutSet.from_shar(in_dir=path, shuffle_shards=False)
+
+
+def supervised(cut: "Cut") -> Iterator[dict]:
+    """The record of each supervision of a cut."""
+    kind = type(cut).__name__
+    if kind != "MonoCut" or not cut.has_recording:
+        raise BrokenRowError(
+            f"a {kind}, not a cut of one channel" if kind != "MonoCut" else "a cut without a recording"
+        )
+    recording = cut.recording
+    if recording.transforms:
+        raise BrokenRowError("the recording is augmented", recording.id)
+    if len(recording.channel_ids or [0]) > 1:
+        raise BrokenRowError("the recording has several channels", recording.id)
+    if not cut.supervisions:
+        raise BrokenRowError("a cut without a supervision", cut.id)
+    audio = sound_of(recording)
+    for supervision in cut.supervisions:
+        start = cut.start + max(0.0, supervision.start)
+        end = cut.start + min(cut.duration, supervision.end)
+        is_whole = start == 0 and abs(end - recording.duration) < 0.01
+        span = {} if is_whole else {"start": start, "end": end}
+        language = language_code(supervision.language) if supervision.language else None
+        record = {"id": supervision.id, "audio": audio, "duration": end - start, **span, "text": supervision.text}
+        record |= {"speaker": supervision.speaker, "custom": supervision.custom or {}}
+        yield record | ({"language": language} if language else {})
+
+
+def sound_of(recording: "Recording") -> str | bytes:
+    """The file of a recording, or its bytes where Shar holds them."""
+    if len(recording.sources) != 1:
+        raise BrokenRowError("the recording has several sources", recording.id)
+    source = recording.sources[0]
+    if source.type not in ("file", "memory"):
+        raise BrokenRowError(f"a source of type {source.type!r}; it must be a file or in Shar", recording.id)
+    return source.source

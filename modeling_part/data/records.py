@@ -1,0 +1,209 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""From records with columns of their own, of datasets or text files, to canonical rows.
+
+A recipe says with `columns` under which name a record has a canonical column. A name with dots goes into mappings:
+`columns: {text: translation.sv, source_text: translation.en}` reads `{"translation": {"en": "Hello", "sv": "Hej"}}`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from .corpus_spec import CorpusSpec
+from .files import OnBroken, handle
+from .rows import COLUMNS, BrokenRowError, CorpusError, check_direction, speech_row, text_row
+
+
+TEXTS = ("id", "task", "source_lang", "target_lang", "text", "source_text")
+
+
+def rows_of(
+    records: Iterable[tuple[str, int | None, dict]],
+    spec: CorpusSpec,
+    columns: Mapping[str, str] | None,
+    folder: Path | None,
+    on_broken: OnBroken,
+) -> Iterator[dict]:
+    """The canonical rows of records, each given with the place where it stands and its number (None in streams)."""
+    for where, number, record in records:
+        try:
+            rows = list(record_rows(record, spec, columns, folder, number))
+        except BrokenRowError as error:
+            handle(on_broken, where, error)
+        else:
+            yield from rows
+
+
+def record_rows(
+    record: dict,
+    spec: CorpusSpec,
+    columns: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    number: int | None = None,
+) -> Iterator[dict]:
+    """The canonical rows of one record of a dataset or of one text pair; `BrokenRowError` if it cannot be one.
+
+    Without a task column the record gives a row for each of the spec's tasks: `source_text` is what is spoken or to be
+    translated and `text` the translation; with asr alone, `text` may be the transcript.
+    """
+    names = {name: name for name in COLUMNS} | dict(columns or {})
+    value = {name: column_value(record, column) for name, column in names.items()}
+    for name in TEXTS:
+        if isinstance(value[name], (Mapping, list, bytes)):
+            raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
+    source_lang = value["source_lang"] or only(spec, "languages", "source_lang", names["source_lang"] in record)
+    for task in (value["task"],) if value["task"] else spec.tasks or ():
+        if task == "asr":
+            target_lang = source_lang
+        else:
+            has_column = names["target_lang"] in record
+            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang", has_column)
+        check_direction(task, source_lang, target_lang)
+        if not spec.wants(task, source_lang, target_lang):
+            continue
+        transcript = value["source_text"] if value["source_text"] is not None else value["text"]
+        text = transcript if task == "asr" and not value["task"] else value["text"]
+        row_id = str(value["id"]) if value["id"] is not None else record_id(value, number)
+        if task == "mt":
+            yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"])
+            continue
+        source_text = text if task == "asr" else value["source_text"]
+        speech = (source_lang, target_lang, text, source_text, value["duration"])
+        audio = audio_source(value["audio"], names["audio"], folder)
+        yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]))
+
+
+def column_value(record: Mapping, column: str) -> object:
+    """The value of a column, "translation.sv" of the key `sv` of the mapping `translation`; None where it is empty.
+
+    A column whose own name has dots comes first.
+
+    Raises:
+        BrokenRowError: a name leads into a list, into a value that is no mapping, or to a key that is not there.
+    """
+    if column in record or "." not in column:
+        return record.get(column)
+    value, path = record, column.split(".")
+    for depth, key in enumerate(path):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise BrokenRowError(f"{'.'.join(path[:depth])!r} is {kind_of(value)}, of which {key!r} is no part")
+        if key not in value:
+            inside = f"in {'.'.join(path[:depth])!r}, which has" if depth else "in the record, which has"
+            raise BrokenRowError(f"no {key!r} {inside} {', '.join(map(str, value)) or 'no keys'}")
+        value = value[key]
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words."""
+    names = {list: "a list", dict: "a mapping", bytes: "bytes", str: "text", bool: "true or false"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+def only(spec: CorpusSpec, setting: str, column: str, has_column: bool) -> str:
+    """The one language that `spec` names under `setting`, for data or rows without one."""
+    languages = getattr(spec, setting)
+    if not languages or len(languages) != 1:
+        if has_column:
+            raise BrokenRowError(f"no {column!r}")
+        raise CorpusError(
+            f"{spec.reader} at {spec.path}: no column gives {column!r}; name one language under {setting!r}, "
+            f"or the column under 'columns'"
+        )
+    return languages[0]
+
+
+def record_id(value: dict, number: int | None) -> str:
+    """An id for a record without one: the audio file's path in its folder, the record's number, or a hash of it."""
+    audio = value["audio"]
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    if isinstance(path, str):
+        path = Path(path)
+        return path.stem if path.is_absolute() else path.with_suffix("").as_posix()
+    if number is not None:
+        return str(number)
+    content = (
+        f"{value['source_text']}\t{value['text']}\t{audio if not isinstance(audio, dict) else audio.get('bytes')!r}"
+    )
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def audio_source(audio: object, column: str, folder: Path | None) -> str | bytes | None:
+    """The bytes or the path of what an audio column holds: a path (relative to `folder`), bytes, or both.
+
+    Raises:
+        BrokenRowError: it holds something else, such as a list of samples.
+    """
+    if isinstance(audio, Mapping) and not {"bytes", "path"} & audio.keys():
+        raise _no_audio(column, f"a mapping of {', '.join(map(str, audio))}")
+    if isinstance(audio, Mapping):
+        audio = audio["bytes"] if audio.get("bytes") is not None else audio.get("path")
+    if audio is not None and not isinstance(audio, (str, bytes)):
+        raise _no_audio(column, kind_of(audio))
+    if isinstance(audio, str) and folder is not None:
+        return str(folder / audio)
+    return audio
+
+
+def _no_audio(column: str, kind: str) -> BrokenRowError:
+    return BrokenRowError(
+        f"'audio' (column {column!r}) holds {kind}; it must be a file's path or its bytes, "
+        "alone or as a mapping of 'path' and 'bytes'"
+    )
+
+
+def check_columns(spec: CorpusSpec, columns: Mapping[str, str] | None, available: Mapping[str, object]) -> None:
+    """Raise `CorpusError` if the recipe maps a column that is not there, or leaves open the text, task or audio.
+
+    Args:
+        spec: the entry of the recipe.
+        columns: canonical column -> column of the records.
+        available: column of the records -> its feature (of `datasets`), or None where that is not known.
+    """
+    columns = dict(columns or {})
+    where = f"{spec.reader} at {spec.path}"
+    there = ", ".join(available)
+    for name, column in columns.items():
+        if name not in COLUMNS:
+            raise CorpusError(f"{where}: 'columns' maps {name!r}, which is none of {', '.join(COLUMNS)}")
+        if not isinstance(column, str):
+            raise CorpusError(f"{where}: 'columns' maps {name!r} to {column!r}; it must be the name of a column")
+        if column not in available and column.split(".")[0] not in available:
+            raise CorpusError(f"{where}: no column {column!r}; there are {there}")
+        if column not in available:
+            _check_nested(column, available, where)
+    top = {name: columns.get(name, name) for name in COLUMNS}
+    present = {name for name, column in top.items() if column in available or name in columns}
+    if not {"text", "source_text"} & present:
+        raise CorpusError(
+            f"{where}: no column 'text'; say under 'columns' which of {there} it is, "
+            "for example columns: {text: sentence}"
+        )
+    if not spec.tasks and "task" not in present:
+        raise CorpusError(f"{where}: no column gives the task; name it, for example tasks: [asr]")
+    if set(spec.tasks or ()) - {"mt"} and not {"audio", "task"} & present:
+        sounding = [name for name, feature in available.items() if type(feature).__name__ == "Audio"]
+        hint = f"columns: {{audio: {sounding[0]}}}" if sounding else f"which of {there} it is"
+        raise CorpusError(f"{where}: no column 'audio' for {', '.join(spec.tasks)}; say under 'columns' {hint}")
+
+
+def _check_nested(column: str, available: Mapping[str, object], where: str) -> None:
+    """Raise `CorpusError` if a name with dots does not lead to a value of the known features."""
+    path = column.split(".")
+    features: object = available
+    for depth, key in enumerate(path):
+        before = ".".join(path[:depth])
+        if type(features).__name__ == "Translation":
+            features = dict.fromkeys(features.languages, "text")
+        elif type(features).__name__ == "Audio":
+            features = dict.fromkeys(("bytes", "path"), "a file")
+        if features is None and depth:  # not known before the records are read
+            return
+        if not isinstance(features, Mapping):
+            kind = "a list" if "List" in type(features).__name__ or isinstance(features, list) else "no mapping"
+            raise CorpusError(f"{where}: no column {column!r}: {before!r} is {kind}, of which {key!r} is no part")
+        if key not in features:
+            raise CorpusError(f"{where}: no column {column!r}: {before!r} has {', '.join(map(str, features))}")
+        features = features[key]

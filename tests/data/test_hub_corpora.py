@@ -1,0 +1,210 @@
+"""Datasets of the Hub, through `datasets` and huggingface_hub themselves, from a Hub on loopback with replicas of them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hub_replicas import SENTENCES, fill
+from loopback_hub import LoopbackHub
+from tiny import REPOSITORY
+
+from modeling_part.data.expansion import corpus_specs, expanded
+from modeling_part.data.rows import CorpusError
+
+
+# --------------------------------------------------------------------------------------------- many in one entry
+
+
+def test_an_entry_without_patterns_is_itself():
+    entry = {"reader": "manifest", "path": "x.jsonl", "languages": ["de", "fr"]}
+    assert expanded(entry) == [entry]
+
+
+def test_languages_and_directions_are_filled_in():
+    entry = {
+        "reader": "dataset",
+        "path": "fixie-ai/covost2",
+        "config": "{source}_{target}",
+        "own_names": {"Swedish": "sv-SE"},
+    }
+    entry |= {"languages": ["en", "sv"], "target_languages": ["sv", "en"], "columns": {"text": "translation"}}
+    assert [(one["config"], one["languages"], one["target_languages"]) for one in expanded(entry)] == [
+        ("en_sv-SE", ["en"], ["sv"]),
+        ("sv-SE_en", ["sv"], ["en"]),
+    ]
+    entry = {"reader": "dataset", "path": "x/opus", "config": "{first}-{second}", "languages": ["en"]}
+    entry |= {
+        "target_languages": ["de", "sv"],
+        "columns": {"text": "translation.{target}", "source_text": "t.{source}"},
+    }
+    assert [(one["config"], one["columns"]) for one in expanded(entry)] == [
+        ("de-en", {"text": "translation.de", "source_text": "t.en"}),
+        ("en-sv", {"text": "translation.sv", "source_text": "t.en"}),
+    ]
+    entry = {"reader": "manifest", "path": "data/{language}.jsonl", "languages": "German"}
+    assert expanded(entry) == [{"reader": "manifest", "path": "data/de.jsonl", "languages": ["de"]}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": "{lang}"}, r"'\{lang\}' is no pattern; there are \{language\}, \{source\}, \{target\}"),
+        ({"languages": None}, r"\{language\} needs 'languages', the languages to put in its place"),
+        ({"config": "{source}_{target}"}, r"needs 'target_languages'"),
+        ({"config": "{source}_{target}", "target_languages": ["de"]}, "make no direction of two languages"),
+        ({"own_names": ["sv-SE"]}, "'own_names' must map codes of languages to names"),
+        ({"config": "de", "own_names": {"sv": "sv-SE"}}, r"'own_names' needs a pattern such as '\{language\}'"),
+        ({"languages": 3}, "'languages' must be a list of names, not 3"),
+    ],
+)
+def test_a_pattern_that_cannot_be_filled_in_says_why(change, message):
+    entry = {"reader": "dataset", "path": "x/y", "config": "{language}", "languages": ["de"], "tasks": ["asr"]}
+    with pytest.raises(CorpusError, match=message):
+        corpus_specs([{**entry, **change}])
+
+
+# ------------------------------------------------------------------------------------------------ from the Hub
+
+VOICES = {
+    "reader": "dataset",
+    "path": "fixie-ai/common_voice_17_0",
+    "config": "{language}",
+    "columns": {"text": "sentence"},
+}
+VOICES |= {"tasks": ["asr"], "languages": ["de", "sv"], "own_names": {"sv": "sv-SE"}, "name": "common_voice"}
+COVOST = {"reader": "dataset", "path": "fixie-ai/covost2", "config": "{source}_{target}", "own_names": {"zh": "zh-CN"}}
+COVOST |= {"columns": {"source_text": "sentence", "text": "translation"}, "tasks": ["asr", "s2tt", "mt"]}
+COVOST |= {"languages": ["en"], "target_languages": ["de", "zh"], "name": "covost2"}
+MLS = {"reader": "dataset", "path": "facebook/multilingual_librispeech", "config": "{language}"}
+MLS |= {"own_names": {"de": "german"}, "languages": ["de"], "tasks": ["asr"]}
+MLS |= {"columns": {"text": "transcript", "duration": "audio_duration"}}
+OPUS = {"reader": "dataset", "path": "Helsinki-NLP/opus-100", "config": "{first}-{second}", "tasks": ["mt"]}
+OPUS |= {"columns": {"text": "translation.{target}", "source_text": "translation.{source}"}}
+OPUS |= {"languages": ["en"], "target_languages": ["de", "sv"]}
+VOX = {"reader": "dataset", "path": "facebook/voxpopuli", "revision": "refs/convert/parquet", "tasks": ["asr"]}
+VOX |= {"data_files": "{language}/partial-train/*.parquet", "columns": {"id": "audio_id", "text": "normalized_text"}}
+VOX |= {"languages": ["de"]}
+FLEURS = {"reader": "fleurs", "path": "google/fleurs", "languages": ["sv"], "tasks": ["asr"]}
+
+CASES = {
+    "a script": [{key: value for key, value in VOX.items() if key not in ("revision", "data_files", "languages")}],
+    "voices": [{**VOICES, "split": "dev"}],
+    "voices, streamed": [{**VOICES, "split": "dev", "streaming": True}],
+    "covost": [COVOST],
+    "mls": [{**MLS, "split": "9_hours"}],
+    "opus": [OPUS],
+    "opus, streamed": [{**OPUS, "streaming": True}],
+    "vox": [VOX],
+    "fleurs": [FLEURS],
+    "no such config": [{**VOICES, "languages": ["zh"]}],
+    "no such split": [{**VOICES, "split": "eval"}],
+    "nowhere": [{**VOICES, "path": "nobody/nothing"}],
+}
+# One process, whose Hub is the one on loopback, reads a case for each line that it is given.
+SCRIPT = """
+import json, os, sys
+from modeling_part.data.corpora import read_corpora
+from modeling_part.data.rows import CorpusError
+names = ("task", "source_lang", "target_lang", "text", "source_text", "id", "corpus")
+for line in sys.stdin:
+    try:
+        dataset, report = read_corpora(json.loads(line))
+        rows = [[*(row[key] for key in names), round(row["duration"], 1)] for row in dataset]
+        found = {"rows": rows, "counts": report["rows"], "dropped": report["dropped"]}
+    except CorpusError as error:
+        found = {"error": str(error)}
+    print("FOUND", json.dumps(found), flush=True)
+os._exit(0)  # threads of streams wait for seconds
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Case -> what reading it gave, with the `files` that it took from the Hub."""
+    home = tmp_path_factory.mktemp("home")
+    found = {}
+    with fill(LoopbackHub({})) as hub, (home / "stderr").open("w") as stderr:
+        environment = {**hub.environment(home, None), "PYTHONPATH": str(REPOSITORY)}
+        with subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment,
+        ) as process:
+            for name, specs in CASES.items():
+                hub.downloads.clear()
+                process.stdin.write(json.dumps(specs) + "\n")
+                process.stdin.flush()
+                answer = next((line for line in process.stdout if line.startswith("FOUND ")), None)
+                assert answer is not None, (home / "stderr").read_text()[-3000:]
+                found[name] = json.loads(answer[6:]) | {"files": sorted({one for one in hub.downloads if "/" in one})}
+            process.stdin.close()
+    return found
+
+
+def said(result) -> list[tuple]:
+    """(task, source, target, text, source text) of each row."""
+    return [tuple(row[:5]) for row in result["rows"]]
+
+
+@pytest.mark.parametrize("case", ["voices", "voices, streamed"])
+def test_common_voice_by_locale(results, case):
+    german = [("asr", "de", "de", text, text) for text in SENTENCES["de"]]
+    swedish = [("asr", "sv", "sv", text, text) for text in SENTENCES["sv"]]
+    assert sorted(said(results[case])) == sorted(german + swedish)
+    assert {row[6] for row in results[case]["rows"]} == {"common_voice"}
+    assert {row[7] for row in results[case]["rows"]} == {1.0, 1.2, 1.5, 1.8}
+    assert results["voices"]["files"] == [f"{one}/validation-00000-of-00001.parquet" for one in ("de", "sv-SE")]
+
+
+def test_covost_by_direction_transcribes_each_clip_once(results):
+    assert results["covost"]["counts"] == {
+        "asr/en": 4, "s2tt/en-de": 4, "s2tt/en-zh": 4, "mt/en-de": 4, "mt/en-zh": 4,
+    }  # fmt: skip
+    assert ("s2tt", "en", "zh", SENTENCES["zh"][1], SENTENCES["en"][1]) in said(results["covost"])
+    ((reason, dropped),) = results["covost"]["dropped"]["covost2"].items()
+    assert (reason, dropped["rows"], dropped["broken"]) == ("the same row stands before it", 4, 0)
+    assert results["covost"]["files"] == [f"{one}/train-00000-of-00001.parquet" for one in ("en_de", "en_zh-CN")]
+
+
+def test_only_the_split_is_fetched_whatever_it_is_called(results):
+    assert results["mls"]["files"] == ["german/9_hours-00000-of-00001.parquet"]
+    assert said(results["mls"])[0] == ("asr", "de", "de", "guten morgen", "guten morgen")
+    assert [row[7] for row in results["mls"]["rows"]] == [1.0, 1.2, 1.5, 1.8], "times in the chapter are no span"
+    assert results["vox"]["files"] == ["de/partial-train/0000.parquet"]
+    assert results["vox"]["counts"] == {"asr/de": 4}
+    assert results["fleurs"]["files"] == ["data/sv_se/audio/train.tar.gz", "data/sv_se/train.tsv"]
+    assert results["fleurs"]["counts"] == {"asr/sv": 4}
+
+
+@pytest.mark.parametrize("case", ["opus", "opus, streamed"])
+def test_pairs_of_sentences_from_nested_columns(results, case):
+    expected = [
+        ("mt", "en", target, text, english)
+        for target in ("de", "sv")
+        for english, text in zip(SENTENCES["en"], SENTENCES[target], strict=True)
+    ]
+    assert sorted(said(results[case])) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (
+            "no such config",
+            "BuilderConfig 'zh' not found. Available: ['de', 'en', 'es', 'fr', 'it', 'ja', 'ru', 'sv-SE']",
+        ),
+        ("no such split", "has no split 'eval'; it has train, validation, test, other, validated"),
+        (
+            "a script",
+            "give the files of another branch, such as revision: refs/convert/parquet with data_files: CONFIG/",
+        ),
+        ("nowhere", "nobody/nothing is neither a folder here nor a dataset on the Hub"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_clear_error(results, case, message):
+    assert message in results[case].get("error", "read")
+    assert results[case]["files"] == []

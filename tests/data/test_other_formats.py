@@ -1,0 +1,328 @@
+"""What others' trainers read: replicas of their files with real sound, and with odd rows, which are counted by reason."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+from made_data import RATE, encoded, tone, write_lines
+
+from modeling_part import load_audio
+from modeling_part.data.corpora import read_corpora
+from modeling_part.data.rows import CorpusError
+
+
+def read(reader: str, path, **settings):
+    return read_corpora([{"reader": reader, "path": str(path), **settings}], max_bad_fraction=1.0)
+
+
+def said(dataset) -> list[tuple]:
+    return [
+        tuple(row[name] for name in ("task", "source_lang", "target_lang", "text", "source_text")) for row in dataset
+    ]
+
+
+def reasons(report) -> dict[str, int]:
+    return {reason: entry["rows"] for dropped in report["dropped"].values() for reason, entry in dropped.items()}
+
+
+def pitch(row) -> float:
+    """The strongest frequency of a row's sound, Hz, to the nearest ten: which part of a long file it is."""
+    samples = load_audio(row["audio"], start=row["start"], end=row["end"])
+    return round(float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples)), -1)
+
+
+# ----------------------------------------------------------------------------------------------------------- NeMo
+
+
+def test_a_manifest_of_nemo(clips):
+    lines = [
+        {"audio_filepath": "clips/a.flac", "duration": 1.5, "text": "Un.", "lang": "fr", "pnc": "yes"},
+        {"audio_filepath": "clips/long.opus", "duration": 2.0, "offset": 3.5, "text": "Deux.", "source_lang": "fr-FR"},
+        {"audio_filepath": "clips/long.opus", "duration": 2.0, "offset": 0, "text": "Trois.", "source_lang": "french"},
+        {"audio_filepath": str(clips / "clips/b.mp3"), "text": "Quatre.", "lang": "fr", "speaker": 3, "shard_id": -1},
+        {"audio_filepath": "clips/a.flac", "duration": 1.5, "text": "Five.", "source_lang": "fr", "target_lang": "en",
+         "taskname": "s2t_translation", "pnc": "no", "itn": "yes", "timestamp": "no"},
+        {"audio_filepath": "clips/b.mp3", "duration": 2.0, "text": "Six.", "source_lang": "fr", "target_lang": "en"},
+    ]  # fmt: skip
+    dataset, report = read("nemo", write_lines(clips / "train.json", lines))
+    assert said(dataset) == [
+        ("asr", "fr", "fr", "Un.", "Un."),
+        ("asr", "fr", "fr", "Deux.", "Deux."),
+        ("asr", "fr", "fr", "Trois.", "Trois."),
+        ("asr", "fr", "fr", "Quatre.", "Quatre."),
+        ("s2tt", "fr", "en", "Five.", None),
+        ("s2tt", "fr", "en", "Six.", None),
+    ]
+    assert dataset["duration"][:] == pytest.approx([1.5, 2.0, 2.0, 2.0, 1.5, 2.0], abs=0.05)
+    assert [pitch(dataset[number]) for number in (1, 2)] == [880, 440]
+    assert reasons(report) == {}
+    only, _ = read("nemo", clips / "train.json", tasks=["s2tt"], target_languages=["en"])
+    assert len(only) == 2
+
+
+def test_odd_lines_of_nemo_are_counted(clips):
+    good = {"audio_filepath": "clips/a.flac", "duration": 1.5, "text": "Un."}
+    lines = [
+        good,
+        {**good, "audio_filepath": None},
+        {**good, "duration": "1.5"},
+        {**good, "offset": 1.0, "duration": None},
+        {**good, "taskname": "diarize"},
+        {**good, "audio_filepath": "clips/b.mp3", "offset": -1.0},
+        {**good, "audio_filepath": "clips/b.mp3", "text": ["Un."]},
+        {**good, "audio_filepath": "clips/b.mp3", "text": ""},
+        {**good, "audio_filepath": "clips/none.wav"},
+        {**good, "target_lang": "some language", "audio_filepath": "clips/b.mp3"},
+        good,
+    ]
+    dataset, report = read("nemo", write_lines(clips / "train.json", lines), languages=["fr"])
+    assert len(dataset) == 1
+    assert sum(reasons(report).values()) == 10
+    assert {reason.split(" (")[0] for reason in reasons(report)} >= {
+        "no 'audio_filepath'",
+        "'duration' must be a number of seconds",
+        "an 'offset' without a 'duration'",
+        "'taskname' is none of asr, transcribe, ast, s2t_translation, translate",
+        "start and end leave no audio",
+        "'text'",
+        "no text",
+        "audio file not found",
+        "the same row stands before it",
+    }
+    with pytest.raises(CorpusError, match="no column gives 'source_lang'; name one language under 'languages'"):
+        read("nemo", clips / "train.json")
+
+
+# --------------------------------------------------------------------------------------------- FunASR and SLAM-LLM
+
+
+def test_lines_of_funasr_and_slam_llm(clips):
+    lines = [
+        {"key": "ID0012W0013", "source": str(clips / "clips/a.flac"), "source_len": 150, "target": "一。",
+         "target_len": 2, "text_language": "<|zh|>", "emo_target": "<|NEUTRAL|>", "with_or_wo_itn": "<|withitn|>"},
+        {"key": "7", "source": "clips/b.mp3", "target": "二。", "prompt": "Transcribe speech to text."},
+        {"messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "语音转写：<|startofspeech|>!clips/long.opus<|endofspeech|>"},
+            {"role": "assistant", "content": "三。"},
+        ], "speech_length": 600, "text_length": 2},
+    ]  # fmt: skip
+    dataset, _report = read("funasr", write_lines(clips / "train.jsonl", lines), languages=["zh"])
+    assert said(dataset) == [("asr", "zh", "zh", text, text) for text in ("一。", "二。", "三。")]
+    assert dataset["id"][:] == ["ID0012W0013", "7", "clips/long"]
+    assert dataset["duration"][:] == pytest.approx([1.5, 2.0, 6.0], abs=0.05), "frames are no seconds: measured"
+    translated, _ = read("funasr", clips / "train.jsonl", tasks=["s2tt"], languages=["zh"], target_languages=["en"])
+    assert said(translated)[0] == ("s2tt", "zh", "en", "一。", None)
+
+
+def test_odd_lines_of_funasr_are_counted(clips):
+    def turns(*turns):
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    lines = [
+        {"key": "1", "source": "clips/a.flac", "target": "Un."},
+        {"key": "2", "target": "Un."},
+        {"key": "3", "source": ["clips/a.flac"], "target": "Un."},
+        turns(("user", "<|startofspeech|>!!UklGRg==<|endofspeech|>"), ("assistant", "Un.")),
+        turns(("user", "No sound."), ("assistant", "Un.")),
+        turns(("user", "<|startofspeech|>!clips/a.flac<|endofspeech|>")),
+        {"messages": "none"},
+        {"key": "4", "source": "clips/b.mp3", "target": None},
+    ]
+    dataset, report = read("funasr", write_lines(clips / "train.jsonl", lines), languages=["fr"])
+    assert len(dataset) == 1
+    assert reasons(report) == {
+        "no 'source'": 2,
+        "the user's turn does not hold the path of one audio file": 2,
+        "'messages' are not one turn of the user and one of the assistant": 2,
+        "no text": 1,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- Kaldi
+
+
+@pytest.fixture
+def kaldi(clips):
+    """A data folder of whole recordings, relative and absolute."""
+    folder = clips / "data" / "train"
+    folder.mkdir(parents=True)
+    (folder / "wav.scp").write_text(f"a {clips}/clips/a.flac\nb {clips}/clips/b.mp3\nl\t{clips}/clips/long.opus\n")
+    (folder / "text").write_text("a Un deux.\nb Trois.\nl  Quatre cinq. \n", encoding="utf-8")
+    return folder
+
+
+def test_a_data_folder_of_kaldi(kaldi):
+    expected = [("asr", "fr", "fr", text, text) for text in ("Un deux.", "Trois.", "Quatre cinq.")]
+    for path in (kaldi, kaldi.parent):
+        dataset, _report = read("kaldi", path, languages=["fr"])
+        assert said(dataset) == expected
+        assert dataset["id"][:] == ["a", "b", "l"]
+        assert dataset["duration"][:] == pytest.approx([1.5, 2.0, 6.0], abs=0.05)
+    (kaldi / "utt2dur").write_text("a 1.25\n")
+    (kaldi / "utt2lang").write_text("a fr\nb fr\nl it-IT\n")
+    dataset, _ = read("kaldi", kaldi)
+    assert dataset["source_lang"][:] == ["fr", "fr", "it"]
+    assert dataset["duration"][:] == pytest.approx([1.25, 2.0, 6.0], abs=0.05)
+    with pytest.raises(CorpusError, match=r"kaldi: no wav\.scp in .* or in its folder dev or valid or validation"):
+        read("kaldi", kaldi.parent, split="dev")
+
+
+def test_segments_of_kaldi_and_their_translations(kaldi):
+    (kaldi / "segments").write_text("l-1 l 0.5 2.0\nl-2 l 3.25 5.5\n")
+    (kaldi / "text").write_text("l-1 Un.\nl-2 Deux.\n")
+    (kaldi / "text.en").write_text("l-1 One.\nl-2 Two.\n")
+    dataset, _ = read("kaldi", kaldi, languages=["fr"], target_languages=["en"], translation="text.en")
+    assert said(dataset) == [
+        ("asr", "fr", "fr", "Un.", "Un."),
+        ("s2tt", "fr", "en", "One.", "Un."),
+        ("asr", "fr", "fr", "Deux.", "Deux."),
+        ("s2tt", "fr", "en", "Two.", "Deux."),
+    ]
+    assert [pitch(row) for row in dataset] == [440, 440, 880, 880]
+    assert dataset["duration"][:] == [1.5, 1.5, 2.25, 2.25]
+
+
+def test_odd_lines_of_kaldi_are_counted_and_no_command_is_run(kaldi, tmp_path):
+    trap = tmp_path / "trap"
+    with (kaldi / "wav.scp").open("a") as scp:
+        scp.write(f"c touch {trap} |\nd raw.ark:17\na twice.wav\n")
+    with (kaldi / "text").open("a") as text:
+        text.write("c Un.\nd Deux.\ne Trois.\nf\n")
+    dataset, report = read("kaldi", kaldi, languages=["fr"])
+    assert dataset["id"][:] == ["a", "b", "l"]
+    assert reasons(report) == {
+        "a key stands twice": 1,
+        "a command in wav.scp is not run; write its output to a file": 1,
+        "a recording inside an archive is not opened; write it to a file": 1,
+        "no recording in wav.scp": 2,
+    }
+    assert not trap.exists()
+    (kaldi / "segments").write_text("a a 0.0 1.0\nb b 0,5 1\n")
+    _, report = read("kaldi", kaldi, languages=["fr"])
+    assert reasons(report)["no line 'UTTERANCE RECORDING START END' in segments"] == 6
+
+
+# --------------------------------------------------------------------------------------------------------- lhotse
+
+
+@pytest.fixture
+def cuts(clips):
+    """Cuts as lhotse makes them: whole files, two supervisions of a long one, and odd ones."""
+    lhotse = pytest.importorskip("lhotse")
+    for name in ("a.flac", "b.mp3", "long.opus"):
+        samples, rate = soundfile.read(clips / "clips" / name)
+        soundfile.write(clips / "clips" / name.replace(name.rsplit(".", 1)[1], "wav"), samples, rate)
+    made = []
+    for name, texts in (("a", ["Un."]), ("b", ["Deux."]), ("long", ["Trois.", "Quatre."])):
+        recording = lhotse.Recording.from_file(clips / "clips" / f"{name}.wav")
+        share = recording.duration / len(texts)
+        supervisions = [
+            lhotse.SupervisionSegment(
+                f"{name}-{number}", recording.id, number * share, share, text=text, language="fr",
+                custom={"translation": f"{text} (en)"},
+            )
+            for number, text in enumerate(texts)
+        ]  # fmt: skip
+        made.append(recording.to_cut())
+        made[-1].supervisions = supervisions
+    return lhotse.CutSet.from_cuts(made)
+
+
+EXPECTED = [("asr", "fr", "fr", text, text) for text in ("Un.", "Deux.", "Trois.", "Quatre.")]
+
+
+def test_cuts_of_lhotse(cuts, tmp_path):
+    cuts.to_file(tmp_path / "cuts.jsonl.gz")
+    dataset, _report = read("lhotse", tmp_path / "cuts.jsonl.gz")
+    assert said(dataset) == EXPECTED
+    assert [pitch(row) for row in dataset][2:] == [440, 880]
+    assert dataset["duration"][:] == pytest.approx([1.5, 2.0, 3.0, 3.0], abs=0.05)
+    assert (dataset[0]["start"], dataset[2]["start"], dataset[3]["start"]) == (None, 0.0, 3.0)
+    columns = {"source_text": "text", "text": "custom.translation"}
+    settings = {"columns": columns, "tasks": ["asr", "s2tt"], "target_languages": ["en"]}
+    translated, _ = read("lhotse", tmp_path / "cuts.jsonl.gz", **settings)
+    assert said(translated)[:2] == [EXPECTED[0], ("s2tt", "fr", "en", "Un. (en)", "Un.")]
+
+
+def test_shar_of_lhotse(cuts, tmp_path):
+    (tmp_path / "shar").mkdir()
+    cuts.to_shar(tmp_path / "shar", fields={"recording": "flac"}, shard_size=2, warn_unused_fields=False)
+    dataset, _report = read("lhotse", tmp_path / "shar")
+    assert said(dataset) == EXPECTED
+    assert [pitch(row) for row in dataset][2:] == [440, 880]
+    assert all(row["audio"]["bytes"] for row in dataset)
+
+
+def test_odd_cuts_are_counted(cuts, tmp_path):
+    import lhotse
+
+    whole = list(cuts)
+    silent = whole[1].with_id("silent")
+    silent.supervisions = []
+    odd = [
+        whole[0],
+        whole[0].pad(duration=5.0),
+        whole[0].perturb_speed(1.1),
+        silent,
+        lhotse.MonoCut("text", 0.0, 1.0, 0, supervisions=whole[0].supervisions),
+    ]
+    lhotse.CutSet.from_cuts(odd).to_file(tmp_path / "cuts.jsonl.gz")
+    dataset, report = read("lhotse", tmp_path / "cuts.jsonl.gz")
+    assert said(dataset) == EXPECTED[:1]
+    assert reasons(report) == {
+        "a MixedCut, not a cut of one channel": 1,
+        "the recording is augmented": 1,
+        "a cut without a supervision": 1,
+        "a cut without a recording": 1,
+    }
+    with pytest.raises(CorpusError, match=r"holds no Shar \(cuts\.000000\.jsonl\.gz beside recording\.000000\.tar\)"):
+        read("lhotse", tmp_path)
+
+
+def test_without_lhotse_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lhotse", None)
+    (tmp_path / "cuts.jsonl").write_text("{}")
+    with pytest.raises(CorpusError, match=r"pip install 'modeling-part\[lhotse\]'"):
+        read("lhotse", tmp_path / "cuts.jsonl")
+
+
+# ------------------------------------------------------------------------------------------- WebDataset, manifests
+
+
+def test_shards_of_webdataset_are_a_dataset(tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard:06d}.tar", "w") as tar:
+            for number in range(3):
+                name, text = f"{shard}/utterance{number}", f"Phrase {shard}{number}."
+                side = json.dumps({"text": text, "speaker": "x", "lang": "fr"}).encode()
+                for ending, content in (("flac", encoded(tone(1 + number / 2), format="FLAC")), ("json", side)):
+                    member = tarfile.TarInfo(f"{name}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    columns = {"id": "__key__", "audio": "flac", "text": "json.text", "source_lang": "json.lang"}
+    dataset, _ = read("dataset", tmp_path, columns=columns, tasks=["asr"])
+    assert [row[3] for row in said(dataset)] == [f"Phrase {shard}{number}." for shard in (0, 1) for number in range(3)]
+    assert dataset["duration"][:] == pytest.approx([1.0, 1.5, 2.0] * 2)
+    assert dataset["id"][0] == "0/utterance0"
+
+
+def test_lines_with_names_of_their_own(clips):
+    lines = [
+        {"wav": "clips/a.flac", "sentence": {"fr": "Un.", "en": "One."}, "speaker_age": 30},
+        {"wav": "clips/b.mp3", "sentence": {"en": "Two."}},
+        {"wav": "clips/b.mp3", "sentence": "Deux."},
+    ]
+    path = write_lines(clips / "train.jsonl", lines)
+    columns = {"audio": "wav", "text": "sentence.fr", "translation": "sentence.en"}
+    dataset, report = read("manifest", path, columns=columns, language="fr", target_language="en")
+    assert said(dataset) == [("s2tt", "fr", "en", "One.", "Un.")]
+    assert reasons(report) == {
+        "no 'fr' in 'sentence', which has en": 1,
+        "'sentence' is text, of which 'fr' is no part": 1,
+    }
+    with pytest.raises(CorpusError, match="'columns' maps 'words', which is none of id, corpus, task"):
+        read("manifest", path, columns={"words": "sentence"})
