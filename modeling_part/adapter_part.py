@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_part import PARTConfig, convolved_length
 from .encoder_part import lengths_to_mask, pack_clips, zero_padding
+from .layout_part import clip_positions, take_positions
 
 
 class PARTAdapterAttention(nn.Module):
@@ -126,7 +127,11 @@ class PARTAdapter(nn.Module):
         self.output_norm = PARTOutputNorm(config.text_config.hidden_size, eps=1e-6)
 
     def forward(
-        self, frames: torch.Tensor, frame_lengths: torch.Tensor | None, padding_free: bool = False
+        self,
+        frames: torch.Tensor,
+        frame_lengths: torch.Tensor | None,
+        padding_free: bool = False,
+        audio_tokens: int | None = None,
     ) -> torch.Tensor:
         """Encoder frames -> audio embeddings.
 
@@ -134,6 +139,7 @@ class PARTAdapter(nn.Module):
             frames: `(B, F, encoder hidden)`.
             frame_lengths: `(B,)`, valid frames of each clip; None: all.
             padding_free: the layers get the clips packed into one row; the same embeddings, without computing padding.
+            audio_tokens: the sum of A, where it is known; None: the device is asked.
 
         Returns:
             `(sum of A, H)` audio embeddings, clip after clip.
@@ -141,16 +147,20 @@ class PARTAdapter(nn.Module):
         hidden_states = self.input_norm(frames.to(self.conv.weight.dtype)).transpose(1, 2)
         hidden_states = zero_padding(hidden_states, frame_lengths)
         hidden_states = self.activation(self.conv(hidden_states)).transpose(1, 2)
-        valid = mask = None
+        lengths = mask = None
         bounds = {}
         if frame_lengths is not None:
             lengths = convolved_length(frame_lengths, [self.config.adapter_convolution])
             if padding_free:
-                hidden_states, mask, bounds = pack_clips(self.config, hidden_states, lengths)
+                hidden_states, mask, bounds = pack_clips(self.config, hidden_states, lengths, audio_tokens)
             else:
                 valid = lengths_to_mask(lengths, hidden_states.shape[1])
                 mask = create_bidirectional_mask(self.config, hidden_states, valid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **bounds)
-        hidden_states = hidden_states.flatten(0, 1) if valid is None else hidden_states[valid]
+        if lengths is None or padding_free:
+            hidden_states = hidden_states.flatten(0, 1)
+        else:
+            kept = clip_positions(lengths, hidden_states.shape[1], audio_tokens)
+            hidden_states = take_positions(hidden_states, kept)
         return self.output_norm(self.projection(self.norm(hidden_states)))

@@ -23,6 +23,7 @@ from torch import nn
 
 from .configuration_part import PARTConfig
 from .encoder_part import lengths_to_mask
+from .layout_part import BatchLayout, clip_positions, put_positions, transcript_layout
 from .outputs_part import PARTCausalLMOutputWithPast
 
 
@@ -63,6 +64,7 @@ class PARTAlignmentHead(nn.Module):
         audio_lengths: torch.Tensor,
         transcript_ids: torch.Tensor,
         embeddings: torch.Tensor,
+        layout: BatchLayout | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """CTC of each clip.
 
@@ -71,22 +73,23 @@ class PARTAlignmentHead(nn.Module):
             audio_lengths: `(B,)` audio tokens of each clip.
             transcript_ids: `(B, U)`, -100 where there is none; a row of -100 has no transcript.
             embeddings: `(V, H)` token embeddings, as the language model's layers see them.
+            layout: of the batch with these transcripts, where it is known; None: the device is asked.
 
         Returns:
             `(B,)` nats, 0 where a clip is left out, and `(B,)` which are counted: clips with a transcript that fits,
             one audio token for each of its tokens and one more between two that are the same.
         """
-        given = transcript_ids != -100
-        transcript_lengths = given.sum(-1)
-        repeats = (transcript_ids[:, 1:] == transcript_ids[:, :-1]) & given[:, 1:]
-        is_counted = (transcript_lengths > 0) & (transcript_lengths + repeats.sum(-1) <= audio_lengths)
+        if layout is None:
+            layout = transcript_layout(transcript_ids, audio_lengths)
+            layout |= {"audio_lengths": audio_lengths.cpu().numpy(), "longest_clip": int(audio_lengths.max())}
+        log_probs = self.log_probs(audio_embeds, layout["tokens"], embeddings)
+        longest, is_counted = layout["longest_clip"], layout["is_counted"]
+        padded = log_probs.new_zeros(len(audio_lengths), longest, log_probs.shape[-1])
+        padded = put_positions(padded, clip_positions(audio_lengths, longest, len(log_probs)), log_probs)
+        lengths = [torch.from_numpy(layout[name]) for name in ("audio_lengths", "transcript_lengths")]
         # Classes of this batch: 0 is the blank, then the tokens that occur.
-        tokens, classes = torch.unique(transcript_ids.clamp(min=0), return_inverse=True)
-        log_probs = self.log_probs(audio_embeds, tokens, embeddings)
-        valid = lengths_to_mask(audio_lengths, int(audio_lengths.max()))
-        padded = log_probs.new_zeros(*valid.shape, log_probs.shape[-1])
-        padded[valid] = log_probs
-        nats = ctc_nats(padded, valid, classes + 1, audio_lengths, transcript_lengths, is_counted)
+        classes = layout["classes"] + 1
+        nats = ctc_nats(padded, lengths_to_mask(audio_lengths, longest), classes, *lengths, is_counted)
         return nats, is_counted
 
     def log_probs(self, audio_embeds: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
@@ -164,7 +167,7 @@ def ctc_nats(
         log_probs: `(B, A, 1 + K)`, the blank first.
         valid: `(B, A)`, true for a clip's own audio tokens.
         targets: `(B, U)` classes.
-        audio_lengths, target_lengths: `(B,)`.
+        audio_lengths, target_lengths: `(B,)` on the CPU, where torch wants to know them.
         is_counted: `(B,)`; the others give 0 and no gradient.
 
     Returns:
@@ -262,7 +265,11 @@ class AlignmentMixin:
     """What [`PARTForSpeechSeq2Seq`] does with its alignment head."""
 
     def _align(
-        self, audio_embeds: torch.Tensor, input_ids: torch.Tensor, transcript_ids: torch.Tensor
+        self,
+        audio_embeds: torch.Tensor,
+        input_ids: torch.Tensor,
+        transcript_ids: torch.Tensor,
+        layout: BatchLayout | None = None,
     ) -> dict[str, torch.Tensor]:
         """CTC of every clip, and what greedy CTC would write while evaluating."""
         if self.alignment_head is None:
@@ -271,7 +278,7 @@ class AlignmentMixin:
             )
         embeddings = self.get_input_embeddings().weight.detach()
         lengths = (input_ids == self.config.audio_token_id).sum(-1)
-        losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings)
+        losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings, layout)
         alignment = {"ctc_losses": losses, "ctc_counted": counted}
         if not self.training:
             alignment["ctc_tokens"] = self.alignment_head.best_tokens(audio_embeds, embeddings)

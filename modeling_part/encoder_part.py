@@ -18,6 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_part import ENCODER_CONVOLUTIONS, PARTConfig, convolved_length
+from .layout_part import clip_positions, put_positions, take_positions
 from .san_m_part import SAN_M_ENCODERS
 
 
@@ -35,7 +36,7 @@ def zero_padding(hidden_states: torch.Tensor, lengths: torch.Tensor | None) -> t
 
 
 def pack_clips(
-    config, hidden_states: torch.Tensor, lengths: torch.Tensor
+    config, hidden_states: torch.Tensor, lengths: torch.Tensor, total: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
     """Clips one after the other in a single row, for layers that mix positions by attention alone.
 
@@ -43,25 +44,27 @@ def pack_clips(
         config: whose attention implementation gets the mask.
         hidden_states: `(B, size, hidden)`.
         lengths: `(B,)`.
+        total: their sum, where it is known; None: the device is asked.
 
     Returns:
         `(1, sum of lengths, hidden)`; the mask that keeps the clips apart in sdpa and eager attention (None for flash
         attention); and the arguments that keep them apart in the kernels of flash attention, which the others ignore.
     """
-    valid = lengths_to_mask(lengths, hidden_states.shape[1])
-    packed = hidden_states[valid][None]
-    clips = torch.arange(len(lengths), device=lengths.device)[:, None].expand_as(valid)[valid][None]
+    size = hidden_states.shape[1]
+    kept = clip_positions(lengths, size, total)
+    packed = take_positions(hidden_states, kept)[None]
+    clips = (kept // size)[None]
     mask = create_bidirectional_mask(config, packed, None, and_mask_function=packed_sequence_mask_function(clips))
     ends = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    longest = int(lengths.max())
-    bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    # No clip is longer than its padded row, whose length Python knows; the kernels need no exact one.
+    bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": size, "max_length_k": size}
     return packed, mask, bounds
 
 
 def unpack_clips(packed: torch.Tensor, lengths: torch.Tensor, size: int) -> torch.Tensor:
     """`(1, sum of lengths, hidden)` -> `(B, size, hidden)`, zeros past each clip's length."""
     hidden_states = packed.new_zeros(len(lengths), size, packed.shape[-1])
-    return hidden_states.masked_scatter(lengths_to_mask(lengths, size)[..., None], packed)
+    return put_positions(hidden_states, clip_positions(lengths, size, packed.shape[1]), packed[0])
 
 
 def join_clips(outputs: list[BaseModelOutput]) -> BaseModelOutput:
@@ -100,6 +103,7 @@ class VariableLengthEncoderMixin:
         input_features: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         padding_free: bool = False,
+        packed_frames: int | None = None,
         **kwargs,
     ) -> BaseModelOutput:
         """Features -> encoder frames.
@@ -108,6 +112,7 @@ class VariableLengthEncoderMixin:
             input_features: `(B, mel bins, T)` log-mel features.
             attention_mask: `(B, T)`, 1 for valid input steps; None when every step is valid.
             padding_free: the layers get the clips packed into one row; the same frames, without computing padding.
+            packed_frames: how many these are, where it is known; None: the device is asked.
 
         Returns:
             `last_hidden_state` of shape `(B, F, hidden)`.
@@ -132,7 +137,7 @@ class VariableLengthEncoderMixin:
         if lengths is not None:
             lengths = convolved_length(lengths, ENCODER_CONVOLUTIONS["whisper"])
         if packed:
-            hidden_states, mask, bounds = pack_clips(self.config, hidden_states, lengths)
+            hidden_states, mask, bounds = pack_clips(self.config, hidden_states, lengths, packed_frames)
             kwargs |= bounds
         elif lengths is not None:
             mask = create_bidirectional_mask(self.config, hidden_states, lengths_to_mask(lengths, frames))

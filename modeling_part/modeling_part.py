@@ -7,99 +7,25 @@ L positions of the language model's sequence, H its width, V its vocabulary.
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple, torch_compilable_check
 
-from .adapter_part import PARTAdapter, PARTOutputNorm
+from .adapter_part import PARTAdapter
 from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
-from .damage_part import check_token_ids, explain_damage
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
 from .generation_part import AudioGenerationMixin
-from .loading_part import (
-    check_tensors,
-    explain_missing_safetensors,
-    has_learned_positions,
-    load_parts,
-    tied_weights_keys,
-)
+from .layout_part import BatchLayout, predicting_positions, put_positions, take_positions, true_positions
+from .loading_part import has_learned_positions, load_parts, tied_weights_keys
 from .logits_part import chunked_token_losses, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
+from .pretrained_part import PARTPreTrainedModel
 from .processing_part import PARTProcessor
-
-
-class PARTPreTrainedModel(PreTrainedModel):
-    """Initialisation and the capabilities that transformers asks for."""
-
-    config: PARTConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["PARTAdapterLayer"]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    strict_loading: ClassVar[bool] = True
-    keys_of_heads: ClassVar[tuple[str, ...]] = ()  # tensors of a whole checkpoint that a class has no use for
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, PARTOutputNorm):
-            init.constant_(module.weight, self.config.adapter_output_scale)
-        elif isinstance(module, PARTAlignmentHead):
-            init.zeros_(module.blank)
-            init.zeros_(module.token_bias)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str,
-        *args,
-        output_loading_info: bool = False,
-        ignore_mismatched_sizes: bool = False,
-        use_safetensors: bool = True,
-        strict: bool | None = None,
-        **kwargs,
-    ):
-        """See `PreTrainedModel.from_pretrained`, which is less strict.
-
-        Only safetensors are read, and a checkpoint that does not hold exactly this model's tensors is an error, while
-        transformers initialises what is missing and leaves out what is unexpected.
-
-        Args:
-            strict: False allows that, to build on a checkpoint that holds a part of the model. None: what the class
-                attribute `strict_loading` says, which is True.
-
-        Raises:
-            OSError: there are no weights in safetensors.
-            ValueError: tensors are missing, unexpected or of another shape; the message names them.
-        """
-        strict = cls.strict_loading if strict is None else strict
-        with explain_damage(pretrained_model_name_or_path), explain_missing_safetensors(pretrained_model_name_or_path):
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=ignore_mismatched_sizes or strict,  # reported below, by name
-                use_safetensors=use_safetensors,
-                **kwargs,
-            )
-        if getattr(model, "generation_config", None) is not None:
-            check_token_ids(model.generation_config, pretrained_model_name_or_path)
-        if strict:
-            mismatched = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
-            unexpected = [key for key in info["unexpected_keys"] if not key.startswith(cls.keys_of_heads)]
-            check_tensors(pretrained_model_name_or_path, cls, info["missing_keys"], unexpected, mismatched)
-        return (model, info) if output_loading_info else model
 
 
 class PARTModel(PARTPreTrainedModel):
@@ -135,24 +61,30 @@ class PARTModel(PARTPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def encode(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        feature_lengths: np.ndarray | None = None,
+        **kwargs,
     ) -> BaseModelOutput:
-        """`(B, mel, T)` (or the encoder's own layout) features and `(B, T)` mask -> `(B, F, encoder hidden)` frames."""
+        """`(B, mel, T)` (or the encoder's own layout) features and `(B, T)` mask -> `(B, F, encoder hidden)` frames.
+
+        `feature_lengths` `(B,)` are the sums of the mask, where they are known on the CPU.
+        """
         audio_config = self.config.audio_config
         if audio_config.model_type in FIXED_WINDOW_ENCODERS and not self.config.variable_length:
             input_features_mask = None  # the original attends to the padding of its 30 s window
         if getattr(audio_config, "feat_extract_norm", None) == "group" and input_features_mask is not None:
-            return self._encode_one_by_one(input_features, input_features_mask, **kwargs)
+            lengths = input_features_mask.sum(-1) if feature_lengths is None else feature_lengths
+            return self._encode_one_by_one(input_features, lengths.tolist(), **kwargs)
         features = {self.audio_tower.main_input_name: input_features}
         return self.audio_tower(**features, attention_mask=input_features_mask, **kwargs)
 
-    def _encode_one_by_one(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor, **kwargs
-    ) -> BaseModelOutput:
+    def _encode_one_by_one(self, input_features: torch.Tensor, lengths: list[int], **kwargs) -> BaseModelOutput:
         """Encoders with a group norm over time (wav2vec2-base) would mix a clip with its padding: no batching."""
         outputs = [
             self.audio_tower(clip[None, :length], **kwargs)
-            for clip, length in zip(input_features, input_features_mask.sum(-1).tolist(), strict=True)
+            for clip, length in zip(input_features, lengths, strict=True)
         ]
         return join_clips(outputs)
 
@@ -163,6 +95,7 @@ class PARTModel(PARTPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         encoder_frames: torch.Tensor | None = None,
         padding_free: bool = False,
+        layout: BatchLayout | None = None,
         **kwargs,
     ) -> PARTAudioOutput:
         """Encoder and adapter.
@@ -175,22 +108,25 @@ class PARTModel(PARTPreTrainedModel):
                 then not needed, but their mask is: the encoder does not run.
             padding_free: the adapter's layers, and those of Whisper's and Qwen2-Audio's encoders, get the clips packed into
                 one row. Other encoders are padded: they mix neighbouring frames by more than attention.
+            layout: see [`PARTForSpeechSeq2Seq.forward`].
 
         Returns:
             [`PARTAudioOutput`]; `pooler_output` holds the audio embeddings `(sum of A, H)`.
         """
         if isinstance(input_features_mask, list):  # vLLM gives the masks of unequal clips one by one
             input_features_mask = torch.stack(input_features_mask)
+        layout = layout or {}
         if encoder_frames is None:
             if padding_free and isinstance(self.audio_tower, VariableLengthEncoderMixin):
-                kwargs["padding_free"] = True
-            output = self.encode(input_features, input_features_mask, **kwargs)
+                kwargs |= {"padding_free": True, "packed_frames": layout.get("packed_frames")}
+            output = self.encode(input_features, input_features_mask, layout.get("feature_lengths"), **kwargs)
         else:
             output = BaseModelOutput(last_hidden_state=encoder_frames)
         frames, frame_lengths = output.last_hidden_state, None
         if input_features_mask is not None:
             frame_lengths = convolved_length(input_features_mask.sum(-1), self.config.encoder_convolutions)
-        embeds = self.adapter(frames, frame_lengths, padding_free)
+        audio_tokens = len(layout["placeholders"]) if "placeholders" in layout else None
+        embeds = self.adapter(frames, frame_lengths, padding_free, audio_tokens)
         return PARTAudioOutput(
             last_hidden_state=frames,
             pooler_output=embeds,
@@ -241,6 +177,7 @@ class PARTModel(PARTPreTrainedModel):
         encoder_frames: torch.Tensor | None = None,
         use_cache: bool | None = None,
         padding_free: bool = False,
+        layout: BatchLayout | None = None,
         **kwargs,
     ) -> PARTModelOutputWithPast:
         """See [`PARTForSpeechSeq2Seq.forward`], of which this is all but the head.
@@ -254,13 +191,18 @@ class PARTModel(PARTPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None or encoder_frames is not None:
             audio = self.get_audio_features(
-                input_features, input_features_mask, encoder_frames, padding_free=padding_free
+                input_features, input_features_mask, encoder_frames, padding_free=padding_free, layout=layout
             )
             mm_encoder_outputs = {"audio": audio}
         if mm_encoder_outputs:
             audio_embeds = mm_encoder_outputs["audio"].pooler_output.flatten(0, -2)
-            mask = self.find_placeholders(input_ids, inputs_embeds, audio_embeds)
-            inputs_embeds = self.place_audio(mask, inputs_embeds, audio_embeds)
+            if layout is None:
+                mask = self.find_placeholders(input_ids, inputs_embeds, audio_embeds)
+                inputs_embeds = self.place_audio(mask, inputs_embeds, audio_embeds)
+            else:
+                inputs_embeds = put_positions(
+                    inputs_embeds, layout["placeholders"], audio_embeds.to(inputs_embeds.dtype)
+                )
         if self.position_limit is not None and inputs_embeds.shape[1] > self.position_limit:
             raise ValueError(
                 f"The rows have {inputs_embeds.shape[1]} positions, and the language model has learned "
@@ -268,9 +210,9 @@ class PARTModel(PARTPreTrainedModel):
             )
         if padding_free:
             # transformers knows rows packed into one by their positions, which begin again (no mask, no cache).
-            valid = attention_mask.bool()
-            position_ids = (attention_mask.cumsum(-1) - 1)[valid][None]
-            inputs_embeds, attention_mask, use_cache = inputs_embeds[valid][None], None, False
+            valid = true_positions(attention_mask != 0) if layout is None else layout["positions"]
+            position_ids = take_positions(attention_mask.cumsum(-1) - 1, valid)[None]
+            inputs_embeds, attention_mask, use_cache = take_positions(inputs_embeds, valid)[None], None, False
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -353,6 +295,7 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
         transcript_ids: torch.LongTensor | None = None,
         nll_weight: float = 1.0,
         ctc_weight: float = 0.0,
+        layout: BatchLayout | None = None,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
         """Audio and prompts -> logits, and the loss when `labels` are given.
@@ -377,6 +320,8 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
                 aligned with them (see [`PARTAlignmentHead`]; batches without audio are not).
             nll_weight: of the answer's negative log-likelihood in the loss. With 0 the language model does not run.
             ctc_weight: of the alignment in the loss; both are divided by the same number of answer tokens.
+            layout: where audio and labels are in the batch, made on the CPU with it ([`batch_layout`]; the collator does):
+                nothing has to wait until a GPU has counted them. None: it is asked, with the same result.
             kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest
                 reaches the language model.
 
@@ -388,10 +333,10 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
         if ctc_weight and (input_features is not None or kwargs.get("encoder_frames") is not None):
             frames = kwargs.pop("encoder_frames", None)
             audio = self.get_audio_features(
-                input_features, input_features_mask, encoder_frames=frames, padding_free=padding_free
+                input_features, input_features_mask, encoder_frames=frames, padding_free=padding_free, layout=layout
             )
             mm_encoder_outputs, input_features = {"audio": audio}, None
-            alignment = self._align(audio.pooler_output, input_ids, transcript_ids)
+            alignment = self._align(audio.pooler_output, input_ids, transcript_ids, layout)
         if not nll_weight:
             return self._alignment_only(alignment, labels, ctc_weight, num_items_in_batch)
         outputs = self.model(
@@ -405,17 +350,18 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
             padding_free=padding_free,
+            layout=layout,
             **kwargs,
         )
         loss = logits = token_losses = None
         if labels is not None:
-            # Position i predicts label i + 1.
-            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-            predicts = targets != -100
-            targets = targets[predicts]
-            if padding_free:
-                predicts = predicts[attention_mask.bool()][None]
-            hidden_states = keep_positions(outputs.last_hidden_state, predicts)
+            if layout is None:
+                predicting, targets = predicting_positions(labels)
+            else:
+                predicting, targets = layout["predicting"], layout["targets"]
+            if padding_free:  # the place among the valid positions
+                predicting = (attention_mask.flatten().cumsum(0) - 1)[predicting]
+            hidden_states = take_positions(outputs.last_hidden_state, predicting)
             if loss_chunk_size:
                 token_losses = chunked_token_losses(self._logits, hidden_states, targets, loss_chunk_size)
                 loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..audio_part import load_clip
+from ..layout_part import batch_layout
 from ..processing_part import PARTProcessor
 from .augmentation import Augmentation, row_generator
 from .encoder_cache import EncoderOutputs, refuse_augmentation
@@ -26,8 +27,9 @@ class PARTCollator:
      "transcript_ids":      (1, U)        bonjour, with `with_transcripts`; -100 where there is none,
      "input_features":      (1, mel, T),
      "input_features_mask": (1, T),
+     "layout":              where audio and labels are in it, see `BatchLayout`,
      "batch_info":          {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [1.7],
-                             "padded_seconds": 1.8, "broken": []}}
+                             "padded_seconds": 1.8, "target_counts": [8], "transcript_counts": [7], "broken": []}}
     ```
 
     Args:
@@ -93,6 +95,8 @@ class PARTCollator:
             batch["labels"][index] = -100
             if "transcript_ids" in batch:
                 batch["transcript_ids"][index] = -100
+        layout = batch["layout"] = batch_layout(batch, self.processor.audio_token_id)
+        counted = layout.get("is_counted")
         seconds = [float(row["duration"] or 0.0) for row in rows]
         batch["batch_info"] = {
             "task": task,
@@ -100,6 +104,9 @@ class PARTCollator:
             "ids": [row["id"] for row in rows],
             "audio_seconds": seconds,
             "padded_seconds": math.ceil(max(seconds) / self.pad_seconds_multiple - 1e-4) * self.pad_seconds_multiple,
+            "target_counts": (batch["labels"][:, 1:] != -100).sum(-1).tolist(),
+            # 0 where the alignment leaves a row out.
+            "transcript_counts": [] if counted is None else (layout["transcript_lengths"] * counted.numpy()).tolist(),
             "broken": list(broken.values()),
         }
         return batch

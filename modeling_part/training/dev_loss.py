@@ -17,7 +17,7 @@ from ..data.collator import transcript
 from ..evaluation.metrics import count_edits
 from ..evaluation.normalization import normalize_text, scored_units
 from ..prompts_part import TASKS
-from .losses import GroupLosses, add_losses, add_output, mean_losses
+from .losses import GroupLosses, LossSums, add_losses, add_output, mean_losses
 
 
 # A model that listens loses more than this with the clip of another row, in nats per token.
@@ -108,8 +108,9 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
         with torch.no_grad(), trainer.compute_loss_context_manager():
             outputs = model(**inputs, **options)
         if index < len(mine):
-            found = DevSums()
-            add_output(found.answers, found.alignment, info, inputs, outputs)
+            answers, alignment = LossSums(), LossSums()
+            add_output(answers, alignment, info, outputs)
+            found = DevSums(answers.sums(), alignment.sums())
             if outputs.get("ctc_tokens") is not None and info["task"] == "asr":
                 found.errors = greedy_errors(batch["rows"], inputs, outputs, trainer)
             sums.add(found)
@@ -129,8 +130,7 @@ def swap_clips(rows: Sequence[dict]) -> list[dict]:
 
 def greedy_errors(rows: Sequence[dict], inputs: dict, outputs: dict, trainer: Trainer) -> Errors:
     """Errors of what greedy CTC writes for a batch of transcription, by language."""
-    lengths = (inputs["input_ids"] == trainer.model.config.audio_token_id).sum(-1).tolist()
-    tokens = outputs["ctc_tokens"].cpu().split(lengths)
+    tokens = outputs["ctc_tokens"].cpu().split(inputs["layout"]["audio_lengths"].tolist())
     errors: Errors = {}
     for row, best in zip(rows, tokens, strict=True):
         language = row["source_lang"]

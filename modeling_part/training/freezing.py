@@ -110,16 +110,19 @@ def trainable_per_part(model: nn.Module, trainable: dict[str, list[str]]) -> dic
     return counts
 
 
-def gradient_norms(model: nn.Module, trainable: dict[str, list[str]]) -> dict[str, float]:
-    """Norm of the gradients of each part that trains."""
+def gradient_norms(model: nn.Module, trainable: dict[str, list[str]]) -> dict[str, torch.Tensor]:
+    """Norm of the gradients of each part that trains, `()` float32 where they are: nothing waits for them."""
     parameters, norms = named_parameters(model), {}
     for part, names in trainable.items():
         # Tied weights have two names.
         gradients = {parameters[name]: parameters[name].grad for name in names}.values()
         gradients = [gradient for gradient in gradients if gradient is not None]
-        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        norms[part] = float(norm)
+        if gradients:
+            norm = nn.utils.get_total_norm(gradients)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        else:
+            norm = torch.zeros((), device=parameters[names[0]].device)
+        norms[part] = norm.float()
     return norms
 
 

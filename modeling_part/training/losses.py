@@ -16,27 +16,33 @@ from ..prompts_part import TASKS
 GroupLosses = dict[tuple[str, str, str], tuple[float, int]]
 
 
-def batch_losses(groups: list[tuple[str, str, str]], labels: torch.Tensor, token_losses: torch.Tensor) -> GroupLosses:
-    """`(B, L)` labels of rows of these groups and `(targets,)` nats -> nats and target tokens per group."""
-    counts = (labels[:, 1:] != -100).sum(-1).tolist()
-    nats = torch.stack([row.sum() for row in token_losses.split(counts)]).tolist()
-    losses: GroupLosses = {}
-    for group, row_nats, tokens in zip(groups, nats, counts, strict=True):
-        if math.isfinite(row_nats):  # skipped steps are counted apart
-            add_losses(losses, {group: (row_nats, tokens)})
-    return losses
+class LossSums:
+    """Losses per group whose nats stay tensors until they are asked for: no batch waits for the device."""
+
+    def __init__(self) -> None:
+        self._groups: list[tuple[str, str, str]] = []  # of rows, as are the next two
+        self._tokens: list[int] = []
+        self._nats: list[torch.Tensor] = []
+
+    def add(self, groups: list[tuple[str, str, str]], tokens: list[int], nats: torch.Tensor) -> None:
+        """Add rows of these groups with so many tokens each, and their nats `(B,)`."""
+        self._groups += groups
+        self._tokens += tokens
+        self._nats.append(nats.detach())
+
+    def sums(self) -> GroupLosses:
+        """Nats and tokens per group of the rows that have tokens and a finite loss; waits for the device."""
+        losses: GroupLosses = {}
+        nats = torch.cat(self._nats).tolist() if self._nats else []
+        for group, row_nats, tokens in zip(self._groups, nats, self._tokens, strict=True):
+            if tokens and math.isfinite(row_nats):  # skipped steps are counted apart
+                add_losses(losses, {group: (row_nats, tokens)})
+        return losses
 
 
-def batch_ctc_losses(
-    groups: list[tuple[str, str, str]], transcript_ids: torch.Tensor, ctc_losses: torch.Tensor, counted: torch.Tensor
-) -> GroupLosses:
-    """`(B, U)` tokens of what is said, `(B,)` nats and which of them count -> nats and transcript tokens per group."""
-    tokens = (transcript_ids != -100).sum(-1).tolist()
-    losses: GroupLosses = {}
-    for group, nats, size, counts in zip(groups, ctc_losses.tolist(), tokens, counted.tolist(), strict=True):
-        if counts and math.isfinite(nats):
-            add_losses(losses, {group: (nats, size)})
-    return losses
+def row_sums(token_losses: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """`(targets,)` nats of rows with so many targets each -> `(B,)`."""
+    return torch.stack([row.sum() for row in token_losses.split(counts)])
 
 
 def add_losses(total: GroupLosses, losses: GroupLosses) -> None:
@@ -66,13 +72,13 @@ def mean_losses(losses: GroupLosses, prefix: str, name: str = "loss") -> dict[st
     return means
 
 
-def add_output(losses: GroupLosses, ctc_losses: GroupLosses, info: dict, inputs: dict, outputs: dict) -> None:
-    """Add what a forward pass over a batch of the collator gave: of the answers, and of the alignment."""
+def add_output(losses: LossSums, ctc_losses: LossSums, info: dict, outputs: dict) -> None:
+    """Add what a forward pass over a batch with this `batch_info` gave: of the answers, and of the alignment."""
     if outputs.get("token_losses") is not None:
-        add_losses(losses, batch_losses(info["groups"], inputs["labels"], outputs["token_losses"]))
+        counts = info["target_counts"]
+        losses.add(info["groups"], counts, row_sums(outputs["token_losses"], counts))
     if outputs.get("ctc_losses") is not None:
-        parts = (inputs["transcript_ids"], outputs["ctc_losses"], outputs["ctc_counted"])
-        add_losses(ctc_losses, batch_ctc_losses(info["groups"], *parts))
+        ctc_losses.add(info["groups"], info["transcript_counts"], outputs["ctc_losses"])
 
 
 class StepStatistics:
@@ -83,28 +89,34 @@ class StepStatistics:
 
     def reset(self) -> None:
         """Begin a new line."""
-        self.losses: GroupLosses = {}
-        self.ctc_losses: GroupLosses = {}
+        self.losses, self.ctc_losses = LossSums(), LossSums()
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
-        self.part_norms: dict[str, tuple[float, int]] = {}  # sum, steps
+        self.part_norms: list[tuple[str, torch.Tensor]] = []  # of every step, on the device
         self.open_batches = self.batches = 0
         self.since = time.perf_counter()
 
     def add_batch(self, info: dict, inputs: dict, outputs: dict, gate_is_open: bool) -> None:
         """Add a batch of the collator: its `batch_info`, the model's inputs and outputs."""
-        add_output(self.losses, self.ctc_losses, info, inputs, outputs)
-        mask = inputs["attention_mask"]
+        add_output(self.losses, self.ctc_losses, info, outputs)
+        positions, valid = inputs["attention_mask"].numel(), len(inputs["layout"]["positions"])
         padded = info["padded_seconds"] * len(info["ids"])
-        sums = [mask.numel(), float(mask.sum()), sum(info["audio_seconds"]), padded]
+        sums = [positions, valid, sum(info["audio_seconds"]), padded]
         self.totals += torch.tensor(sums, dtype=torch.float64)
         self.open_batches += gate_is_open
         self.batches += 1
 
-    def add_norms(self, norms: dict[str, float]) -> None:
+    def add_norms(self, norms: dict[str, torch.Tensor]) -> None:
         """Add the gradient norms of a step: of the parts that it trains."""
-        for part, norm in norms.items():
-            total, steps = self.part_norms.get(part, (0.0, 0))
-            self.part_norms[part] = (total + norm, steps + 1)
+        self.part_norms += norms.items()
+
+    def _mean_norms(self) -> dict[str, float]:
+        """Of each part, over the steps that trained it."""
+        norms: dict[str, list[float]] = {}
+        if self.part_norms:
+            values = torch.stack([norm for _, norm in self.part_norms]).tolist()
+            for (part, _), value in zip(self.part_norms, values, strict=True):
+                norms.setdefault(part, []).append(value)
+        return {part: sum(values) / len(values) for part, values in norms.items()}
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not training."""
@@ -118,9 +130,9 @@ class StepStatistics:
             totals = accelerator.reduce(totals.to(accelerator.device, dtype), "sum").cpu()
         seconds = time.perf_counter() - self.since
         positions, valid, audio, padded = totals.tolist()
-        figures = mean_losses(losses_over_ranks(self.losses), "")
-        figures |= mean_losses(losses_over_ranks(self.ctc_losses), "", "ctc_loss")
-        figures |= {f"grad_norm/{part}": total / steps for part, (total, steps) in self.part_norms.items()}
+        figures = mean_losses(losses_over_ranks(self.losses.sums()), "")
+        figures |= mean_losses(losses_over_ranks(self.ctc_losses.sums()), "", "ctc_loss")
+        figures |= {f"grad_norm/{part}": norm for part, norm in self._mean_norms().items()}
         return figures | {
             "tokens_per_second": valid / seconds,
             "audio_hours_per_second": audio / 3600 / seconds,

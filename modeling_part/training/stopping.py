@@ -27,15 +27,17 @@ class StopCallback(TrainerCallback):
         broken_rows: of the trainer.
 
     Attributes:
+        is_requested: whether this rank got a signal.
+        is_agreed: whether any rank had got one when the step began.
         was_stopped: whether a signal ended training before its last step.
     """
 
     def __init__(self, broken_rows: BrokenRows) -> None:
         self.broken_rows = broken_rows
-        self.is_requested = self.was_stopped = False
+        self.is_requested = self.is_agreed = self.was_stopped = False
 
     def request(self, number: int, frame=None) -> None:
-        """Signal handler: all ranks agree after the step, save there and stop. A second SIGINT stops at once."""
+        """Signal handler: all ranks agree with the next step, save after it and stop. A second SIGINT stops at once."""
         if self.is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.is_requested = True
@@ -55,13 +57,18 @@ class StopCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> TrainerControl:
         """After the default callback, which has decided whether to log, evaluate and save."""
         stops = self.broken_rows.are_too_many
-        if not self.was_stopped and self._any_rank_requested(args):
+        if not self.was_stopped and self._is_stopped(args, state):
             stops = self.was_stopped = True
         if stops:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
         return control
 
-    def _any_rank_requested(self, args) -> bool:
-        requested = torch.tensor([int(self.is_requested)], device=args.device)
-        return bool((gather(requested) if args.world_size > 1 else requested).any())
+    def _is_stopped(self, args, state) -> bool:
+        """The same on every rank: what they agreed on when the step began, so that no step waits for it alone."""
+        if args.world_size == 1:
+            return self.is_requested
+        if state.global_step < state.max_steps:
+            return self.is_agreed
+        # There is no next step to tell the other ranks with, but the run may have later stages.
+        return bool(gather(torch.tensor([int(self.is_requested)], device=args.device)).any())

@@ -85,6 +85,8 @@ class PARTTrainer(Trainer):
         if args.use_liger_kernel:
             use_liger_kernels(model.model.language_model, args.liger_kernel_config)
             args.use_liger_kernel = False  # done: `Trainer` would look for kernels of the whole model's type
+        self._filters_losses = args.logging_nan_inf_filter
+        args.logging_nan_inf_filter = False  # done by `training_step`: `Trainer` waits for each loss to look at it
         if args.torch_compile:
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
         super().__init__(
@@ -95,6 +97,7 @@ class PARTTrainer(Trainer):
             **kwargs,
         )
         self._refuse_wrong_wrappers()
+        self._refuse_wrong_lengths()
         # The model divides by `num_items_in_batch` itself, whatever `Trainer` infers from a wrapped forward.
         self.model_accepts_loss_kwargs = True
         self._frozen_modules = frozen_modules(model)
@@ -184,6 +187,14 @@ class PARTTrainer(Trainer):
                 "loss stays, and the answers of each finished stage are scored."
             )
 
+    def _refuse_wrong_lengths(self) -> None:
+        given, wanted = self.processing_class.audio_token_convolutions, self.model.config.audio_token_convolutions
+        if [*map(list, given)] != [*map(list, wanted)]:
+            raise ValueError(
+                f"The processor's `audio_token_convolutions` are {given} and the model's {wanted}: the prompts would hold "
+                "another number of placeholders than there are audio tokens. Give the model's own PARTProcessor."
+            )
+
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader:
@@ -206,7 +217,9 @@ class PARTTrainer(Trainer):
         code = TASKS.index(next(iter(tasks))) if len(tasks) == 1 else -1
         infos = [batch["batch_info"] for batch in batches]
         rows, broken = (sum(len(info[key]) for info in infos) for key in ("ids", "broken"))
-        codes, rows, broken = self._gather([code, rows, broken]).T.tolist()
+        # All that the ranks must know of each other before a step, in one exchange: Python waits for the device here.
+        codes, rows, broken, requests = self._gather([code, rows, broken, int(self.stopping.is_requested)])
+        self.stopping.is_agreed = any(requests)
         if batches and (code == -1 or len(set(codes)) > 1):
             raise ValueError(
                 f"Step {self.state.global_step}: ranks hold batches of the tasks "
@@ -219,10 +232,11 @@ class PARTTrainer(Trainer):
         self._step_batches = []
         return batches, num_items
 
-    def _gather(self, values: list[int]) -> torch.Tensor:
-        """`(world size, values)`: what every rank holds."""
-        mine = torch.tensor([values], device=self.args.device)
-        return self.accelerator.gather(mine) if self.args.world_size > 1 else mine
+    def _gather(self, values: list[int]) -> list[list[int]]:
+        """Of each value, what every rank holds."""
+        if self.args.world_size == 1:
+            return [[value] for value in values]
+        return self.accelerator.gather(torch.tensor([values], device=self.args.device)).T.tolist()
 
     # ---- the step ----
 
@@ -255,16 +269,20 @@ class PARTTrainer(Trainer):
         self.gate.set_task(info["task"])
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            self._step_batches.append((info["ids"], loss))
-            return loss
         except torch.OutOfMemoryError as error:
-            tokens = int(inputs["attention_mask"].sum())
+            tokens = len(inputs["layout"]["positions"])
             raise UserError(
                 f"Out of memory in a {info['task']} batch of {len(info['ids'])} rows, {sum(info['audio_seconds']):.0f} "
                 f"s of audio ({info['padded_seconds']:.1f} s the longest) and {tokens} positions; ids "
                 f"{info['ids'][:3]}... Lower `max_audio_seconds` (or `max_tokens` for text), raise "
                 "`gradient_accumulation_steps`, or set `gradient_checkpointing: true`."
             ) from error
+        self._step_batches.append((info["ids"], loss))
+        if not self._filters_losses:
+            return loss
+        # As `Trainer` does: in the place of a loss that is not finite, the mean of those since the last line.
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        return torch.where(loss.isfinite(), loss, mean)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor | tuple:
         """The model's loss; notes what the log needs."""
@@ -303,10 +321,11 @@ class PARTTrainer(Trainer):
         if grad_norm is None:  # nothing is clipped
             self._note_norms()
         norm = super()._get_grad_norm(model, grad_norm)
-        if math.isfinite(float(norm)):
+        value = float(norm)  # Python waits for the device here: whether the optimizer may run must be known
+        if math.isfinite(value):
             self._bad_steps_in_a_row = 0
         else:
-            self._skip_step(float(norm))
+            self._skip_step(value)
         return norm
 
     def _skip_step(self, norm: float) -> None:

@@ -13,7 +13,8 @@ def test_the_example_of_the_docstring():
     batch = PARTCollator(processor, with_transcripts=True)([row])
     info = batch.pop("batch_info")
     seconds, padded = info["audio_seconds"].pop(), info.pop("padded_seconds")
-    assert info == {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [], "broken": []}
+    counts = {"target_counts": [8], "transcript_counts": [7], "broken": []}
+    assert info == {"task": "asr", "groups": [("asr", "fr", "fr")], "ids": ["a"], "audio_seconds": [], **counts}
     assert seconds == row["duration"] and seconds <= padded < seconds + 0.2
     answer = processor.tokenizer("bonjour", add_special_tokens=False)["input_ids"]
     labels = batch["labels"][0]
@@ -22,6 +23,13 @@ def test_the_example_of_the_docstring():
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
     assert batch["input_features"].shape[:2] == (1, processor.feature_extractor.feature_size)
     assert batch["input_features_mask"].shape == batch["input_features"].shape[::2]
+    layout = batch["layout"]
+    assert layout["targets"].tolist() == labels[labels != -100].tolist()
+    assert (layout["predicting"] + 1).tolist() == (labels != -100).nonzero().flatten().tolist()
+    assert layout["tokens"][layout["classes"]].tolist() == [answer]
+    assert (batch["input_ids"][0, layout["placeholders"]] == processor.audio_token_id).all()
+    assert layout["audio_lengths"].tolist() == [layout["longest_clip"]] == [len(layout["placeholders"])]
+    assert layout["feature_lengths"].tolist() == batch["input_features_mask"].sum(-1).tolist()
 
 
 def prompts(share: float, seed: int = 0, count: int = 200) -> list[str]:

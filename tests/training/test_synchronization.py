@@ -1,0 +1,126 @@
+"""A training step waits for the device once: where, is found on the CPU by watching what would ask a GPU for a value."""
+
+import copy
+
+import pytest
+import tiny_training
+import torch
+from waits import Waits
+
+from modeling_part.data.collator import PARTCollator
+from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage
+
+
+STEPS, ACCUMULATION = 6, 2
+
+
+@pytest.fixture(scope="module")
+def shared():
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    return model, processor
+
+
+def waits_of_training(shared, folder, stage, **options) -> Waits:
+    """What `STEPS` steps wait for, between two lines of the log."""
+    model, processor = shared
+    settings = {"steps": STEPS, "accumulation": ACCUMULATION, "max_rows": 3, "logging_steps": 100} | options
+    trainer = tiny_training.make_trainer(
+        folder,
+        stage,
+        model=copy.deepcopy(model),
+        processor=processor,
+        dataset=tiny_training.tiny_dataset(),
+        **settings,
+    )
+    waits = Waits()
+    trainer.data_collator = waits.not_counting(trainer.data_collator)
+    inner = trainer._run_epoch
+
+    def counted(*args, **kwargs):
+        with waits:
+            return inner(*args, **kwargs)
+
+    trainer._run_epoch = counted
+    trainer.train()
+    assert trainer.state.global_step == STEPS
+    return waits
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        (BUILT_IN_STAGES["adapter"], {}),
+        (BUILT_IN_STAGES["encoder_top"], {"max_grad_norm": 0.0}),
+        (tiny_training.joint_stage(), {}),
+        (tiny_training.joint_stage(tuning="full"), {}),
+        (tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5}), {}),
+        (tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5}), {"padding_free": True}),
+        (tiny_training.joint_stage(), {"padding_free": True, "gradient_checkpointing": True}),
+        (Stage("adapter", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3}, losses={"ctc": 1.0}), {}),
+    ],
+)  # fmt: skip
+def test_a_step_waits_once_whatever_the_number_of_its_batches(shared, tmp_path, stage, options):
+    """To know whether its gradient is finite."""
+    waits = waits_of_training(shared, tmp_path, stage, **options)
+    (place,) = waits.ours
+    assert "_get_grad_norm" in place and waits.ours[place] == STEPS, waits.ours
+    # What is left is transformers' own look at the masks; how its trainer filters losses is not among it.
+    repeated = {place for place, count in waits.theirs.items() if count >= STEPS}
+    assert {place.split(":")[0] for place in repeated} <= {"masking_utils.py"}, repeated
+
+
+def test_the_watch_sees_what_it_is_for():
+    """Each of the ways to ask is seen, and named by its line."""
+    waits = Waits()
+    values, mask = torch.arange(6.0, requires_grad=True), torch.arange(6) > 2
+    with waits:
+        values[mask].sum().backward()
+        values.detach().masked_fill_(mask, 1.0)[mask] = 2.0
+        bool(mask.any()), float(values.sum()), values.tolist(), mask.nonzero(), torch.unique(mask)
+        torch.repeat_interleave(torch.ones(2).long())
+    assert sum(waits.theirs.values()) == 8 and all("test_synchronization.py" in place for place in waits.theirs)
+    assert not waits.ours or all(place.startswith("backward") for place in waits.ours)
+
+
+# ---- the layout gives what the model finds without it ----
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize("task", ["asr", "s2tt", "mt"])
+def test_the_layout_changes_no_bit(shared, task, padding_free):
+    model, processor = shared
+    rows = [row for row in tiny_training.tiny_dataset() if row["task"] == task][:4]
+    batch = PARTCollator(processor, with_transcripts=True)(rows)
+    del batch["batch_info"]
+    without = {name: value for name, value in batch.items() if name != "layout"}
+    options = {"padding_free": padding_free, "ctc_weight": 0.5, "loss_chunk_size": 8}
+    found = []
+    for inputs in (batch, without):
+        model.train().zero_grad()
+        output = model(**inputs, **options)
+        output.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((output, gradients))
+    (given, of_given), (asked, of_asked) = found
+    assert torch.equal(given.loss, asked.loss) and torch.equal(given.token_losses, asked.token_losses)
+    assert of_given.keys() == of_asked.keys()
+    assert all(torch.equal(of_given[name], of_asked[name]) for name in of_given)
+    assert (given.ctc_losses is None) == (task == "mt")
+    if task != "mt":
+        assert torch.equal(given.ctc_losses, asked.ctc_losses) and torch.equal(given.ctc_counted, asked.ctc_counted)
+
+
+def test_a_processor_that_counts_otherwise_is_refused(shared, tmp_path):
+    model, processor = shared
+    other = copy.deepcopy(processor)
+    other.audio_token_convolutions = [[3, 1, 1], [3, 2, 1], [5, 4, 2]]
+    with pytest.raises(ValueError, match="audio_token_convolutions"):
+        tiny_training.make_trainer(
+            tmp_path, BUILT_IN_STAGES["adapter"], model=model, processor=other, dataset=tiny_training.tiny_dataset()
+        )
+    rows = [row for row in tiny_training.tiny_dataset() if row["task"] == "asr"][:2]
+    batch = PARTCollator(other)(rows)
+    del batch["batch_info"]
+    with pytest.raises(RuntimeError, match="another number of audio tokens"):
+        model(**batch)
