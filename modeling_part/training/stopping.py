@@ -42,7 +42,8 @@ class StopCallback(TrainerCallback):
             raise KeyboardInterrupt
         self.is_requested = True
         again = " Ctrl-C again stops at once, without saving." if number == signal.SIGINT else ""
-        logger.warning("Received %s: saving after this step.%s", signal.Signals(number).name, again)
+        name = signal.Signals(number).name
+        logger.warning("Received %s: saving after this step, or the next with several ranks.%s", name, again)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:

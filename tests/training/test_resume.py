@@ -109,7 +109,7 @@ def test_sigterm_saves_after_the_step_and_says_how_to_go_on(whole, tmp_path):
     recipe, log = whole.recipe(tmp_path, save_strategy="no"), tmp_path / "log.txt"
     # Moments without checkpoints are two per step: before and after the optimizer. The third is in step 2.
     assert interruption.train([str(recipe)], log, 3, signal.SIGTERM) == 143
-    assert "Received SIGTERM: saving after this step." in log.read_text()
+    assert "Received SIGTERM: saving after this step, or the next with several ranks." in log.read_text()
     assert "Stopped in stage joint at step 2 of" in log.read_text()
     stage = tmp_path / "run" / "joint"
     assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-2"]
