@@ -100,6 +100,10 @@ class PARTAdapterLayer(GradientCheckpointingLayer):
 class PARTOutputNorm(nn.RMSNorm):
     """The adapter's last norm, `(..., H)` -> `(..., H)`; its gain starts at `adapter_output_scale`."""
 
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """In the precision of the gain: autocast knows layer norms, and leaves this one to a mixture of both."""
+        return super().forward(hidden_states.to(self.weight.dtype))
+
 
 class PARTAdapter(nn.Module):
     """One CNN layer that shortens, two transformer layers, a projection to the language model's width.
