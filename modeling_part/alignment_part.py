@@ -101,9 +101,9 @@ class PARTAlignmentHead(nn.Module):
         wanted = self.token_scores(audio_embeds, embeddings[tokens], self.token_bias[tokens])
         return torch.cat([blank[:, None], wanted], -1) - total[:, None]
 
-    def scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """`(n, H)` -> `(n, 1 + V)` in float32, the blank first."""
-        of_tokens = self.token_scores(audio_embeds, embeddings, self.token_bias)
+    def scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`(n, H)`, `(K, H)` and `(K,)` -> `(n, 1 + K)` in float32, the blank first."""
+        of_tokens = self.token_scores(audio_embeds, embeddings, bias)
         return torch.cat([self.blank_scores(audio_embeds)[:, None], of_tokens], -1)
 
     def blank_scores(self, audio_embeds: torch.Tensor) -> torch.Tensor:
@@ -115,10 +115,27 @@ class PARTAlignmentHead(nn.Module):
         return (self.scale * audio_embeds).to(embeddings.dtype) @ embeddings.T + bias.float()
 
     @torch.no_grad()
-    def best_tokens(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """`(N, H)` -> `(N,)` the most probable token of each audio token, -1 for the blank."""
-        chunks = audio_embeds.split(CHUNK_SIZE)
-        return torch.cat([self.scores(chunk, embeddings).argmax(-1) for chunk in chunks]) - 1
+    def best_tokens(
+        self, audio_embeds: torch.Tensor, embeddings: torch.Tensor, among: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`(N, H)` -> `(N,)` the most probable token of each audio token, -1 for the blank.
+
+        Args:
+            audio_embeds: clip after clip.
+            embeddings: `(V, H)`.
+            among: `(K,)` tokens that may be chosen; all of them by default.
+        """
+        bias = self.token_bias
+        if among is not None:
+            embeddings, bias = embeddings[among], bias[among]
+        best = [self.scores(chunk, embeddings, bias).argmax(-1) - 1 for chunk in audio_embeds.split(CHUNK_SIZE)]
+        best = torch.cat(best)
+        return best if among is None else torch.where(best < 0, best, among[best.clamp(min=0)])
+
+    def known_tokens(self) -> torch.Tensor | None:
+        """The tokens that occur in the training transcripts; None where they are no small part of the vocabulary."""
+        known = (self.token_bias > self.token_bias.min()).nonzero().flatten()
+        return known if 0 < len(known) < len(self.token_bias) / 2 else None
 
 
 class VocabularyTotal(torch.autograd.Function):

@@ -281,16 +281,16 @@ class PARTPipeline(ChunkPipeline):
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last}
         if with_words:
-            outputs["words"] = self._word_times(inputs, outputs["text"], spans)
+            outputs["words"] = self._word_times(inputs, outputs["text"], rows)
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
 
-    def _word_times(self, inputs, texts: list[str], spans: list[tuple[float, float]]) -> list[list]:
+    def _word_times(self, inputs, texts: list[str], rows: list[dict]) -> list[list]:
         """See [`word_times`], of each window of a batch."""
         counts = (inputs["input_ids"] == self.model.config.audio_token_id).sum(-1).tolist()
         embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
         return [
-            word_times(self.model, self.processor, audio_embeds, text, end - start)
-            for audio_embeds, text, (start, end) in zip(embeds, texts, spans, strict=True)
+            word_times(self.model, self.processor, audio_embeds, text, row["audio"])
+            for audio_embeds, text, row in zip(embeds, texts, rows, strict=True)
         ]
 
     def postprocess(self, model_outputs) -> dict:

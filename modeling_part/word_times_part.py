@@ -16,6 +16,7 @@ from .windows_part import merge_units, overlap_share, split_units
 
 
 logger = logging.getLogger(__name__)
+FRAME = 0.01  # seconds of sound of which one level is taken
 
 
 class TokenClock(NamedTuple):
@@ -34,19 +35,21 @@ class TokenClock(NamedTuple):
         return cls(stride / processor.feature_rate, first / processor.feature_rate)
 
 
-def word_times(model, processor, audio_embeds: torch.Tensor, text: str, seconds: float) -> list[tuple[float, float]]:
+def word_times(
+    model, processor, audio_embeds: torch.Tensor, text: str, waveform: np.ndarray
+) -> list[tuple[float, float]]:
     """Start and end of each unit of a text, see [`split_units`].
 
     The most probable CTC path of the text's tokens gives each token the audio tokens at which it is emitted. A token of
     several characters is spread evenly over them, a character of several tokens (of a byte-level tokenizer) takes their
-    whole span.
+    whole span. The sound then says where the words between silences begin and end, see [`fit_to_sound`].
 
     Args:
         model: a `PARTForSpeechSeq2Seq` with an alignment head.
         processor: its [`PARTProcessor`].
         audio_embeds: `(A, H)` of the window.
         text: what was said in it, without space around it.
-        seconds: of the window.
+        waveform: `(samples,)` of the window, at the processor's rate.
 
     Returns:
         Seconds from the window's beginning, in order; NaN for all of a text that has more tokens than the window has
@@ -63,9 +66,9 @@ def word_times(model, processor, audio_embeds: torch.Tensor, text: str, seconds:
     except ValueError as error:
         logger.warning("The words of %r get no times: %s", text, error)
         return [(math.nan, math.nan)] * len(units)
-    of_tokens = token_times(path, TokenClock.of(processor), seconds)
-    of_characters = _character_times(text, encoded["offset_mapping"], of_tokens)
-    return _unit_times(units, of_characters)
+    clock, seconds = TokenClock.of(processor), len(waveform) / processor.sampling_rate
+    of_characters = _character_times(text, encoded["offset_mapping"], token_times(path, clock, seconds))
+    return fit_to_sound(_unit_times(units, of_characters), clock.step, sound_levels(waveform, processor.sampling_rate))
 
 
 def token_times(path: Sequence[int], clock: TokenClock, seconds: float) -> np.ndarray:
@@ -98,6 +101,70 @@ def _unit_times(units: Sequence[str], of_characters: np.ndarray) -> list[tuple[f
         times.append((float(known[:, 0].min()), float(known[:, 1].max())) if len(known) else (previous, previous))
         previous = times[-1][1]
     return times
+
+
+def sound_levels(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Peak of every [`FRAME`] of a waveform."""
+    length = round(FRAME * sampling_rate)
+    whole = np.abs(waveform[: max(1, len(waveform) // length) * length])
+    return np.pad(whole, (0, -len(whole) % length)).reshape(-1, length).max(1)
+
+
+def fit_to_sound(emitted: Sequence[tuple[float, float]], step: float, levels: np.ndarray) -> list[tuple[float, float]]:
+    """Move the times at which words are emitted to where they are heard to begin and end.
+
+    CTC emits a word once it has heard enough of it, and falls silent before its end. So a word begins at the end of the
+    silence before it, if there is one close by, else an audio token before the first that emits it; and it ends where a
+    silence begins, else with the next word, or half a second after the last audio token that emits it.
+
+    Silent is what is 30 dB below the word's peak, or 12 dB below it and hardly louder than the quietest tenth of the
+    window, which is noise.
+
+    Args:
+        emitted: seconds, of words in order.
+        step: seconds of an audio token.
+        levels: see [`sound_levels`].
+    """
+    noise = 1.5 * np.quantile(levels, 0.1)
+    peaks = [levels[_frame(start - 0.1) : _frame(end + 0.1)].max(initial=0.0) for start, end in emitted]
+    loud = [levels >= max(0.03 * peak, min(noise, 0.25 * peak)) for peak in peaks]
+    starts, before = [], 0.0
+    for (start, end), is_loud in zip(emitted, loud, strict=True):
+        inside = min(start + step / 2, (start + end) / 2)
+        starts.append(max(before, _onset(is_loud, max(before, inside - 0.3), inside, start - step / 2)))
+        before = end
+    times = []
+    for (_, end), start, following, is_loud in zip(
+        emitted, starts, [*starts[1:], len(levels) * FRAME], loud, strict=True
+    ):
+        inside = max(start, end - step / 2)
+        times.append((start, max(inside, min(following, _offset(is_loud, inside, following)))))
+    return times
+
+
+def _onset(is_loud: np.ndarray, earliest: float, latest: float, otherwise: float) -> float:
+    """The end of the last silence of 50 ms in a span, which may reach into it from its beginning."""
+    first, last = _frame(earliest), min(_frame(latest), len(is_loud) - 1)
+    quiet = 0
+    for frame in range(last, first - 1, -1):
+        quiet = 0 if is_loud[frame] else quiet + 1
+        if quiet * FRAME >= 0.05 or (quiet and frame == 0):
+            return min(latest, (frame + quiet) * FRAME)
+    return max(earliest, otherwise)
+
+
+def _offset(is_loud: np.ndarray, earliest: float, latest: float) -> float:
+    """The beginning of the first silence of 100 ms in a span, which may reach to its end; else half a second at most."""
+    quiet = 0
+    for frame in range(_frame(earliest), min(_frame(latest), len(is_loud))):
+        quiet = 0 if is_loud[frame] else quiet + 1
+        if quiet * FRAME >= 0.1:
+            return (frame + 1 - quiet) * FRAME
+    return min(latest - quiet * FRAME, earliest + 0.5)
+
+
+def _frame(time: float) -> int:
+    return max(0, round(time / FRAME))
 
 
 def word_chunks(outputs: Sequence[Mapping]) -> list[dict]:
@@ -150,4 +217,4 @@ def _opens(unit: str) -> bool:
     return all(unicodedata.category(character) in ("Ps", "Pi") for character in unit.strip())
 
 
-__all__ = ["TokenClock", "token_times", "word_chunks", "word_times"]
+__all__ = ["TokenClock", "fit_to_sound", "sound_levels", "token_times", "word_chunks", "word_times"]

@@ -277,3 +277,13 @@ def test_trainers(tmp_path):
         assert all(row["steps_per_s"] > 0 and row["batches"] == [2] * 4 for row in rows)
     for label, reason in figures["left_out"].items():
         assert label in printed and any(word in reason for word in ("torchaudio", "mistral-common", "tekken.json"))
+
+
+def test_drafts_of_random_weights(tmp_path):
+    printed, figures = execute(
+        tmp_path / "figures.json", "decoding.py", "--shape", "tiny", "--dtype", "float32", "--seconds", "2", tiny=False
+    )
+    by_draft = {row["label"]: row for row in figures["drafts"]}
+    assert by_draft["ordinary decoding"]["ratio"] == 1 and all(row["differ"] == 0 for row in by_draft.values())
+    assert by_draft["the right draft"]["passes"] <= 3 < by_draft["a useless draft"]["passes"] == 24
+    assert "over ordinary decoding" in printed

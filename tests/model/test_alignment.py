@@ -33,7 +33,7 @@ def make_head(seed: int = 0) -> PARTAlignmentHead:
 
 def torch_ctc(head, audio_embeds, lengths, transcripts, embeddings):
     """By the definition: a softmax over the blank and the whole vocabulary, then torch's CTC."""
-    log_probs = head.scores(audio_embeds, embeddings).log_softmax(-1).split(lengths.tolist())
+    log_probs = head.scores(audio_embeds, embeddings, head.token_bias).log_softmax(-1).split(lengths.tolist())
     return nn.functional.ctc_loss(
         nn.utils.rnn.pad_sequence(log_probs),
         transcripts.clamp(min=0) + 1,
@@ -124,6 +124,20 @@ def test_greedy_ctc_reads_what_the_audio_tokens_equal():
         head.blank.copy_(-embeddings[[4, 9]].sum(0))
     audio = torch.stack([embeddings[4], embeddings[4], head.blank.detach(), embeddings[4], embeddings[9]])
     assert collapse(head.best_tokens(audio, embeddings).tolist()) == [4, 4, 9]
+
+
+def test_greedy_ctc_among_some_tokens_is_that_of_a_vocabulary_of_these():
+    head, embeddings, audio = make_head(), torch.randn(VOCABULARY, WIDTH), 0.1 * torch.randn(30, WIDTH)
+    counts = torch.zeros(VOCABULARY)
+    counts[[3, 8, 11]] = 5
+    head.set_token_frequencies(counts)
+    known = head.known_tokens()
+    assert known.tolist() == [3, 8, 11]
+    scores = head.scores(audio, embeddings, head.token_bias)[:, [0, 4, 9, 12]]
+    expected = torch.tensor([-1, 3, 8, 11])[scores.argmax(-1)]
+    assert torch.equal(head.best_tokens(audio, embeddings, known), expected) and (expected >= 0).any()
+    head.set_token_frequencies(torch.ones(VOCABULARY))
+    assert head.known_tokens() is None
 
 
 # ---- in the model ----

@@ -1,0 +1,254 @@
+"""What a trained alignment head gives at inference: times of words against the truth, and drafts for greedy decoding.
+
+    python tests/benchmarks/decoding.py runs/quickstart/joint data/asterisk/digits/test.jsonl --rows 60
+    python tests/benchmarks/decoding.py --shape qwen2.5-1.5b --seconds 6 --tokens 24     # random weights, bfloat16
+
+Connected digits are recordings of single digits with zeros between them (`part quickstart digits`), so the bounds of
+their words are known: those of the sound between two stretches of zeros. Errors are those of starts and ends, mean and
+median, in ms.
+
+A draft is timed in turns with ordinary decoding, clip by clip, encoder and prompt included: with the head's own draft,
+with one of tokens that the text does not hold, and in batches. A ratio is tokens per second over ordinary decoding's of
+the same clips; the texts must be the same. With `--shape` the weights are random and so is the text: the right draft is
+what ordinary decoding has written.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from side_by_side import show, write
+
+from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.data.rows import speech_bounds
+from modeling_part.pipeline_part import PARTPipeline
+
+
+SHAPES = {"qwen2.5-1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)}
+SHAPES["qwen2.5-1.5b"] |= dict(num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True)
+SHAPES["tiny"] = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+SHAPES["tiny"] |= dict(num_key_value_heads=2, vocab_size=512, tie_word_embeddings=True)
+COLUMNS = {
+    "": "{label}",
+    "tokens/s": "{speed:.1f}",
+    "over ordinary decoding": "{ratio:.2f}",
+    "passes per text": "{passes:.1f}",
+}
+
+
+def known_bounds(path: Path) -> list[tuple[float, float]]:
+    """Seconds in which each word is heard: what is between stretches of zeros of at least 45 ms."""
+    samples, rate = soundfile.read(path, dtype="float32")
+    edges = np.flatnonzero(np.diff(np.r_[0, samples == 0, 0].astype(int))).reshape(-1, 2)
+    pauses = edges[edges[:, 1] - edges[:, 0] >= 0.045 * rate]
+    bounds = []
+    for start, end in zip(pauses[:-1, 1], pauses[1:, 0], strict=True):
+        first, last = speech_bounds(samples[start:end], rate, margin=0.0)
+        bounds.append(((start + first) / rate, (start + last) / rate))
+    return bounds
+
+
+def word_errors(pipe: PARTPipeline, rows: list[dict]) -> dict:
+    """Errors of the times of words, of the rows whose text has as many words as were said."""
+    errors, skipped = [], 0
+    for row in rows:
+        answer = pipe(row["audio"], source_lang=row["source_lang"], return_timestamps="word")
+        truth, found = known_bounds(Path(row["audio"])), [chunk["timestamp"] for chunk in answer["chunks"]]
+        if len(truth) != len(found):
+            skipped += 1
+            continue
+        errors += np.subtract(found, truth).tolist()
+    starts, ends = 1000 * np.abs(np.array(errors)).T
+    return {
+        "words": len(errors),
+        "other_word_counts": skipped,
+        "start_mean_ms": float(starts.mean()),
+        "start_median_ms": float(np.median(starts)),
+        "end_mean_ms": float(ends.mean()),
+        "end_median_ms": float(np.median(ends)),
+    }
+
+
+@contextmanager
+def draft_of(model, tokens: list[int] | None) -> Iterator[None]:
+    """Let the head hear these tokens; None leaves it its own."""
+    head = model.alignment_head
+    if tokens is not None:
+        path = torch.tensor([one for token in tokens for one in (token, -1)] or [-1])
+        own = head.best_tokens
+        head.best_tokens = lambda *args: own(*args)[:0].new_tensor(path.tolist())
+    try:
+        yield
+    finally:
+        if tokens is not None:
+            del head.best_tokens
+
+
+def timed(model, **options) -> tuple[torch.Tensor, float, int]:
+    """What is generated, seconds of the processor (others may use the machine), forward passes of the language model."""
+    passes = []
+    hook = model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+    start = time.process_time()
+    ids = model.generate(**options)
+    seconds = time.process_time() - start
+    hook.remove()
+    return ids, seconds, len(passes)
+
+
+@torch.inference_mode()
+def draft_speeds(model, prompts: list[dict], options: dict, kinds: dict[str, Callable], rounds: int) -> list[dict]:
+    """One row per kind of draft: `kinds` make a draft of the text that ordinary decoding has written."""
+    ways = ["ordinary decoding", *kinds]
+    times: dict[str, list[list[float]]] = {way: [] for way in ways}
+    passes = dict.fromkeys(ways, 0)
+    tokens = differ = 0
+    for _ in range(rounds):
+        for inputs in prompts:
+            expected, seconds, count = timed(model, **inputs, **options)
+            written = expected[0, inputs["input_ids"].shape[1] :].tolist()
+            tokens += len(written)
+            taken = {"ordinary decoding": seconds}
+            passes["ordinary decoding"] += count
+            for way, make in kinds.items():
+                with draft_of(model, make(written)):
+                    ids, taken[way], count = timed(model, **inputs, **options, ctc_draft=True)
+                passes[way] += count
+                differ += not torch.equal(ids, expected)
+            for way in ways:
+                times[way].append(taken[way])
+    if differ:
+        print(f"{differ} texts are not those of ordinary decoding.")
+    total = {way: sum(times[way]) for way in ways}
+    return [
+        {
+            "label": way,
+            "seconds": total[way],
+            "speed": tokens / total[way],
+            "ratio": total["ordinary decoding"] / total[way],
+            "median_ratio": statistics.median(
+                one / other for one, other in zip(times["ordinary decoding"], times[way], strict=True)
+            ),
+            "passes": passes[way] / len(times[way]),
+            "differ": differ,
+        }
+        for way in ways
+    ]
+
+
+@torch.inference_mode()
+def batch_speeds(model, processor, rows: list[dict], options: dict, sizes: list[int]) -> list[dict]:
+    """Batches decoded as such, and clip by clip with drafts."""
+    results = []
+    for size in sizes:
+        whole = single = 0.0
+        for start in range(0, len(rows) - size + 1, size):
+            chosen = rows[start : start + size]
+            batch = processor([row["audio"] for row in chosen], source_lang=[row["source_lang"] for row in chosen])
+            ones = [processor(row["audio"], source_lang=row["source_lang"]) for row in chosen]
+            whole += timed(model, **batch, **options)[1]
+            for inputs in ones:
+                single += timed(model, **inputs, **options, ctc_draft=True)[1]
+        results.append(
+            {"batch_size": size, "batch_seconds": whole, "one_by_one_seconds": single, "ratio": whole / single}
+        )
+    return results
+
+
+def random_model(shape: str, dtype: torch.dtype):
+    """A model of random weights with an alignment head; Whisper-base's encoder."""
+    from transformers import Qwen2Config, WhisperConfig
+
+    from modeling_part import PARTConfig
+
+    layers, width = (2, 64) if shape == "tiny" else (6, 512)
+    audio = WhisperConfig(d_model=width, encoder_layers=layers, encoder_attention_heads=8, encoder_ffn_dim=4 * width)
+    config = PARTConfig(
+        audio_config=audio.to_dict(), text_config=Qwen2Config(**SHAPES[shape]).to_dict(), audio_token_id=5
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = PARTForSpeechSeq2Seq(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    model.add_alignment_head(torch.ones(config.text_config.vocab_size))
+    return model
+
+
+def random_prompt(model, seconds: float) -> dict[str, torch.Tensor]:
+    """One clip of noise, its placeholders and a few tokens around them."""
+    from modeling_part.configuration_part import convolved_length
+
+    frames = round(100 * seconds)
+    count = convolved_length(frames, model.config.audio_token_convolutions)
+    ids = torch.tensor([[*range(20, 30), *[model.config.audio_token_id] * count, *range(30, 40)]])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "input_features": torch.randn(1, model.config.audio_config.num_mel_bins, frames, dtype=model.dtype),
+        "input_features_mask": torch.ones(1, frames, dtype=torch.long),
+    }
+
+
+def useless(written: list[int]) -> list[int]:
+    """As many tokens as were written, none of them the written one or in the text."""
+    strange = [token for token in range(50, 50 + 3 * len(written) + 3) if token not in written]
+    return strange[: len(written)]
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", help="folder of a stage with an alignment head")
+    parser.add_argument("manifest", nargs="?", type=Path, help="of connected digits")
+    parser.add_argument("--rows", type=int, default=60)
+    parser.add_argument("--batches", nargs="*", type=int, default=[], help="sizes of batches to time, such as 2 4 8")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights in place of a checkpoint")
+    parser.add_argument("--dtype", default="bfloat16", help="of random weights")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of the clip, with random weights")
+    parser.add_argument("--tokens", type=int, default=24, help="written, with random weights")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    result: dict = {"settings": {key: str(value) for key, value in vars(args).items() if key != "output"}}
+    if args.shape:
+        model = random_model(args.shape, getattr(torch, args.dtype))
+        options = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "do_sample": False, "pad_token_id": 0}
+        prompts, kinds = [random_prompt(model, args.seconds)], {"the right draft": lambda written: written}
+    else:
+        model = PARTForSpeechSeq2Seq.from_pretrained(args.checkpoint).eval()
+        processor = PARTProcessor.from_pretrained(args.checkpoint)
+        rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
+        rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows if row["task"] == "asr"]
+        rows = rows[: args.rows]
+        options = {"max_new_tokens": 64}
+        prompts = [processor(row["audio"], source_lang=row["source_lang"]) for row in rows]
+        pipe = PARTPipeline(model=model, processor=processor, device="cpu", max_new_tokens=64)
+        result["word_times"] = word_errors(pipe, rows)
+        print(json.dumps(result["word_times"], indent=1))
+        kinds = {"the head's draft": lambda written: None, "the right draft": lambda written: written}
+    kinds |= {"a useless draft": useless, "no tokens in the draft": lambda written: []}
+    draft_speeds(model, prompts[:1], options, kinds, 1)  # warm
+    result["drafts"] = draft_speeds(model, prompts, options, kinds, args.rounds)
+    show("drafts, batch 1", result["drafts"], COLUMNS)
+    if args.batches and not args.shape:
+        result["batches"] = batch_speeds(model, processor, rows, options, args.batches)
+        show(
+            "batches",
+            result["batches"],
+            {"clips": "{batch_size}", "one by one with drafts, over the batch": "{ratio:.2f}"},
+        )
+    write(args.output, result)
+
+
+if __name__ == "__main__":
+    main()
