@@ -20,6 +20,7 @@ from .formats_part import (
     contradiction,
     decode_media,
     ends_within_page,
+    is_chained,
     last_page_begin,
     media_kind,
     ogg_seconds,
@@ -48,7 +49,7 @@ MARGIN = 0.1  # seconds around a piece that resampling looks at
 LEAD = 2.0  # seconds before a piece from which a decoder comes to the samples of the whole
 BLOCK = 1 << 20
 PADDING = 5  # frames of an MP3 file that may hold what the encoder added, which decoders leave out
-UNKNOWN_FORMAT = (1, 3)  # libsndfile's errors for a format or an encoding that it does not know
+UNKNOWN_FORMAT = (1, 4)  # libsndfile's errors for a format or an encoding that it does not know
 UNKNOWN = 1 << 40  # more frames than this are those of a FLAC stream without a length
 
 
@@ -90,7 +91,8 @@ def load_audio(
             raise AudioError(
                 f"`{name}` is {value!r}; give seconds into the file, 0 or more.", "start or end is no time"
             )
-    audio = audio.read() if hasattr(audio, "read") else audio
+    if hasattr(audio, "read") and not (audio := audio.read()):
+        raise AudioError("The open file is at its end, or empty. Go back with `seek(0)`.", "audio file is empty")
     samples, rate = _samples_of(audio)
     if samples is None:
         return _load_file(audio, sampling_rate, start, end)
@@ -340,8 +342,22 @@ class _Source(NamedTuple):
 
     def check_whole(self, file: "soundfile.SoundFile", seconds: float) -> None:
         """Raise `AudioError` if a file of so many seconds should have had more."""
-        self._compare(seconds, self.mp3.longest_seconds if self.mp3 is not None else stated_seconds(file))
+        if self.mp3 is not None:
+            if self.mp3.other_frames > TOLERANCE * self.mp3.frames:
+                raise AudioError(
+                    f"Parts of {self.name} are MP3 of another kind or sampling rate than its beginning. Convert it to FLAC.",
+                    "audio changes its sampling rate",
+                )
+            self._compare(seconds, self.mp3.longest_seconds)
+        else:
+            self._compare(seconds, stated_seconds(file, self.content))
         if file.format == "OGG":
+            if is_chained(self.content):
+                raise AudioError(
+                    f"{self.name} holds recordings one after the other, of which only the first can be read. Convert it to "
+                    "FLAC.",
+                    "audio of several recordings in one Ogg file",
+                )
             self._compare(seconds, ogg_seconds(self.content, 48_000 if file.subtype == "OPUS" else file.samplerate))
             if ends_within_page(self.content):
                 raise AudioError(
@@ -350,9 +366,11 @@ class _Source(NamedTuple):
                 )
 
     def _compare(self, seconds: float, stated: float | None) -> None:
-        if stated and seconds < stated and not alike(seconds, stated):
+        breaks_off = stated == math.inf
+        if stated and seconds < stated and (breaks_off or not alike(seconds, stated)):
+            more = ", and breaks off" if breaks_off else f" where its header says {stated:.2f} s"
             raise AudioError(
-                f"Cut off: {self.name} has {seconds:.2f} s where its header says {stated:.2f} s. Fetch it again.",
+                f"Cut off: {self.name} has {seconds:.2f} s{more}. Fetch it again.",
                 "audio is cut off",
             )
 
@@ -404,6 +422,11 @@ def _open_source(audio: object) -> _Source:
     name = "audio bytes"
     if isinstance(audio, Mapping):
         path, encoded = audio.get("path"), audio.get("bytes")
+        if path is None and encoded is None:
+            raise AudioError(
+                f"A mapping of audio holds 'array' and 'sampling_rate', or 'path' or 'bytes'; this one {sorted(audio)}.",
+                "no audio",
+            )
         name = f"audio bytes of {path!r}"
         audio = path if encoded is None else encoded
     if isinstance(audio, (bytes, bytearray, memoryview)):
@@ -419,12 +442,12 @@ def _open_source(audio: object) -> _Source:
             f"{str(audio)!r} is an address, and nothing is fetched: download it and give the file or its bytes.",
             "audio is an address",
         )
-    if not path.exists():
+    if not os.path.exists(path):  # unlike `path.exists`, of a name that is too long as well
         path = Path(other_form(str(path)) or path)
-    if not path.is_file():
-        kind = "a folder or a pipe, no" if path.exists() else "no"
+    if not os.path.isfile(path):
+        kind = "a folder or a pipe, no" if os.path.exists(path) else "no"
         raise AudioError(
-            f"There is {kind} audio file {str(audio)!r}. Check the path; relative ones start at {Path.cwd()}.",
+            f"There is {kind} audio file {str(audio)[:300]!r}. Check the path; relative ones start at {Path.cwd()}.",
             "audio file not found",
         )
     if path.suffix.lower() == ".raw":

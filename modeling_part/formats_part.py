@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from types import ModuleType
 
 import numpy as np
 
@@ -33,10 +38,15 @@ _MEDIA = {
     b"\x30\x26\xb2\x75": "WMA (ASF)",
     b"FLV": "FLV",
 }
-_LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size"}
+_LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size", "SVX": "body"}
+# Where libsndfile's log, or of the last the file's own header, states a number of samples.
+_FRAMES = {format: re.compile(rb"^\s*Frames\s*: (\d+)", re.MULTILINE) for format in ("AVR", "MPC2K")}
+_FRAMES |= {format: re.compile(rb"Cols\s*: (\d+)") for format in ("MAT4", "MAT5")}
+_FRAMES["NIST"] = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 _FLAC_RATES = dict(
     enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
 )
+_ALIKE = 0.9  # of the loudest channel's power: channels of one loudness, of which the first is taken
 _CANCELLED = 0.01  # of the loudest channel's power: two voices, or a voice on one side alone, keep a quarter and more
 _TAIL = 1 << 18  # bytes that hold at least two Ogg pages
 _LONGEST_PAGE = 10.0  # seconds
@@ -48,7 +58,8 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
         return samples[:, 0]
     mono = samples.mean(axis=1)
     loudness = np.square(samples).mean(axis=0)
-    return samples[:, loudness.argmax()] if np.square(mono).mean() < _CANCELLED * loudness.max() else mono
+    loudest = (loudness >= _ALIKE * loudness.max()).argmax()
+    return samples[:, loudest] if np.square(mono).mean() < _CANCELLED * loudness.max() else mono
 
 
 def what_else(head: bytes) -> str | None:
@@ -64,8 +75,14 @@ def media_kind(head: bytes) -> str | None:
     return next((kind for magic, kind in _MEDIA.items() if head.startswith(magic)), None)
 
 
-def stated_seconds(file: soundfile.SoundFile) -> float | None:
-    """What a header says: of WAV, AIFF, AU, W64 and RF64 from libsndfile's log, "data : 35840 (should be 17956)"."""
+def stated_seconds(file: soundfile.SoundFile, content: str | bytes) -> float | None:
+    """What a header says: mostly from libsndfile's log, "data : 35840 (should be 17956)".
+
+    None: it says nothing. Infinite: more than there is, it does not say how much.
+    """
+    if file.format in _FRAMES:
+        text = _ends(content)[0] if file.format == "NIST" else file.extra_info.encode()
+        return max(map(int, _FRAMES[file.format].findall(text)), default=0) / file.samplerate
     field = _LENGTHS.get(file.format, "data")
     for line in file.extra_info.splitlines():
         name, _, numbers = line.partition(":")
@@ -75,6 +92,8 @@ def stated_seconds(file: soundfile.SoundFile) -> float | None:
             # A recorder that could not go back leaves the highest number, or nearly.
             if there < stated < 0x7FFF0000:
                 return file.frames / file.samplerate * stated / max(there, 1)
+    if "truncated" in file.extra_info:
+        return math.inf
     return file.frames / file.samplerate if file.frames < 1 << 40 else None
 
 
@@ -135,6 +154,31 @@ def ogg_seconds(content: str | bytes, clock: int) -> float | None:
     return (last if first < _LONGEST_PAGE * clock else last - first) / clock
 
 
+def is_chained(content: str | bytes) -> bool:
+    """Whether an Ogg file holds streams one after the other: libsndfile reads the first alone."""
+    head, tail = _ends(content)
+    first = set()
+    for page in _pages(head):
+        if not head[page + 5] & 2:  # the first page of a stream; those of streams side by side stand at the beginning
+            break
+        first.add(head[page + 14 : page + 18])
+    pages = list(_pages(tail))
+    begins = sum(tail[page + 5] & 2 > 0 for page in pages)
+    is_whole = len(head) == len(tail) < _TAIL
+    return begins > (len(first) if is_whole else 0) or (
+        bool(pages) and tail[pages[-1] + 14 : pages[-1] + 18] not in first
+    )
+
+
+def _pages(data: bytes) -> Iterator[int]:
+    """Where the pages of an Ogg file begin."""
+    place = data.find(b"OggS")
+    while 0 <= place <= len(data) - 27:
+        if data[place + 4] == 0 and data[place + 5] < 8:
+            yield place
+        place = data.find(b"OggS", place + 4)
+
+
 def last_page_begin(content: str | bytes) -> int:
     """The sample at which the last page of an Ogg Vorbis file begins: the position that the page before it states."""
     tail = _ends(content)[1]
@@ -163,6 +207,18 @@ def _ends(content: str | bytes) -> tuple[bytes, bytes]:
         return head, file.read()
 
 
+@contextmanager
+def _complaints(av: ModuleType) -> Iterator[list]:
+    """What FFmpeg says of errors in this thread meanwhile, which PyAV does not raise."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture(local=True) as said:
+            yield said
+    finally:
+        av.logging.set_level(level)
+
+
 def decode_media(content: str | bytes) -> tuple[np.ndarray, int, float | None]:
     """Mono samples, rate, and the length that the header states, of anything that FFmpeg decodes.
 
@@ -175,12 +231,14 @@ def decode_media(content: str | bytes) -> tuple[np.ndarray, int, float | None]:
     except ImportError as error:
         raise ImportError("Decoding M4A, WebM and their like needs PyAV: `pip install av`.") from error
     try:
-        with av.open(content if isinstance(content, str) else BytesIO(content)) as container:
+        with av.open(content if isinstance(content, str) else BytesIO(content)) as container, _complaints(av) as said:
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
             frames = [*container.decode(stream), None]
             blocks = [one.to_ndarray() for frame in frames for one in resampler.resample(frame)]
             stated = None if container.duration is None else container.duration / 1_000_000
+            if any("ended prematurely" in line for _, _, line in said):  # a recording that never stated its length
+                stated = math.inf
             return to_mono(np.concatenate(blocks, axis=1).T), stream.rate, stated
     except (av.FFmpegError, LookupError) as error:
         raise ValueError(f"FFmpeg says {error}") from error

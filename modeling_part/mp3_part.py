@@ -30,6 +30,7 @@ class Mp3Stream:
         stated_frames: how many the header frame says; None without one.
         samples_per_frame: of each channel.
         sampling_rate: Hz.
+        other_frames: of another kind or rate, between or after them: decoders pass over these, or stop.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Mp3Stream:
     stated_frames: int | None
     samples_per_frame: int
     sampling_rate: int
+    other_frames: int = 0
 
     @property
     def seconds(self) -> float:
@@ -62,7 +64,7 @@ def read_mp3(data: bytes) -> Mp3Stream | None:
     version = header >> 19 & 3
     if stated is not None:
         first += _frame_length(header)
-    position, frames = first, 0
+    position, frames, others = first, 0, 0
     while position is not None and position + 4 <= len(data):
         following = int.from_bytes(data[position : position + 4], "big")
         length = _frame_length(following) if following & _SAME == header & _SAME else 0
@@ -73,8 +75,20 @@ def read_mp3(data: bytes) -> Mp3Stream | None:
         elif data.startswith((b"TAG", b"APETAGEX"), position):
             break
         else:
-            position = _next_frame(data, position + 1, len(data), header)
-    return Mp3Stream(first, frames, stated, 1152 if version == 3 else 576, _RATES[version][header >> 10 & 3])
+            gap, position = position, _next_frame(data, position + 1, len(data), header)
+            others += _frames_of_another_kind(data, gap, len(data) if position is None else position)
+    return Mp3Stream(first, frames, stated, 1152 if version == 3 else 576, _RATES[version][header >> 10 & 3], others)
+
+
+def _frames_of_another_kind(data: bytes, start: int, end: int) -> int:
+    """How many frames follow each other in what lies between those of a stream."""
+    position = _next_frame(data, start, end)
+    header, count = None if position is None else int.from_bytes(data[position : position + 4], "big"), 0
+    while position is not None and position + 4 <= end:
+        following = int.from_bytes(data[position : position + 4], "big")
+        length = _frame_length(following) if following & _SAME == header & _SAME else 0
+        position, count = (position + length, count + 1) if length else (None, count)
+    return count
 
 
 def with_header(data: bytes, stream: Mp3Stream) -> bytes:

@@ -68,6 +68,7 @@ class PARTPipeline(ChunkPipeline):
             spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
         ctc_draft: for `"asr"` by a checkpoint with an alignment head: the same text in fewer steps, see
             [`AudioGenerationMixin.generate`]; without effect on batches.
+        ignore_warning: taken as in transformers' own pipeline; there is nothing to warn of.
         batch_size: windows per forward pass, whichever recordings they come from.
         max_new_tokens, generate_kwargs: for `generate`; the model's generation config gives the rest. A
             `TextStreamer` goes here too: `generate_kwargs={"streamer": streamer}`; see also `stream`.
@@ -145,12 +146,18 @@ class PARTPipeline(ChunkPipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(self, return_timestamps: bool | str | None = None, **options) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(
+        self, return_timestamps: bool | str | None = None, ignore_warning: bool | None = None, **options
+    ) -> tuple[dict, dict, dict]:
         if unknown := sorted(set(options) - {*OF_PREPROCESS, *OF_FORWARD}):
             raise TypeError(f"Unknown options {unknown}; the pipeline takes {[*OF_PREPROCESS, *OF_FORWARD]}.")
         preprocess = {name: options.get(name) for name in OF_PREPROCESS}
         forward = {name: options.get(name) for name in OF_FORWARD}
-        generate_kwargs = options.get("generate_kwargs")
+        generate_kwargs, most = options.get("generate_kwargs"), options.get("max_new_tokens")
+        if not isinstance(generate_kwargs, (dict, type(None))):
+            raise ValueError(f"`generate_kwargs` is {generate_kwargs!r}; give a dict of arguments of `generate`.")
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
+            raise ValueError(f"`max_new_tokens` is {most!r}; give a whole number of tokens.")
         if listed := [name for name in OF_A_ROW if isinstance(preprocess[name], (list, tuple))]:
             raise ValueError(f"{listed} are lists: those are for a call with a list of inputs; give one value here.")
         if return_timestamps not in (None, False, True, "word"):

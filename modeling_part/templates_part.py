@@ -5,6 +5,9 @@ A model must be asked the way it was trained. What a template takes from elsewhe
 is therefore written into the template itself, which is saved with the checkpoint.
 """
 
+import re
+
+
 # Put before a template that asks for the date: the day on which Llama 3's own template falls back without a clock.
 FROZEN_CLOCK = """
 {%- macro strftime_now(format) -%}
@@ -65,12 +68,22 @@ CHAT_OF_PARTS = """
 """
 
 Template = str | dict[str, str] | None
+DRAWN = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # what Jinja draws anew each time
 
 
 def freeze_clock(template: Template) -> Template:
-    """A chat template (or several, by name) that writes one date for ever where it would write today's."""
+    """A chat template (or several, by name) that writes one date for ever where it would write today's.
+
+    Raises:
+        ValueError: it draws what it writes at random.
+    """
     if isinstance(template, dict):
         return {name: freeze_clock(one) for name, one in template.items()}
+    if template is not None and (drawn := DRAWN.search(template)):
+        raise ValueError(
+            f"The language model's chat template draws what it writes at random ({drawn[0]!r}), so that no two prompts would "
+            "be alike. Write one of its choices into the template."
+        )
     if template is None or "strftime_now" not in template or "macro strftime_now" in template:
         return template
     return FROZEN_CLOCK.lstrip() + template

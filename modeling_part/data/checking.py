@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import regex
+
 from ..audio_part import alike, composed, other_form
 from ..prompts_part import TASKS
 from .corpus_spec import CorpusSpec
@@ -22,6 +24,12 @@ from .rows import (
     shortened,
     too_many_broken,
 )
+
+
+# Control characters (those of C1 are Windows-1252 read as Latin-1) and what stands for bytes that could not be decoded.
+NO_TEXT = regex.compile(r"[\p{Cc}\uFFFD--\s]", regex.V1)
+VISIBLE = regex.compile(r"[^\s\p{C}\p{Z}]")
+WRITTEN_FOR_NOTHING = frozenset({"nan", "NaN", "<NA>", "#N/A"})
 
 
 class DataReport:
@@ -244,6 +252,12 @@ def mistyped(row: dict) -> str | None:
             value.encode("utf-8")
         except UnicodeEncodeError:
             return f"'{name}' holds half of a surrogate pair, which is no character"
+        if NO_TEXT.search(value):
+            return (
+                f"'{name}' holds control characters or U+FFFD: it was read in another encoding than it was written in"
+            )
+        if value in WRITTEN_FOR_NOTHING:
+            return f"'{name}' is {value!r}, which programs write where there is nothing"
     for name in ("duration", "start", "end"):
         value = row[name]
         if value is None:
@@ -261,22 +275,27 @@ def measure_durations(rows: Sequence[dict]) -> dict[str | bytes, float | CorpusE
     unknown = {}
     for row in rows:
         if row["duration"] is None and row["end"] is None:
-            unknown[row["audio"]["bytes"] or row["audio"]["path"]] = None
+            unknown[_source(row["audio"])] = None
     wanted = [audio for audio in unknown if audio is not None]
     return dict(zip(wanted, audio_durations(wanted), strict=True))
 
 
+def _source(audio: Mapping) -> str | bytes | None:
+    """What `load_audio` reads: the bytes where there are both."""
+    return audio["path"] if audio["bytes"] is None else audio["bytes"]
+
+
 def fault(row: dict, measured: Mapping, listings: FolderListings) -> str | None:
     """What is wrong with the data of a row, whose unknown duration is filled in; None if it can be used."""
-    if not row["text"] or not row["text"].strip():
+    if not VISIBLE.search(row["text"] or ""):
         return "no text"
     if row["task"] == "mt":
-        return None if row["source_text"] and row["source_text"].strip() else "no source text"
+        return None if VISIBLE.search(row["source_text"] or "") else "no source text"
     path, data = row["audio"]["path"], row["audio"]["bytes"]
     if path is None and data is None:
         return "no audio"
     if row["duration"] is None:
-        length = row["end"] if row["end"] is not None else measured[data or path]
+        length = row["end"] if row["end"] is not None else measured[_source(row["audio"])]
         if isinstance(length, CorpusError):
             return str(length)
         row["duration"] = length - (row["start"] or 0.0)

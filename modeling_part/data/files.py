@@ -16,6 +16,7 @@ from .rows import COLUMNS, BrokenRowError, CorpusError
 
 
 OnBroken = Callable[[str, BrokenRowError], None]
+HEADER_AGAIN = "the header again: were files put one after the other?"
 LINES_PER_FIELD = 50  # a quoted field of CSV that goes on for longer was never closed
 
 
@@ -50,7 +51,7 @@ def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
 
 
 def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[int, str]]:
-    """Number and text of each line of a UTF-8 file, without its end; a byte order mark at the beginning is left out.
+    """Number and text of each line of a UTF-8 file, without its end and a byte order mark at its beginning.
 
     Lines end with a line feed (and maybe a carriage return before it); other separators stay within a text.
 
@@ -61,12 +62,14 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
     Raises:
         CorpusError: the file cannot be opened or is no text.
     """
+    if path.exists() and not path.is_file():  # a pipe might never begin, and is read once
+        raise CorpusError(f"{path} cannot be read: it is a folder or a pipe, no file")
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1:
                     _check_text(path, line)
-                    line = line.removeprefix(codecs.BOM_UTF8)
+                line = line.removeprefix(codecs.BOM_UTF8)  # in the middle as well: files were put one after the other
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -125,10 +128,22 @@ def read_table(
             values = split(line)
             if len(values) != len(header):
                 raise BrokenRowError(f"not the header's {len(header)} fields", f"{len(values)} fields")
+            if values == header:
+                raise BrokenRowError(HEADER_AGAIN)
         except BrokenRowError as error:
             handle(on_broken, f"{path}, line {number}", error)
         else:
             yield number, dict(zip(header, values, strict=True))
+
+
+def unquoted(text: str) -> str:
+    """A field of a tab-separated file that was written the CSV way: in quotes, with its own quotes doubled.
+
+    Others in quotes stay as they are: CSV does not quote what needs no quoting.
+    """
+    inner = text[1:-1]
+    doubled = len(text) > 3 and text[0] == text[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if doubled else text
 
 
 def check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
@@ -157,6 +172,8 @@ def read_csv(path: Path, columns: Sequence[str] = (), on_broken: OnBroken | None
         if header is None:
             header = fields or lines[position][1].split(",")
             check_header(path, header, columns)
+        elif fields == header:
+            handle(on_broken, f"{path}, line {number}", BrokenRowError(HEADER_AGAIN))
         elif fields and len(fields) == len(header):
             yield number, dict(zip(header, fields, strict=True))
         elif fields is None or lines[position][1].strip():

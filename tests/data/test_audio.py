@@ -151,6 +151,47 @@ def test_a_cut_flac_is_refused_when_it_is_decoded(files):
         load_audio(files["flac"][:5000])
 
 
+@pytest.mark.parametrize("format", ["NIST", "VOC", "SVX", "AVR", "MPC2K", "MAT4", "MAT5", "CAF"])
+def test_a_rare_format_that_is_cut_is_refused(format):
+    """NIST's is that of many speech corpora; the others are what libsndfile also reads."""
+    whole = made_data.encoded(voice(4.0), format=format, subtype="PCM_16")
+    assert audio_seconds(whole) == pytest.approx(4.0, abs=0.05) == len(load_audio(whole)) / RATE
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"Cut off: audio bytes|file is malformed"):
+            read(whole[: len(whole) // 2])
+
+
+def ogg_of_another_stream(ogg: bytes) -> bytes:
+    """The same pages under another serial number; libsndfile does not look at their checksums first."""
+    pages = ogg.split(b"OggS")
+    return b"OggS".join([pages[0], *(page[:10] + b"abcd" + page[14:] for page in pages[1:])])
+
+
+@pytest.mark.parametrize("kind", ["vorbis", "opus"])
+def test_recordings_one_after_the_other_in_one_ogg_file_are_refused(files, kind):
+    """Of streams that were stored as they came; libsndfile gives the first recording and not a word of the second."""
+    short, long = encoded(kind, voice(2.0)), encoded(kind, made_data.tone(60.0) + 0.1 * voice(60.0))
+    for both in (
+        short + short,
+        short + ogg_of_another_stream(short),
+        short + ogg_of_another_stream(long),
+        long + short,
+    ):
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(AudioError, match="recordings one after the other") as error:
+                read(both)
+            assert error.value.reason == "audio of several recordings in one Ogg file"
+    assert audio_seconds(long) == pytest.approx(60.0, abs=0.1)
+
+
+def test_mp3_that_changes_its_rate_is_refused():
+    parts = [encoded("mp3", voice(3.0, rate), rate) for rate in (44_100, 22_050, 44_100)]
+    for both in (parts[0] + parts[1], b"".join(parts), without_xing(parts[0]) + without_xing(parts[1])):
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(AudioError, match="MP3 of another kind or sampling rate"):
+                read(both)
+
+
 @pytest.mark.parametrize("kind", ["wav", "mp3", "variable mp3", "aiff", "au"])
 def test_what_lacks_a_little_is_used(files, kind):
     cut = files[kind][: int(len(files[kind]) * 0.96)]
@@ -180,6 +221,30 @@ def test_channels_that_cancel_are_heard(kind):
                 audio[21:26] = bytes([audio[21] & 0xF0, 0, 0, 0, 0])
             given = load_audio(bytes(audio))
         assert abs(np.sqrt(np.mean(given**2)) / np.sqrt(np.mean(expected**2)) - 1) < 0.05
+
+
+def test_a_piece_of_channels_that_cancel_has_the_sound_of_the_whole():
+    stereo = encoded("wav", np.stack([voice(4.0), -voice(4.0)], axis=1))
+    np.testing.assert_array_equal(load_audio(stereo, start=1.0, end=3.0), load_audio(stereo)[RATE : 3 * RATE])
+
+
+def test_an_open_file_that_was_read_is_named(files, tmp_path):
+    buffer = io.BytesIO(files["wav"])
+    load_audio(buffer)
+    with pytest.raises(AudioError, match=r"at its end, or empty. Go back with `seek\(0\)`"):
+        load_audio(buffer)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "UklGR" * 2000, "[0.0, 0.1]" * 500])
+def test_what_cannot_be_a_name_is_no_file(name):
+    with pytest.raises(AudioError, match="There is no audio file"):
+        load_audio(name)
+
+
+def test_a_mapping_without_sound_says_what_is_due():
+    for audio in ({}, {"raw": [0.0]}, {"path": None, "bytes": None}):
+        with pytest.raises(AudioError, match="holds 'array' and 'sampling_rate', or 'path' or 'bytes'"):
+            load_audio(audio)
 
 
 def test_open_files_and_buffers_are_read(files, tmp_path):
@@ -368,7 +433,7 @@ def test_files_that_cannot_be_opened_are_refused_at_once(tmp_path):
             with pytest.raises(AudioError, match=message):
                 read(tmp_path / name)
     with pytest.raises(AudioError, match="NoneType cannot be decoded"):
-        load_audio({"path": None, "bytes": None})
+        load_audio(None)
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0\x18ftypM4A " + bytes(500), b"\x1a\x45\xdf\xa3" + bytes(500)])

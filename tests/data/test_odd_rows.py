@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import unicodedata
 
 import datasets
@@ -76,6 +77,82 @@ def test_a_byte_order_mark_changes_nothing(clips, tmp_path):
     spec = {"reader": "text_pairs", "path": str(tmp_path / "p.tsv"), "languages": ["de"], "target_languages": ["en"]}
     dataset, _ = read_corpora([spec], max_bad_fraction=0)
     assert (dataset[0]["source_text"], dataset[0]["text"]) == ("Ja", "Yes")
+
+
+def test_files_that_were_put_one_after_the_other_bring_their_headers_and_marks(clips, tmp_path):
+    once = "source_text\ttext\nJa\tYes\n"
+    (tmp_path / "p.tsv").write_bytes(once.encode("utf-8-sig") * 2)
+    (tmp_path / "p.csv").write_bytes(once.replace("\t", ",").replace("Ja", "Nein").encode("utf-8-sig") * 2)
+    for name in ("p.tsv", "p.csv"):
+        spec = {"reader": "text_pairs", "path": str(tmp_path / name), "languages": ["de"], "target_languages": ["en"]}
+        dataset, report = read_corpora([spec], max_bad_fraction=0.5)
+        assert len(dataset["text"][:]) == 2 and set(dataset["text"][:]) == {"Yes"}
+        (reason,) = report["dropped"]["text_pairs"]
+        assert reason.startswith("the header again")
+    lines = [json.dumps(asr(name)).encode("utf-8-sig") for name in "ab"]
+    (clips / "m.jsonl").write_bytes(b"\n".join(lines))
+    assert read_corpora([{"reader": "manifest", "path": str(clips / "m.jsonl")}], max_bad_fraction=0)[0]["id"][:] == [
+        "a",
+        "b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\u200b\ufeff\u2060", "no text"),
+        (" \u3000\u00a0\u00ad", "no text"),
+        ("don\x92t", "'text' holds control characters"),  # Windows-1252 as Latin-1
+        ("caf\ufffd", "'text' holds control characters or U+FFFD"),
+        ("a\0b", "'text' holds control characters"),
+        ("\x1b[31mred", "'text' holds control characters"),
+        ("nan", "'text' is 'nan', which programs write where there is nothing"),
+        ("<NA>", "'text' is '<NA>'"),
+    ],
+)
+def test_text_that_is_none_is_counted(clips, text, reason):
+    dataset, report = read_lines(clips, [asr("a", text="zwei\tdrei\nNan."), asr("b", text=text)], max_bad_fraction=0.5)
+    assert dataset["id"][:] == ["a"]
+    (found,) = report["dropped"]["train"]
+    assert found.startswith(reason)
+
+
+def test_a_tab_separated_file_written_the_csv_way_is_read_as_it_was_meant(tmp_path):
+    pairs = [('Il dit "oui".', 'He says "yes".'), ('"Oui" dit-il', '"Yes", he says')]
+    with (tmp_path / "p.tsv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([("source_text", "text"), *pairs])
+    spec = {"reader": "text_pairs", "path": str(tmp_path / "p.tsv"), "languages": ["fr"], "target_languages": ["en"]}
+    rows = read_corpora([spec], max_bad_fraction=0)[0]
+    assert [(row["source_text"], row["text"]) for row in rows] == pairs
+
+
+@pytest.mark.parametrize("reader", ["manifest", "text_pairs"])
+def test_a_pipe_is_no_corpus(tmp_path, reader):
+    path = tmp_path / "pipe.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(CorpusError, match="it is a folder or a pipe, no file"):
+        read_corpora([{"reader": reader, "path": str(path), "languages": ["fr"], "target_languages": ["en"]}])
+
+
+@pytest.mark.parametrize(
+    ("audio", "reason"),
+    [
+        ([0.0] * 4000, r"'audio' \(column 'audio'\) holds a list"),
+        (
+            {"array": [0.0] * 40, "sampling_rate": 16_000},
+            r"'audio' \(column 'audio'\) holds a mapping of array, sampling_rate",
+        ),
+        (5, r"'audio' \(column 'audio'\) holds"),
+        ({"path": None, "bytes": b""}, "audio file is empty"),
+        ({"path": "x" * 4000, "bytes": None}, "audio file not found"),
+    ],
+)
+def test_audio_of_a_dataset_that_is_no_file_is_counted(tmp_path, audio, reason):
+    path = tmp_path / "x.parquet"
+    datasets.Dataset.from_list([{"audio": audio, "text": "un"}]).to_parquet(path)
+    spec = {"reader": "dataset", "path": str(path), "tasks": ["asr"], "languages": ["fr"]}
+    with pytest.raises(CorpusError, match=f"1 row: {reason}"):
+        read_corpora([spec], max_bad_fraction=0.5)
 
 
 def test_text_in_another_encoding_is_never_guessed(tmp_path):

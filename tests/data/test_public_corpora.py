@@ -20,7 +20,7 @@ from made_data import RATE, encoded, tone
 
 from modeling_part import load_audio
 from modeling_part.data.corpora import read_corpora
-from modeling_part.data.readers.common_voice import unquoted
+from modeling_part.data.files import unquoted
 from modeling_part.data.readers.covost2 import escaped_fields
 from modeling_part.data.readers.wenetspeech import json_array
 from modeling_part.data.rows import CorpusError, split_of

@@ -377,6 +377,10 @@ def test_unknown_options_and_inputs_are_refused(pipe, clip):
         pipe(clip, return_timestamps="sentence")
     with pytest.raises(TypeError, match="languages"):
         pipe(clip, languages="en")
+    for name, value in {"generate_kwargs": [1], "max_new_tokens": "5"}.items():
+        with pytest.raises(ValueError, match=f"`{name}` is "):
+            pipe(clip, **{name: value})
+    assert pipe(clip, ignore_warning=True) == pipe(clip)  # as of transformers' own
     with pytest.raises(ValueError, match="sampling_rate"):
         pipe({"raw": clip})
     with pytest.raises(ValueError, match="one column of a dataset"):

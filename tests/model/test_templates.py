@@ -219,3 +219,11 @@ def test_freezing_twice_changes_nothing():
     for template in (*TEMPLATES.values(), dict(TEMPLATES), None):
         for change in (freeze_clock, without_thinking):
             assert change(change(template)) == change(template)
+
+
+@pytest.mark.parametrize("drawn", ["{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}"])
+def test_a_template_that_draws_is_refused(drawn):
+    tokenizer = tiny.tiny_tokenizer(extra_tokens=["<|audio|>"])
+    tokenizer.chat_template = drawn + TURNS + ANSWER
+    with pytest.raises(ValueError, match="chat template draws what it writes at random"):
+        PARTProcessor(tiny.tiny_feature_extractor(), tokenizer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
-from ..files import read_table, text_lines, unpack_tar
+from ..files import read_table, text_lines, unpack_tar, unquoted
 from ..rows import CorpusError, language_code, speech_row
 from ..where_to_get import how_to_get
 from .dataset import is_hub_id
@@ -124,22 +124,6 @@ def locale_folders(root: Path, split: str) -> dict[str, Path]:
         inside = (one for folder in level if folder not in folders.values() for one in sorted(folder.iterdir()))
         level = [one for one in inside if one.is_dir() and one.name != "clips" and not one.name.endswith(".partial")]
     return folders
-
-
-def unquoted(sentence: str) -> str:
-    """A sentence as it was read, where a release wrote it the CSV way: in quotes, with its own quotes doubled.
-
-    Other sentences in quotes stay as they are: CSV does not quote what needs no quoting.
-    """
-    inner = sentence[1:-1]
-    if (
-        len(sentence) > 3
-        and sentence[0] == sentence[-1] == '"'
-        and '""' in inner
-        and '"' not in inner.replace('""', "")
-    ):
-        return inner.replace('""', '"')
-    return sentence
 
 
 def clip_durations(folder: Path) -> dict[str, float]:

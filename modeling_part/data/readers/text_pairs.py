@@ -8,7 +8,7 @@ from itertools import chain
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
-from ..files import read_csv, read_jsonl, read_table
+from ..files import read_csv, read_jsonl, read_table, unquoted
 from ..records import check_columns, rows_of
 from ..rows import CorpusError
 
@@ -29,7 +29,8 @@ def read_text_pairs(
     path = spec.folder()
     on_broken = partial(report.drop_line, spec.corpus)
     if path.suffix == ".tsv":
-        records = read_table(path, on_broken=on_broken)
+        lines = read_table(path, on_broken=on_broken)
+        records = ((number, {name: unquoted(field) for name, field in line.items()}) for number, line in lines)
     elif path.suffix == ".csv":
         records = read_csv(path, on_broken=on_broken)
     elif path.suffix == ".jsonl":
