@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from ..recipes.stage_files import INDEX, shards_of
 from .files import write_result
 
 
@@ -68,9 +69,8 @@ def weight_drift(checkpoint: str | Path, since: str | Path) -> dict:
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> its file, of a checkpoint folder with one or several safetensors files."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    if (folder / INDEX).is_file():
+        return {name: folder / file for name, file in shards_of(folder).items()}
     path = folder / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no model.safetensors; name the folder of a stage or checkpoint.")

@@ -72,18 +72,18 @@ def check_finite(folder: Path) -> None:
         )
 
 
-def shards_of(folder: Path) -> set[str]:
-    """The names of the files that the index of sharded weights lists."""
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
+def shards_of(folder: Path) -> dict[str, str]:
+    """The name of each tensor -> that of its file, of the index of sharded weights."""
+    shards = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict):
         raise CheckpointError(f"{folder / INDEX} has no `weight_map`. Save the checkpoint again.")
-    return set(weight_map.values())
+    return shards
 
 
 def _check_readable(folder: Path, fix: str) -> None:
     paths = weight_files(folder)
     if (folder / INDEX).is_file():
-        paths += [folder / name for name in sorted(shards_of(folder))]
+        paths += [folder / name for name in sorted(set(shards_of(folder).values()))]
     if not paths:
         raise CheckpointError(f"{folder} has no weights (model.safetensors). {fix}")
     for path in paths:

@@ -110,7 +110,7 @@ def _retied(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder's safetensors files, sharded or not."""
-    names = sorted(shards_of(folder)) if (folder / INDEX).is_file() else ["model.safetensors"]
+    names = sorted(set(shards_of(folder).values())) if (folder / INDEX).is_file() else ["model.safetensors"]
     weights = {}
     for name in names:
         try:
