@@ -34,7 +34,7 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 	$(VENV)/bin/part train quickstart $$parts --resume true
 	@echo "What comes next:"
 	@echo "  $(VENV)/bin/part demo runs/quickstart    # listen and look in a browser; the report is runs/quickstart/report.html"
-	@echo "  $(VENV)/bin/part transcribe runs/quickstart/joint data/asterisk/digits/audio/fr/742.wav --language French"
+	@echo "  $(VENV)/bin/part transcribe runs/quickstart/joint data/asterisk/digits/audio/it/742.wav --language Italian"
 	@echo "  $(VENV)/bin/part recipes part_aligned mine.yaml    # name your data in it, then: $(VENV)/bin/part train mine.yaml"
 
 test: $(VENV)/installed

@@ -254,8 +254,8 @@ def build_page(
         outputs = [text, translation, status, times]
         other.upload(take_other_file, other, audio)
         task.change(_on_task, task, [target, go, text, translation], show_progress="hidden")
+        go.click(None, js=SHOW_RESULT)  # first: a listener waits for those before it
         asked = go.click(answer_request, [audio, task, source, target], outputs, concurrency_limit=1)
-        go.click(None, js=SHOW_RESULT)
         stop.click(lambda: "Stopped.", None, status, cancels=[asked], show_progress="hidden")
         clear.click(lambda: (None, "", "", "", ""), None, [audio, *outputs], cancels=[asked], show_progress="hidden")
         both = "[text, translation].filter(Boolean).join('\\n\\n') + '\\n'"
@@ -285,7 +285,7 @@ def _request_side(pipe: PARTPipeline, checkpoint: Checkpoint) -> tuple:
             targets, value=first, label="Translate into", visible=False, elem_id="target", min_width=140
         )
     with gradio.Row():
-        go = gradio.Button(TRANSCRIBE, variant="primary", elem_id="go", min_width=90)
+        go = gradio.Button(TRANSCRIBE, variant="primary", elem_id="go", min_width=90, scale=2)
         stop = gradio.Button("Stop", variant="stop", elem_id="stop", min_width=70)
         clear = gradio.Button("Clear", elem_id="clear", min_width=70)
     return audio, other, task, source, target, go, stop, clear

@@ -19,7 +19,7 @@ from modeling_part.recipes.stages import BUILT_IN_STAGES, build_plan
 
 PACKAGE = REPOSITORY / "modeling_part"
 README = REPOSITORY / "README.md"
-CLIP = "data/asterisk/digits/audio/fr/742.wav"
+CLIP = "data/asterisk/digits/audio/it/742.wav"
 PAGES = [README, PACKAGE / "recipes/README.md", REPOSITORY / "tests/benchmarks/README.md"]
 
 

@@ -95,18 +95,22 @@ def write_data_report(report: dict, path: str | Path) -> None:
     Path(path).write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def summary(report: dict) -> str:
-    """A report in a few lines for the screen: rows and hours per task and direction, and what was dropped and why."""
+def size_parts(rows: Mapping[str, int], hours: Mapping[str, float]) -> list[list[str]]:
+    """For each task its rows and hours, and then the rows of up to ten directions, all by `task/direction`."""
     lines = []
     for task in TASKS:
-        directions = [key for key in report["rows"] if key.startswith(f"{task}/")]
-        if directions:
-            rows = sum(report["rows"][key] for key in directions)
-            hours = sum(report["hours"][key] for key in directions)
-            shown = [f"{key.split('/')[1]} {report['rows'][key]:,}" for key in directions[:10]]
-            more = f", and {len(directions) - 10} more" if len(directions) > 10 else ""
-            time = f"{hours:9.2f} h" if task != "mt" else " " * 11
-            lines.append(f"{task:<4} {rows:>10,} rows {time}   {', '.join(shown)}{more}")
+        groups = [group for group in rows if group.startswith(f"{task}/")]
+        if groups:
+            time = f"{sum(hours[group] for group in groups):9.2f} h" if task != "mt" else " " * 11
+            line = [f"{task:<4} {sum(rows[group] for group in groups):>10,} rows {time}"]
+            line += [f"{group.split('/')[1]} {rows[group]:,}" for group in groups[:10]]
+            lines.append([*line, f"and {len(groups) - 10} more"] if len(groups) > 10 else line)
+    return lines
+
+
+def summary(report: dict) -> str:
+    """A report in a few lines for the screen: rows and hours per task and direction, and what was dropped and why."""
+    lines = [f"{first}   {', '.join(rest)}" for first, *rest in size_parts(report["rows"], report["hours"])]
     for corpus, reasons in report["dropped"].items():
         for reason, entry in reasons.items():
             lines.append(f"dropped {entry['rows']:,} of {corpus}: {reason} (such as {entry['examples'][0]})")

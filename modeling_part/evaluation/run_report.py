@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from ..prompts_part import TASKS
 from ..recipes.files import write_json
 from .failure_signs import failure_signs, same_normalization
 from .html_report import write_html
@@ -20,6 +21,8 @@ from .tables import markdown_cell, markdown_table, number, percent, print_table,
 NOT_EVALUATED = "Nothing was evaluated yet: give the recipe `eval_data` or `test_data`."
 NO_FIGURES = {"groups": {}, "macro": {}}
 UNNAMED = "not named"  # the language was not named in the prompt
+# Lines that are of no single language or direction: what the terminal shows of the table.
+WHOLE = {"", "all", "average", *TASKS, *(f"{task}_ctc" for task in TASKS)}
 EXAMPLE_HEADER = ["task", "direction", "reference", "hypothesis"]
 
 
@@ -71,7 +74,7 @@ def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
 
 
 def run_report(run_folder: str | Path) -> dict:
-    """Gathers the stages of a run into one table; prints it and writes it into the run folder.
+    """Gathers the stages of a run into one table; prints its averages and writes it into the run folder.
 
     Reads of every stage folder `stage.json`, `log_history.json` (a list of dicts with `step`, `loss`, `eval_loss`,
     `eval_asr/fr_loss`, ...), `report.json`, `predictions.jsonl` and `alignments.json`; what a stage lacks stays empty.
@@ -103,7 +106,8 @@ def run_report(run_folder: str | Path) -> dict:
     (run_folder / "report.md").write_text(text, encoding="utf-8")
     write_html(run_folder, stages, table, warnings)
     if table[1]:
-        print_table(str(run_folder), *table)
+        header, rows = table
+        print_table(str(run_folder), header, [row for row in rows if row[1] in WHOLE])
     else:
         Console().print(Text(NOT_EVALUATED))
     for stage in stages:

@@ -7,9 +7,10 @@ from itertools import islice
 import torch
 
 from ..configuration_part import convolved_length
+from ..data.checking import size_parts
 from ..evaluation.tables import duration
 from ..recipes.files import read_json
-from .console import memory_line
+from .console import fold, memory_line, terminal_width
 from .freezing import parameters_per_part, trainable_per_part
 from .memory import estimate_memory
 from .run import StageRun
@@ -35,8 +36,9 @@ def log_plan(trainer: PARTTrainer, run: StageRun) -> None:
     if stage.encoder_layers is not None and stage.encoder_layers > config.encoder_num_hidden_layers:
         layers = config.encoder_num_hidden_layers
         logger.info("  the encoder has %d layers, fewer than %d: all of them train", layers, stage.encoder_layers)
-    for group, rows in report["rows"].items():
-        logger.info("  %-15s %d rows, %.2f h per epoch", group, rows, report["hours"][group])
+    logger.info("  An epoch:")
+    for parts in size_parts(report["rows"], report["hours"]):
+        logger.info("%s", fold([f"  {parts[0]}", *parts[1:]], terminal_width()))
     _report_too_long(report.get("transcripts_too_long", {}), trainer)
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
 

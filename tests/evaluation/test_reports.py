@@ -106,6 +106,7 @@ def test_run_report_prints_the_table_and_texts_that_look_like_markup(run, capsys
     run_report(run)
     printed = capsys.readouterr().out
     assert "encoder" in printed and "s2tt BLEU" in printed and "[bold]" in printed
+    assert not re.search(r"│ (asr/)?en ", printed.split("after ")[0])  # languages are in the files
     assert "warning: stage joint: asr/en got worse" in printed
 
 

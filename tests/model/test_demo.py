@@ -283,6 +283,15 @@ def test_srt_of_several_windows():
     assert second == "2\n01:01:01,500 --> 01:01:02,250\nthree\n"
 
 
+def test_the_result_comes_into_sight_before_the_answer():
+    """What a button does is done in order, and an answer takes its time."""
+    page = build_page(Pipe(), Checkpoint("x", "x", ["en", "fr"], ["fr"]))
+    listeners = page.get_config_file()["dependencies"]
+    (go,) = {target for one in listeners if one["js"] and "#result" in str(one["js"]) for target, _ in one["targets"]}
+    ours = [one for one in listeners if [go, "click"] in [list(target) for target in one["targets"]]]
+    assert [bool(one["js"]) for one in ours] == [True, False]
+
+
 def test_no_speech_is_said(tmp_path, clip):
     path = tmp_path / "silence.wav"
     soundfile.write(path, np.zeros(16_000), 16_000)
