@@ -330,6 +330,13 @@ class ConventionalProcessor(FeatureProcessor):
         """Tokens of plain text: what looks like a special token in it stays text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
+    def text_tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of plain text, and which characters of it each is of (first, last + 1)."""
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
 
 def as_list(value) -> list:
     """A list of one or of the values."""

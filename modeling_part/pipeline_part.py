@@ -15,10 +15,12 @@ from transformers import AutoProcessor, TextIteratorStreamer
 from transformers.pipelines.automatic_speech_recognition import AutomaticSpeechRecognitionPipeline
 from transformers.pipelines.base import ChunkPipeline
 
+from .confidence_part import overall, path_log_probs, text_log_probs, unit_confidence
 from .configuration_part import PARTConfig
 from .processing_part import PARTProcessor
-from .windows_part import cut_windows, join_window, merge_texts, overlap_share, split_units
-from .word_times_part import word_chunks, word_times
+from .prompts_part import task_of
+from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
+from .word_times_part import AlignedText, align_text, word_chunks, word_times
 
 
 # The `custom_pipelines` entry of a repository's config.json: the Hub's own task name, so that stock code finds it.
@@ -27,7 +29,7 @@ CUSTOM_PIPELINES = {
 }
 OF_A_ROW = ("task", "source_lang", "target_lang", "prompt")  # what each of a list of inputs may have its own of
 OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s")
-OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft")
+OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence")
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
 
 
@@ -66,6 +68,9 @@ class PARTPipeline(ChunkPipeline):
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
         return_timestamps: `"word"` gives the times of words, as Whisper's pipeline does (of characters in scripts without
             spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
+        return_confidence: also `"confidence"` of the text and of each chunk, 0 to 1: `{"language_model", "ctc", "product"}`,
+            the geometric mean of the probabilities of its tokens, see [`overall`]. Of translations and without an
+            alignment head "ctc" is None.
         ctc_draft: for `"asr"` by a checkpoint with an alignment head: the same text in fewer steps, see
             [`AudioGenerationMixin.generate`]; without effect on batches.
         ignore_warning: taken as in transformers' own pipeline; there is nothing to warn of.
@@ -264,6 +269,7 @@ class PARTPipeline(ChunkPipeline):
         generate_kwargs: dict | None = None,
         with_words: bool = False,
         ctc_draft: bool = False,
+        return_confidence: bool = False,
     ) -> dict:
         rows, spans, is_last = (model_inputs[name] for name in ("row", "span", "is_last"))
         if isinstance(rows, dict):  # transformers collates nothing when batch_size is 1
@@ -273,7 +279,7 @@ class PARTPipeline(ChunkPipeline):
         if with_words and others:
             raise ValueError(f"`return_timestamps='word'` is for transcription; the words of {others} are not spoken.")
         inputs = self.processor(**columns).to(self.device)
-        if with_words:
+        if (with_words or return_confidence) and "input_features" in inputs:
             features, mask = (inputs.pop(name, None) for name in ("input_features", "input_features_mask"))
             inputs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(features, mask)}
         generate_kwargs = dict(generate_kwargs or {})
@@ -287,26 +293,60 @@ class PARTPipeline(ChunkPipeline):
         answers = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last}
+        aligned = self._align(inputs, outputs["text"], rows) if with_words or return_confidence else []
         if with_words:
-            outputs["words"] = self._word_times(inputs, outputs["text"], rows)
+            outputs["words"] = [
+                word_times(one, self.processor, row["audio"]) for one, row in zip(aligned, rows, strict=True)
+            ]
+        if return_confidence:
+            of_tokens = text_log_probs(self.model, self.processor, inputs, outputs["text"])
+            outputs["confidence"] = [
+                unit_confidence(
+                    one.text, one.offsets, log_probs[:-1], path_log_probs(one.log_probs, one.path, len(one.offsets))
+                )
+                for one, log_probs in zip(aligned, of_tokens, strict=True)
+            ]
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
 
-    def _word_times(self, inputs, texts: list[str], rows: list[dict]) -> list[list]:
-        """See [`word_times`], of each window of a batch."""
+    def _align(self, inputs, texts: list[str], rows: list[dict]) -> list[AlignedText]:
+        """Each window's text with its audio tokens; without path where nothing says when it was said."""
         counts = (inputs["input_ids"] == self.model.config.audio_token_id).sum(-1).tolist()
-        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
+        has_head = self.model.alignment_head is not None
+        embeds = (
+            inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts) if any(counts) else [None] * len(rows)
+        )
         return [
-            word_times(self.model, self.processor, audio_embeds, text, row["audio"])
+            align_text(self.model, self.processor, audio_embeds, text)
+            if has_head and task_of(row["task"]) == "asr"
+            else AlignedText(text, self.processor.text_tokens(text)[1], None, None)
             for audio_embeds, text, row in zip(embeds, texts, rows, strict=True)
         ]
 
     def postprocess(self, model_outputs) -> dict:
         """The windows of one input -> its text and chunks."""
         if model_outputs[0]["span"] is None:
-            return {"text": model_outputs[0]["text"], "chunks": []}
-        if "words" in model_outputs[0]:
+            answer = {"text": model_outputs[0]["text"], "chunks": []}
+        elif "words" in model_outputs[0]:
             chunks = word_chunks(model_outputs)
-            return {"text": "".join(chunk["text"] for chunk in chunks), "chunks": chunks}
+            answer = {"text": "".join(chunk["text"] for chunk in chunks), "chunks": chunks}
+        else:
+            answer = self._window_chunks(model_outputs)
+        if "confidence" in model_outputs[0]:
+            merged = merge_units([output["text"] for output in model_outputs], self._share(model_outputs))
+            of_windows: list[list] = [[] for _ in model_outputs]
+            for _, window, place in merged:
+                of_windows[window].append(model_outputs[window]["confidence"][place])
+            answer["confidence"] = overall([unit for window in of_windows for unit in window])
+            if "words" not in model_outputs[0]:
+                for chunk, units in zip(answer["chunks"], of_windows, strict=False):
+                    chunk["confidence"] = overall(units)
+        return answer
+
+    @staticmethod
+    def _share(model_outputs: list[dict]) -> float:
+        return overlap_share([output["span"] for output in model_outputs])
+
+    def _window_chunks(self, model_outputs: list[dict]) -> dict:
         spans = [output["span"] for output in model_outputs]
         texts = merge_texts([output["text"] for output in model_outputs], overlap_share(spans))
         edges = [spans[0][0], *((left[1] + right[0]) / 2 for left, right in pairwise(spans)), spans[-1][1]]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .alignment_part import align_tokens
+from .confidence_part import overall
 from .windows_part import merge_units, overlap_share, split_units
 
 
@@ -35,9 +36,39 @@ class TokenClock(NamedTuple):
         return cls(stride / processor.feature_rate, first / processor.feature_rate)
 
 
-def word_times(
-    model, processor, audio_embeds: torch.Tensor, text: str, waveform: np.ndarray
-) -> list[tuple[float, float]]:
+class AlignedText(NamedTuple):
+    """A text whose tokens the alignment head has found, or not, in the audio tokens of its window."""
+
+    text: str
+    offsets: list[tuple[int, int]]  # which characters each token is of
+    log_probs: np.ndarray | None  # `(A, 1 + tokens)` of the blank and of each token
+    path: list[int] | None  # see `best_path`
+
+
+def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> AlignedText:
+    """Forced alignment of what was said in a window; without path where it does not fit.
+
+    That is a text with more tokens than the window has audio tokens, which cannot have been said there: a loop of the
+    language model.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq` with an alignment head.
+        processor: its [`PARTProcessor`].
+        audio_embeds: `(A, H)` of the window.
+        text: without space around it.
+    """
+    ids, offsets = processor.text_tokens(text)
+    if not ids:
+        return AlignedText(text, [], None, None)
+    try:
+        found = align_tokens(model.alignment_head, audio_embeds, ids, model.get_input_embeddings().weight)
+    except ValueError as error:
+        logger.warning("The words of %r get no times: %s", text, error)
+        found = None, None
+    return AlignedText(text, offsets, *found)
+
+
+def word_times(aligned: AlignedText, processor, waveform: np.ndarray) -> list[tuple[float, float]]:
     """Start and end of each unit of a text, see [`split_units`].
 
     The most probable CTC path of the text's tokens gives each token the audio tokens at which it is emitted. A token of
@@ -45,29 +76,18 @@ def word_times(
     whole span. The sound then says where the words between silences begin and end, see [`fit_to_sound`].
 
     Args:
-        model: a `PARTForSpeechSeq2Seq` with an alignment head.
-        processor: its [`PARTProcessor`].
-        audio_embeds: `(A, H)` of the window.
-        text: what was said in it, without space around it.
+        aligned: see [`align_text`].
+        processor: the model's [`PARTProcessor`].
         waveform: `(samples,)` of the window, at the processor's rate.
 
     Returns:
-        Seconds from the window's beginning, in order; NaN for all of a text that has more tokens than the window has
-        audio tokens, which cannot have been said there: a loop of the language model.
+        Seconds from the window's beginning, in order; NaN for all of a text without path.
     """
-    units = split_units(text)
-    if not units:
-        return []
-    encoded = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    try:
-        _, path = align_tokens(
-            model.alignment_head, audio_embeds, encoded["input_ids"], model.get_input_embeddings().weight
-        )
-    except ValueError as error:
-        logger.warning("The words of %r get no times: %s", text, error)
+    units = split_units(aligned.text)
+    if aligned.path is None:
         return [(math.nan, math.nan)] * len(units)
     clock, seconds = TokenClock.of(processor), len(waveform) / processor.sampling_rate
-    of_characters = _character_times(text, encoded["offset_mapping"], token_times(path, clock, seconds))
+    of_characters = _character_times(aligned.text, aligned.offsets, token_times(aligned.path, clock, seconds))
     return fit_to_sound(_unit_times(units, of_characters), clock.step, sound_levels(waveform, processor.sampling_rate))
 
 
@@ -171,41 +191,43 @@ def word_chunks(outputs: Sequence[Mapping]) -> list[dict]:
     """The words of a recording, as Whisper's pipeline gives them.
 
     Args:
-        outputs: of its windows in order: `text`; `span`, start and end in seconds; `words`, see [`word_times`].
+        outputs: of its windows in order: `text`; `span`, start and end in seconds; `words`, see [`word_times`]; maybe
+            `confidence`, see `confidence_part`.
 
     Returns:
         `{"text": " word", "timestamp": (start, end)}` in seconds of the recording, starts and ends in order: words of
         scripts with spaces, characters of those without, punctuation with its neighbour. Joined, they are the text.
-        (None, None) where a window's words have no times.
+        (None, None) where a window's words have no times. With confidence, also that of the word.
     """
     merged = merge_units([output["text"] for output in outputs], overlap_share([output["span"] for output in outputs]))
     words: list[list] = []
     is_open = False
     for unit, window, place in merged:
-        offset = outputs[window]["span"][0]
-        start, end = (offset + time for time in outputs[window]["words"][place])
+        output = outputs[window]
+        start, end = (output["span"][0] + time for time in output["words"][place])
+        known = [unit, start, end, output["confidence"][place] if "confidence" in output else None]
         if words and (is_open or (not _has_letters(unit) and not _opens(unit))):  # to its neighbour
-            words[-1][0] += unit
-            if is_open:
-                words[-1][1:] = start, end
+            words[-1] = [words[-1][0] + unit, *(known if is_open else words[-1])[1:]]
         else:
-            words.append([unit, start, end])
+            words.append(known)
         is_open = _opens(unit) or (is_open and not _has_letters(unit))
-    return [
-        {"text": text, "timestamp": tuple(None if math.isnan(time) else round(time, 3) for time in times)}
-        for text, *times in _in_order(words)
-    ]
+    chunks = []
+    for (text, *_, confidence), times in zip(words, _in_order([word[1:3] for word in words]), strict=True):
+        times = tuple(None if math.isnan(time) else round(time, 3) for time in times)
+        chunks.append({"text": text, "timestamp": times})
+        if confidence is not None:
+            chunks[-1]["confidence"] = overall([confidence])
+    return chunks
 
 
-def _in_order(words: Sequence[Sequence]) -> list[tuple[str, float, float]]:
+def _in_order(times: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     """No word begins before the one before it, or ends after the next one begins: windows may disagree at their seam."""
-    starts = np.array([start for _, start, _ in words])
+    starts, ends = np.array(times, dtype=float).reshape(-1, 2).T
     known = ~np.isnan(starts)
     starts[known] = np.maximum.accumulate(starts[known])
-    ends = np.array([end for _, _, end in words])
     following = np.append(starts[known][1:], np.inf)
     ends[known] = np.clip(ends[known], starts[known], following)
-    return [(text, start, end) for (text, *_), start, end in zip(words, starts.tolist(), ends.tolist(), strict=True)]
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 def _has_letters(unit: str) -> bool:
@@ -217,4 +239,13 @@ def _opens(unit: str) -> bool:
     return all(unicodedata.category(character) in ("Ps", "Pi") for character in unit.strip())
 
 
-__all__ = ["TokenClock", "fit_to_sound", "sound_levels", "token_times", "word_chunks", "word_times"]
+__all__ = [
+    "AlignedText",
+    "TokenClock",
+    "align_text",
+    "fit_to_sound",
+    "sound_levels",
+    "token_times",
+    "word_chunks",
+    "word_times",
+]
