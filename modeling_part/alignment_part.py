@@ -14,8 +14,9 @@ Shapes are written with B clips, A audio tokens of a clip, N of all clips, U tok
 model's width, V its vocabulary, K the tokens that occur in a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from .configuration_part import PARTConfig
 from .encoder_part import lengths_to_mask
 from .layout_part import BatchLayout, clip_positions, put_positions, transcript_layout
 from .outputs_part import PARTCausalLMOutputWithPast
+from .prompts_part import task_of
 
 
 # What an audio token scores that equals a token's embedding, whatever the language model.
@@ -278,6 +280,57 @@ def align_tokens(
     return log_probs, best_path(log_probs, [kinds[token] for token in token_ids])
 
 
+class AlignedText(NamedTuple):
+    """A text whose tokens the alignment head has found, or not, in the audio tokens of its window."""
+
+    text: str
+    offsets: list[tuple[int, int]]  # which characters each token is of
+    log_probs: np.ndarray | None  # `(A, 1 + tokens)` of the blank and of each token
+    path: list[int] | None  # see `best_path`
+
+
+def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> AlignedText:
+    """Forced alignment of what was said in a window; without path where it does not fit.
+
+    That is a text with more tokens than the window has audio tokens, which cannot have been said there: a loop of the
+    language model.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq` with an alignment head.
+        processor: its [`PARTProcessor`].
+        audio_embeds: `(A, H)` of the window.
+        text: without space around it.
+    """
+    ids, offsets = processor.text_tokens(text)
+    if not ids:
+        return AlignedText(text, [], None, None)
+    try:
+        found = align_tokens(model.alignment_head, audio_embeds, ids, model.get_input_embeddings().weight)
+    except ValueError:  # too long; said by those who need the path
+        found = None, None
+    return AlignedText(text, offsets, *found)
+
+
+def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks: Sequence[str]) -> list[AlignedText]:
+    """[`align_text`] of a batch; without path where no transcript is to be found in audio by an alignment head.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq`.
+        processor: its [`PARTProcessor`].
+        inputs: prompts with `mm_encoder_outputs`, as for `generate`.
+        texts: B answers, without space around them.
+        tasks: of the rows.
+    """
+    counts = (inputs["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
+    embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts) if any(counts) else [None] * len(texts)
+    return [
+        align_text(model, processor, audio_embeds, text)
+        if model.alignment_head is not None and task_of(task) == "asr"
+        else AlignedText(text, processor.text_tokens(text)[1], None, None)
+        for audio_embeds, text, task in zip(embeds, texts, tasks, strict=True)
+    ]
+
+
 class AlignmentMixin:
     """What [`PARTForSpeechSeq2Seq`] does with its alignment head."""
 
@@ -330,4 +383,12 @@ class AlignmentMixin:
         self.alignment_head = head
 
 
-__all__ = ["AlignmentMixin", "PARTAlignmentHead"]
+__all__ = [
+    "AlignedText",
+    "AlignmentMixin",
+    "PARTAlignmentHead",
+    "align_answers",
+    "align_text",
+    "align_tokens",
+    "best_path",
+]

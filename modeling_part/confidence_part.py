@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from .alignment_part import AlignedText
 from .windows_part import split_units
 
 
@@ -51,6 +52,19 @@ def text_log_probs(model, processor, inputs: Mapping, texts: Sequence[str]) -> l
         **others,
     )
     return np.split(-output.token_losses.cpu().numpy(), np.cumsum([len(answer) for answer in answers])[:-1])
+
+
+def answer_confidence(
+    model, processor, inputs: Mapping, aligned: Sequence[AlignedText]
+) -> list[list[tuple[float, float, int]]]:
+    """[`unit_confidence`] of each answer of a batch, see [`text_log_probs`] and `align_answers`."""
+    of_tokens = text_log_probs(model, processor, inputs, [one.text for one in aligned])
+    return [
+        unit_confidence(
+            one.text, one.offsets, log_probs[:-1], path_log_probs(one.log_probs, one.path, len(one.offsets))
+        )
+        for one, log_probs in zip(aligned, of_tokens, strict=True)
+    ]
 
 
 def path_log_probs(log_probs: np.ndarray | None, path: Sequence[int] | None, tokens: int) -> np.ndarray:
@@ -102,4 +116,4 @@ def overall(units: Sequence[tuple[float, float, int]]) -> dict[str, float | None
     return {name: None if one is None else round(one, 4) for name, one in named.items()}
 
 
-__all__ = ["overall", "path_log_probs", "text_log_probs", "unit_confidence"]
+__all__ = ["answer_confidence", "overall", "path_log_probs", "text_log_probs", "unit_confidence"]

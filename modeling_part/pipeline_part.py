@@ -15,12 +15,12 @@ from transformers import AutoProcessor, TextIteratorStreamer
 from transformers.pipelines.automatic_speech_recognition import AutomaticSpeechRecognitionPipeline
 from transformers.pipelines.base import ChunkPipeline
 
-from .confidence_part import overall, path_log_probs, text_log_probs, unit_confidence
+from .alignment_part import align_answers
+from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
 from .processing_part import PARTProcessor
-from .prompts_part import task_of
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
-from .word_times_part import AlignedText, align_text, word_chunks, word_times
+from .word_times_part import word_chunks, word_times
 
 
 # The `custom_pipelines` entry of a repository's config.json: the Hub's own task name, so that stock code finds it.
@@ -293,34 +293,16 @@ class PARTPipeline(ChunkPipeline):
         answers = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last}
-        aligned = self._align(inputs, outputs["text"], rows) if with_words or return_confidence else []
+        if with_words or return_confidence:
+            tasks = [row["task"] for row in rows]
+            aligned = align_answers(self.model, self.processor, inputs, outputs["text"], tasks)
         if with_words:
             outputs["words"] = [
                 word_times(one, self.processor, row["audio"]) for one, row in zip(aligned, rows, strict=True)
             ]
         if return_confidence:
-            of_tokens = text_log_probs(self.model, self.processor, inputs, outputs["text"])
-            outputs["confidence"] = [
-                unit_confidence(
-                    one.text, one.offsets, log_probs[:-1], path_log_probs(one.log_probs, one.path, len(one.offsets))
-                )
-                for one, log_probs in zip(aligned, of_tokens, strict=True)
-            ]
+            outputs["confidence"] = answer_confidence(self.model, self.processor, inputs, aligned)
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
-
-    def _align(self, inputs, texts: list[str], rows: list[dict]) -> list[AlignedText]:
-        """Each window's text with its audio tokens; without path where nothing says when it was said."""
-        counts = (inputs["input_ids"] == self.model.config.audio_token_id).sum(-1).tolist()
-        has_head = self.model.alignment_head is not None
-        embeds = (
-            inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts) if any(counts) else [None] * len(rows)
-        )
-        return [
-            align_text(self.model, self.processor, audio_embeds, text)
-            if has_head and task_of(row["task"]) == "asr"
-            else AlignedText(text, self.processor.text_tokens(text)[1], None, None)
-            for audio_embeds, text, row in zip(embeds, texts, rows, strict=True)
-        ]
 
     def postprocess(self, model_outputs) -> dict:
         """The windows of one input -> its text and chunks."""

@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from .alignment_part import align_tokens
+from .alignment_part import AlignedText
 from .confidence_part import overall
 from .windows_part import merge_units, overlap_share, split_units
 
@@ -36,38 +35,6 @@ class TokenClock(NamedTuple):
         return cls(stride / processor.feature_rate, first / processor.feature_rate)
 
 
-class AlignedText(NamedTuple):
-    """A text whose tokens the alignment head has found, or not, in the audio tokens of its window."""
-
-    text: str
-    offsets: list[tuple[int, int]]  # which characters each token is of
-    log_probs: np.ndarray | None  # `(A, 1 + tokens)` of the blank and of each token
-    path: list[int] | None  # see `best_path`
-
-
-def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> AlignedText:
-    """Forced alignment of what was said in a window; without path where it does not fit.
-
-    That is a text with more tokens than the window has audio tokens, which cannot have been said there: a loop of the
-    language model.
-
-    Args:
-        model: a `PARTForSpeechSeq2Seq` with an alignment head.
-        processor: its [`PARTProcessor`].
-        audio_embeds: `(A, H)` of the window.
-        text: without space around it.
-    """
-    ids, offsets = processor.text_tokens(text)
-    if not ids:
-        return AlignedText(text, [], None, None)
-    try:
-        found = align_tokens(model.alignment_head, audio_embeds, ids, model.get_input_embeddings().weight)
-    except ValueError as error:
-        logger.warning("The words of %r get no times: %s", text, error)
-        found = None, None
-    return AlignedText(text, offsets, *found)
-
-
 def word_times(aligned: AlignedText, processor, waveform: np.ndarray) -> list[tuple[float, float]]:
     """Start and end of each unit of a text, see [`split_units`].
 
@@ -85,6 +52,10 @@ def word_times(aligned: AlignedText, processor, waveform: np.ndarray) -> list[tu
     """
     units = split_units(aligned.text)
     if aligned.path is None:
+        if units:
+            logger.warning(
+                "The words of %r get no times: it has more tokens than there are audio tokens.", aligned.text
+            )
         return [(math.nan, math.nan)] * len(units)
     clock, seconds = TokenClock.of(processor), len(waveform) / processor.sampling_rate
     of_characters = _character_times(aligned.text, aligned.offsets, token_times(aligned.path, clock, seconds))
@@ -239,13 +210,4 @@ def _opens(unit: str) -> bool:
     return all(unicodedata.category(character) in ("Ps", "Pi") for character in unit.strip())
 
 
-__all__ = [
-    "AlignedText",
-    "TokenClock",
-    "align_text",
-    "fit_to_sound",
-    "sound_levels",
-    "token_times",
-    "word_chunks",
-    "word_times",
-]
+__all__ = ["TokenClock", "fit_to_sound", "sound_levels", "token_times", "word_chunks", "word_times"]

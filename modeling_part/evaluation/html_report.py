@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from .. import __version__
-from .pictures import picture_uri, plot_alignment, plot_curves, plot_losses, plot_scores
+from .pictures import picture_uri, plot_alignment, plot_calibration, plot_curves, plot_losses, plot_scores
 from .run_files import is_number, read_json_if_there
 from .scoring import annotate
 from .tables import duration, language_name, number, percent, plain_value, with_interval
@@ -63,6 +63,7 @@ def write_html(
         substitutions=frequent_substitutions(answered[-1][1]) if answered else [],
         alignments=_alignments(stages),
         analyses=_analyses(run_folder),
+        calibration=_calibration(scored),
         utterances=utterances,
         clips=clips.uris,
         missing=sorted(clips.missing.items()),
@@ -188,6 +189,7 @@ def _utterances(answered: Sequence[tuple[Mapping, Sequence[Mapping]]], clips: Cl
                     "source": row.get("source_text") if row["task"] != "asr" else None,
                     "id": row["id"],
                     "failed": row.get("error"),
+                    "heard": row.get("ctc_hypothesis") if row.get("disagreement") else None,
                     "signs": [word for sign, word in SIGNS.items() if row[sign]],
                     "clip": clips.number(row),
                 }
@@ -201,6 +203,14 @@ def _alignments(stages: Sequence[Mapping]) -> list[tuple[str, str]]:
     if not with_some:
         return []
     return [(with_some[-1]["name"], picture_uri(plot_alignment(one))) for one in with_some[-1]["alignments"]]
+
+
+def _calibration(scored: Sequence[Mapping]) -> tuple[str, str] | None:
+    """(stage, picture) of the last stage whose answers have confidence."""
+    for stage in reversed(scored):
+        if stage["report"].get("calibration"):
+            return stage["name"], picture_uri(plot_calibration(stage["report"]["calibration"]))
+    return None
 
 
 def _analyses(run_folder: Path) -> list[tuple[str, str]]:

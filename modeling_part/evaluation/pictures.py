@@ -151,6 +151,27 @@ def plot_scores(stages: Sequence[Mapping]) -> Figure | None:
     return figure
 
 
+def plot_calibration(calibration: Mapping) -> Figure:
+    """Reliability diagram: right words over confidence, a line for each kind.
+
+    Args:
+        calibration: see `two_heads.calibration`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 4.4))
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="as sure as right")
+        for kind, found in calibration.items():
+            bins = found["bins"]
+            points = [[one[name] for one in bins] for name in ("confidence", "accuracy")]
+            axes.plot(
+                *points, "o-", markersize=4, label=f"{kind.replace('_', ' ')} ({100 * found['error']:.1f} % off)"
+            )
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of words that are right")
+        axes.legend()
+    return figure
+
+
 def plot_alignment(alignment: Mapping) -> Figure:
     """Probability of each token of a transcript at each audio token, and the most probable path through them.
 

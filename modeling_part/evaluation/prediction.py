@@ -18,7 +18,9 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from ..alignment_part import align_answers, collapse
 from ..audio_part import load_clip
+from ..confidence_part import answer_confidence, overall
 from .reports import write_report
 from .scoring import (
     PREDICTIONS_FILE,
@@ -79,8 +81,11 @@ def plan_prediction_batches(
 
 
 @torch.inference_mode()
-def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -> list[str]:
-    """One hypothesis per row; all rows are of one task, so all have audio or none has."""
+def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -> list[dict]:
+    """`hypothesis` and `confidence` of each row, of transcription by a model with an alignment head also `ctc_hypothesis`.
+
+    All rows are of one task, so all have audio or none has.
+    """
     audio = None
     if rows[0]["task"] != "mt":
         audio = [load_clip(row, processor.sampling_rate) for row in rows]
@@ -92,15 +97,29 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
         source_text=[row["source_text"] for row in rows] if audio is None else None,
         padding_side="left",
     ).to(model.device, model.dtype)
+    if audio is not None:
+        features, mask = (inputs.pop(name, None) for name in ("input_features", "input_features_mask"))
+        inputs["mm_encoder_outputs"] = {"audio": model.get_audio_features(features, mask)}
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     answers = ids[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+    texts = [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+    aligned = align_answers(model, processor, inputs, texts, [row["task"] for row in rows])
+    scores = answer_confidence(model, processor, inputs, aligned)
+    outcomes = [{"hypothesis": text, "confidence": overall(one)} for text, one in zip(texts, scores, strict=True)]
+    if rows[0]["task"] == "asr" and model.alignment_head is not None:
+        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output
+        best = model.alignment_head.best_tokens(embeds, model.get_input_embeddings().weight)
+        counts = (inputs["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
+        heard = [collapse(one.tolist()) for one in best.split(counts)]
+        for outcome, text in zip(outcomes, processor.batch_decode(heard, skip_special_tokens=True), strict=True):
+            outcome["ctc_hypothesis"] = text.strip()
+    return outcomes
 
 
 def _predict_batch(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -> list[dict]:
     """Hypotheses of a batch; where the batch fails, of each row alone, and of a row that fails alone its error."""
     try:
-        return [{"hypothesis": text} for text in _generate(model, processor, rows, max_new_tokens)]
+        return _generate(model, processor, rows, max_new_tokens)
     except Exception as error:  # what a broken clip or a full memory raises costs this row only, and is reported
         message = f"{type(error).__name__}: {error}"
     # Outside the handler, which would keep the failed batch's tensors alive.

@@ -79,6 +79,7 @@ def answers_in_another_language(group: Mapping) -> str:
 def _report_markdown(report: Mapping) -> str:
     settings = report["settings"]
     parts = ["# Evaluation\n", markdown_table(*report_rows(report))]
+    parts += _two_heads_markdown(report)
     if "unnamed" in report:
         parts += [f"## {UNNAMED_TITLE}\n", markdown_table(*report_rows(report["unnamed"]))]
     for corpus, figures in report.get("corpora", {}).items():
@@ -96,6 +97,34 @@ def _report_markdown(report: Mapping) -> str:
     )
     parts += [f"- `{markdown_code(signature)}`" for signature in signatures]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _two_heads_markdown(report: Mapping) -> list[str]:
+    """Where the two heads disagree, and how far confidence keeps its word."""
+    parts = []
+    if "disagreements" in report:
+        header = ["heads differ %", "error %", "language", "id", "reference", "answer", "greedy CTC"]
+        rows = [
+            [percent(row["disagreement"]), percent(row["error_rate"])]
+            + [row[field] for field in ("source_lang", "id", "reference", "hypothesis", "ctc_hypothesis")]
+            for row in report["disagreements"]
+        ]
+        parts += [
+            "## Where the two heads disagree\n",
+            "Transcripts that the alignment head writes otherwise than the language model: look here for wrong labels.\n",
+            markdown_table(header, rows) if rows else "Nowhere.\n",
+        ]
+    if "calibration" in report:
+        rows = [
+            [kind.replace("_", " "), percent(one["error"]), str(one["utterances"])]
+            for kind, one in report["calibration"].items()
+        ]
+        parts += [
+            "## Confidence\n",
+            "Mean distance of the confidence in a transcript (0 to 1) from the share of its words that are right:\n",
+            markdown_table(["by", "distance %", "utterances"], rows),
+        ]
+    return parts
 
 
 def write_report(report: Mapping, folder: str | Path) -> None:

@@ -41,6 +41,7 @@ from .normalization import (
     script_share,
     words_of_other_scripts,
 )
+from .two_heads import calibration, disagreement, disagreements
 
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
     Returns:
         Copies of the rows with `normalized_reference`, `normalized_hypothesis`, `unit` ("word" or "character"),
         `hits`, `substitutions`, `deletions`, `insertions`, `error_rate` (errors over reference units, over
-        one where the reference has none), `empty`, `looping`, `wrong_language`.
+        one where the reference has none), `empty`, `looping`, `wrong_language`, and maybe `disagreement`.
 
     Raises:
         ValueError: a row lacks a field or holds something else than text, has an unknown task or languages that do not
@@ -287,6 +288,8 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
             looping=is_looping(hypothesis, reference),
             wrong_language=is_wrong_language(row, vocabularies),
         )
+        if (differs := disagreement(row, simplify_chinese=simplify_chinese)) is not None:
+            row["disagreement"] = differs
     return rows
 
 
@@ -392,7 +395,8 @@ def score(
         `substitutions`, `deletions`, `insertions`, the shares `empty`, `looping`, `wrong_language` and,
         of translations, `bleu` and `chrf` (0 to 100) with interval and signature. `macro`: unweighted means per
         task, with intervals. `unnamed`: the same two of those answers. `corpora`: of each corpus, where there are
-        several. `settings`: how it was counted.
+        several. `disagreements` and `calibration`, see `two_heads.py`, where there is an alignment head, and confidence.
+        `settings`: how it was counted.
 
     Raises:
         ValueError: no predictions, or a row as [`annotate`] refuses it.
@@ -413,6 +417,10 @@ def score(
         report["corpora"] = {
             corpus: _score_rows([row for row in rows if row["corpus"] == corpus], **settings) for corpus in corpora
         }
+    if any("disagreement" in row for row in rows):
+        report["disagreements"] = disagreements(rows)
+    if calibrated := calibration(rows):
+        report["calibration"] = calibrated
     packages = ("jiwer", "sacrebleu", "transformers", "py3langid")
     report["settings"] = {
         **settings,

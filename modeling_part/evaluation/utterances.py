@@ -20,7 +20,7 @@ from .normalization import counts_characters, scored_units
 from .scoring import prediction_key
 
 
-WORST, RANDOM = 60, 60  # utterances shown of a stage
+DIFFERING, WORST, RANDOM = 20, 60, 60  # utterances shown of a stage
 MOST_AUDIO = 13_000_000  # bytes of MP3 in a report: 17.4 MB as base64, so that the file stays below 20 MB
 CLIP_RATE = 16_000
 MOST_SUBSTITUTIONS = 25
@@ -59,9 +59,10 @@ def frequent_substitutions(rows: Iterable[Mapping], most: int = MOST_SUBSTITUTIO
 
 
 def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int = RANDOM) -> list[tuple[Mapping, str]]:
-    """(annotated prediction, "worst" or "random"): the worst of every language and direction in turn, and a sample.
+    """(annotated prediction, "heads differ", "worst" or "random"): which to show, those to look at first in front.
 
-    The sample is drawn by the rows' keys with a fixed seed: the same utterances for every stage of a run.
+    First those on which alignment head and language model differ most, then the worst of every language and direction in
+    turn, and a sample. The sample is drawn by the rows' keys with a fixed seed: the same utterances for every stage of a run.
     """
     by_group = defaultdict(list)
     for row in rows:
@@ -75,7 +76,13 @@ def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int =
         for rank, row in enumerate(group)
         if row["error_rate"] > 0
     )
-    chosen = [(by_group[name][rank], "worst") for rank, _, name in ranks[:worst]]
+    differing = sorted(
+        (row for row in rows if row.get("disagreement")), key=lambda row: (-row["disagreement"], prediction_key(row))
+    )
+    chosen = [(row, "heads differ") for row in differing[:DIFFERING]]
+    taken = {prediction_key(row) for row, _ in chosen}
+    of_groups = [by_group[name][rank] for rank, _, name in ranks[:worst]]
+    chosen += [(row, "worst") for row in of_groups if prediction_key(row) not in taken]
     taken = {prediction_key(row) for row, _ in chosen}
     ordered = sorted(rows, key=prediction_key)
     drawn = random.Random(0).sample(range(len(ordered)), min(sample, len(ordered)))

@@ -52,6 +52,9 @@ class CountingModel:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
+    def __call__(self, **inputs):
+        return self.model(**inputs)
+
     def generate(self, **inputs):
         if self.limit is not None and len(self.batch_sizes) >= self.limit:
             raise KeyboardInterrupt

@@ -1,0 +1,74 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What the alignment head says of the language model's transcripts: where they disagree, and how sure both are rightly.
+
+Predictions of transcription hold `ctc_hypothesis`, what greedy CTC writes, where the model has an alignment head, and
+`confidence`, see `confidence_part.overall`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from .metrics import count_edits
+from .normalization import normalize_text, scored_units
+
+
+MOST_DISAGREEMENTS = 20
+BINS = 10
+KINDS = ("language_model", "ctc", "product")
+
+
+def disagreement(row: Mapping, *, simplify_chinese: bool = False) -> float | None:
+    """Share of the answer's words (or characters) that greedy CTC writes otherwise, in normalised texts; None without it.
+
+    Args:
+        row: an annotated prediction.
+        simplify_chinese: compare Chinese in simplified characters.
+    """
+    if not isinstance(row.get("ctc_hypothesis"), str) or row.get("error") is not None:
+        return None
+    language = row["target_lang"]
+    heard = normalize_text(row["ctc_hypothesis"], language, simplify_chinese=simplify_chinese)
+    written = scored_units(row["normalized_hypothesis"], language)
+    counts = count_edits(written, scored_units(heard, language))
+    return counts.errors / max(counts.reference_units, 1)
+
+
+def disagreements(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> list[dict]:
+    """The transcripts on which the two heads differ most, of annotated predictions: where wrong labels are found."""
+    differing = [row for row in rows if row.get("disagreement")]
+    differing.sort(key=lambda row: (-row["disagreement"], -row["error_rate"], row["id"]))
+    fields = ("id", "corpus", "source_lang", "disagreement", "error_rate", "reference", "hypothesis", "ctc_hypothesis")
+    return [{field: row[field] for field in fields} for row in differing[:most]]
+
+
+def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:
+    """How far confidence keeps its word, over transcripts: by `language_model`, `ctc` and their `product`.
+
+    Returns:
+        Of each that some rows have: `bins` of confidence with some rows, `{"confidence", "accuracy", "utterances"}`, means
+        over these (accuracy: 1 less the error rate, 0 at least); `error`, the mean distance of the two over all
+        utterances (expected calibration error, Guo et al. 2017); `utterances`.
+    """
+    found = {}
+    spoken = [row for row in rows if row["task"] == "asr" and row.get("error") is None]
+    for kind in KINDS:
+        pairs = np.array(
+            [
+                (value, max(0.0, 1 - row["error_rate"]))
+                for row in spoken
+                if isinstance(row.get("confidence"), Mapping) and (value := row["confidence"].get(kind)) is not None
+            ]
+        ).reshape(-1, 2)
+        of_bin = np.minimum((pairs[:, 0] * BINS).astype(int), BINS - 1)
+        bins = []
+        for number in np.unique(of_bin):
+            confidence, accuracy = pairs[of_bin == number].mean(0)
+            bins.append({"confidence": confidence, "accuracy": accuracy, "utterances": int((of_bin == number).sum())})
+        if bins:
+            distance = sum(one["utterances"] * abs(one["confidence"] - one["accuracy"]) for one in bins)
+            found[kind] = {"bins": bins, "error": distance / len(pairs), "utterances": len(pairs)}
+    return found
+
+
+__all__ = ["calibration", "disagreement", "disagreements"]
