@@ -235,7 +235,9 @@ class PARTTrainingArguments(TrainingArguments):
         for name, value in given.items():
             if name not in known or (name in dealing and value is not False):
                 raise ValueError(f"`accelerator_config`: {name!r} is no setting, or not one to change; leave it out.")
-        self.accelerator_config = {**given, **dealing}
+        # Pinned batches are copied while the device computes.
+        pins = self.dataloader_pin_memory and not self.use_cpu
+        self.accelerator_config = {"non_blocking": pins, **given, **dealing}
         if self.loss_chunk_size < 1:
             raise ValueError(f"`loss_chunk_size` is {self.loss_chunk_size}; it must be at least 1.")
         if self.push_to_hub and not self.hub_model_id:

@@ -93,7 +93,7 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
     model, was_training = trainer.model_wrapped, trainer.model.training
     # FSDP gathers weights inside forward, so every rank must run as many forwards as the one with the most.
     rounds = math.ceil(len(planned) / args.world_size)
-    loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate)
+    loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate, pin_memory=args.dataloader_pin_memory)
     model.eval()
     sums, of_several = DevSums(), DevSums()
     last = None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader
@@ -209,6 +209,10 @@ class PARTTrainer(Trainer):
         if self.batches.is_streamed:  # a stream deals its batches to the ranks itself
             return DataLoader(self.batches.sampler, batch_size=None, **options)
         return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self.batches.sampler, **options))
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """A batch on the device: those of streams and of the dev data, which accelerate does not copy, do not wait either."""
+        return send_to_device(inputs, self.args.device, non_blocking=self.accelerator.non_blocking)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list[dict], torch.Tensor | int | None]:
         """The micro-batches of one optimizer step: checked to be of one task on all ranks."""

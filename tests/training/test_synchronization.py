@@ -2,12 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import tiny_training
 import torch
 from waits import Waits
 
 from modeling_part.data.collator import PARTCollator
+from modeling_part.recipes.arguments import PARTTrainingArguments
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage
 
 
@@ -81,6 +83,36 @@ def test_the_watch_sees_what_it_is_for():
         torch.repeat_interleave(torch.ones(2).long())
     assert sum(waits.theirs.values()) == 8 and all("test_synchronization.py" in place for place in waits.theirs)
     assert not waits.ours or all(place.startswith("backward") for place in waits.ours)
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_pinned_batches_are_copied_without_waiting(shared, tmp_path, monkeypatch, pins):
+    """Those that accelerate copies, and those of streams and dev data, which the trainer does; by default on a GPU."""
+    for on_cpu in (True, False):
+        args = PARTTrainingArguments(output_dir=str(tmp_path), use_cpu=on_cpu)
+        assert args.accelerator_config.non_blocking is args.dataloader_pin_memory is not on_cpu
+    model, processor = shared
+    trainer = tiny_training.make_trainer(
+        tmp_path,
+        BUILT_IN_STAGES["adapter"],
+        model=copy.deepcopy(model),
+        processor=processor,
+        accelerator_config={"non_blocking": pins},
+    )
+    copies = []
+    copy_to = torch.Tensor.to
+
+    def note(tensor, *args, **kwargs):
+        if args and isinstance(args[0], torch.device):
+            copies.append(kwargs.get("non_blocking", False))
+        return copy_to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    batch = next(iter(trainer.get_train_dataloader()))
+    of_accelerate = len(copies)
+    prepared = trainer._prepare_inputs(batch)
+    assert copies == [pins] * len(copies) and 0 < of_accelerate < len(copies)
+    assert isinstance(prepared["layout"]["audio_lengths"], np.ndarray), "lengths stay where Python is"
 
 
 # ---- the layout gives what the model finds without it ----
