@@ -25,14 +25,14 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from modeling_part.data.batches import plan_batches
-from modeling_part.data.loading import Rows, load_rows
+from modeling_part.data.loading import Rows, check_corpora, load_rows
 from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
 from modeling_part.recipes.user_errors import mistakes_in_one_message, take_debug
 from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.console import Console, set_up_logging
-from modeling_part.training.dry_run import dry_run, log_plan
+from modeling_part.training.dry_run import dry_run, log_plan, needs_download
 from modeling_part.training.epochs import epoch_callbacks, with_fractions
 from modeling_part.training.launches import how_to_go_on, record_launch
 from modeling_part.training.limits import check_lengths
@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> None:
 def train(recipe: Recipe) -> list[str]:
     """Every stage that is asked for and not finished; the names of those that could not be published."""
     args, run = recipe.training, Run(recipe)
+    check_corpora(recipe)
+    if args.dry_run and needs_download(recipe):
+        return []
     rows = load_rows(recipe)
     run.check(rows)
     record_launch(run.folder, args)

@@ -57,7 +57,6 @@ def load_rows(recipe: Recipe) -> Rows:
     Raises:
         CorpusError: a corpus cannot be read, or more of its rows are broken than `max_bad_fraction` allows.
     """
-    _check_corpora(recipe)
     eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
     if any(spec.get("streaming") for spec in recipe.data.train_data or []):
         streams = _read_streams(recipe.data)
@@ -86,8 +85,12 @@ def check_prompts(rows: Iterable[datasets.Dataset], processor: PARTProcessor) ->
             processor.language_name(code)
 
 
-def _check_corpora(recipe: Recipe) -> None:
-    """Look at the settings of all corpora before the first is read."""
+def check_corpora(recipe: Recipe) -> None:
+    """Look at the settings of all corpora before the first is read.
+
+    Raises:
+        CorpusError: one is not as it must be, or its folder is not there.
+    """
     for name in ("train_data", "eval_data", "test_data"):
         for number, entry in enumerate(getattr(recipe.data, name) or ()):
             with located(recipe.places, name, str(number)):

@@ -8,7 +8,10 @@ import torch
 
 from ..configuration_part import convolved_length
 from ..data.checking import size_parts
+from ..data.downloads import as_lines, planned_downloads
+from ..data.expansion import corpus_specs
 from ..evaluation.tables import duration
+from ..recipes.arguments import Recipe
 from ..recipes.files import read_json
 from .console import fold, memory_line, terminal_width
 from .freezing import parameters_per_part, trainable_per_part
@@ -41,6 +44,27 @@ def log_plan(trainer: PARTTrainer, run: StageRun) -> None:
         logger.info("%s", fold([f"  {parts[0]}", *parts[1:]], terminal_width()))
     _report_too_long(report.get("transcripts_too_long", {}), trainer)
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
+
+
+def needs_download(recipe: Recipe) -> bool:
+    """Say what of the Hub the corpora of a recipe need, how large it is, and whether some of it is still missing.
+
+    Raises:
+        CorpusError: a repository, config or split is not there, or the Hub cannot be reached.
+    """
+    entries = [
+        entry for name in ("train_data", "eval_data", "test_data") for entry in getattr(recipe.data, name) or ()
+    ]
+    downloads = planned_downloads(corpus_specs(entries))
+    if not downloads:
+        return False
+    logger.info("From the Hub:\n%s", "\n".join(as_lines(downloads)))
+    missing = any(one.missing for one in downloads)
+    if missing:
+        logger.info(
+            "A dry run downloads nothing: rows, batches and memory can be checked when this is here. Training fetches it first."
+        )
+    return missing
 
 
 def _time_of_stage(steps: int, run: StageRun) -> str:

@@ -1,10 +1,12 @@
 """Datasets of the Hub, through `datasets` and huggingface_hub themselves, from a Hub on loopback with replicas of them."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from hub_replicas import SENTENCES, fill
 from loopback_hub import LoopbackHub
 from tiny import REPOSITORY
@@ -208,3 +210,57 @@ def test_pairs_of_sentences_from_nested_columns(results, case):
 def test_what_the_hub_does_not_have_is_one_clear_error(results, case, message):
     assert message in results[case].get("error", "read")
     assert results[case]["files"] == []
+
+
+# ------------------------------------------------------------------------------------------------------ recipes
+
+
+def test_a_dry_run_of_the_hubs_recipe_says_what_it_would_download(tiny_parts, tmp_path):
+    """The whole command, whose only Hub is the one on loopback; the large parts are tiny ones."""
+    recipe = tmp_path / "mine.yaml"
+    parts = {"audio_model": str(tiny_parts.audio_model), "language_model": str(tiny_parts.language_model)}
+    # What no CPU of the tests has, and what takes a second batch's memory.
+    small = {"bf16": False, "activation_checkpointing": False, "dataloader_num_workers": 0, "frozen_dtype": None}
+    adapter = {"adapter_hidden_size": 32, "adapter_num_attention_heads": 2}
+    recipe.write_text(
+        yaml.safe_dump({"base": "part_2b_hub", "output_dir": "run", "adapter": adapter, **parts, **small})
+    )
+    with fill(LoopbackHub({})) as hub:
+        environment = {**hub.environment(tmp_path / "home", None), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", "modeling_part", "train", str(recipe), "--dry_run", "true"]
+        settings = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path, "timeout": 280}
+        result = subprocess.run(command, check=False, **settings)
+        said = result.stdout + result.stderr
+        assert result.returncode == 0, said[-3000:]
+        assert not [path for path in hub.downloads if path.endswith((".parquet", ".gz", ".tsv"))]
+        total = 0
+        for name, repository in hub.repositories.items():
+            files = repository.commits[repository.branches["main"]]
+            wanted = [path for path in files if _is_of_the_recipe(name, path)]
+            total += sum(len(files[path].content) for path in wanted)
+    for name in (
+        "common_voice_17_0 de train",
+        "covost2 en_zh-CN validation",
+        "covost2 fr_en test",
+        "opus-100 en-zh train",
+    ):
+        assert re.search(rf"kB +1 files +to download +[\w-]+/{re.escape(name)}\n", said), name
+    assert re.search(r"kB +20 files +to download +google/fleurs de, en, es, fr, it, ja, ko, ru, yue, zh train\n", said)
+    assert f"{total / 1e6:.2f} MB  to download into {tmp_path}/home/hub" in said
+    assert "A dry run downloads nothing" in said
+
+
+def _is_of_the_recipe(repository: str, path: str) -> bool:
+    """Whether part_2b_hub needs a file of a replica; by hand, as the recipe says."""
+    config, _, file = path.partition("/")
+    split = file.split("-")[0]
+    if repository.endswith("common_voice_17_0"):
+        return config in ("de", "en", "es", "fr", "it", "ja", "ru") and split == "train"
+    if repository.endswith("covost2"):
+        into = {f"{source}_en" for source in ("de", "es", "fr", "it", "ja", "ru", "zh-CN")}
+        return config in into | {"en_de", "en_ja", "en_zh-CN"} and split in ("train", "validation", "test")
+    if repository.endswith("opus-100"):
+        return config in ("de-en", "en-ja", "en-zh") and split == "train"
+    if repository.endswith("fleurs"):
+        return path.startswith("data/") and path.split("/")[1] not in ("sv_se", "id_id", "ar_eg")
+    return False

@@ -18,6 +18,7 @@ from modeling_part.configuration_part import PARTConfig
 from modeling_part.data.augmentation import build_augmentation
 from modeling_part.data.expansion import corpus_specs
 from modeling_part.data.readers.registry import READERS
+from modeling_part.data.where_to_get import WHERE_TO_GET
 from modeling_part.recipes.arguments import ARGUMENTS, parse_recipe
 from modeling_part.recipes.help import options_in
 from modeling_part.recipes.recipe_files import read_recipe
@@ -65,7 +66,8 @@ def test_the_recipes_of_the_issue_are_there():
     aligned = {"part_aligned", "part_2b_aligned", "part_8b_aligned"}
     sizes, san_m = {"part_2b", "part_8b"}, {"part_sensevoice", "san_m_from_sound"}
     others = {"part", "new_language", "prompts", "quickstart"}
-    assert set(RECIPES) == {*others, *sizes, *aligned, *san_m, *ABLATIONS}
+    hub = {"part_2b_hub", "part_8b_hub", "part_single_gpu"}
+    assert set(RECIPES) == {*others, *sizes, *aligned, *hub, *san_m, *ABLATIONS}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -202,6 +204,16 @@ def test_the_papers_sizes_run_the_built_in_plan(name, size):
 def test_a_larger_model_states_its_difference():
     different = {"language_model", "frozen_dtype", "max_audio_seconds", "max_tokens", "gradient_accumulation_steps"}
     assert set(stated("part_8b")) == {"base", "output_dir", "per_device_eval_batch_size", *different}
+
+
+@pytest.mark.parametrize("name", ["part_2b_hub", "part_8b_hub", "part_single_gpu"])
+def test_recipes_of_the_hub_take_only_what_the_table_names(name):
+    entries = [entry for split in ("train", "eval", "test") for entry in content(name)[f"{split}_data"]]
+    assert {entry["path"] for entry in entries} <= {one.hub_id for one in WHERE_TO_GET}
+    size = {"part_8b_hub": "part_8b"}.get(name, "part_2b")
+    assert content(name).get("bf16") == content(size).get("bf16") is True
+    if name == "part_8b_hub":
+        assert set(stated(name)) == set(stated("part_8b"))
 
 
 class TestBase:

@@ -61,15 +61,20 @@ def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
         return spec.folder()
     from huggingface_hub import snapshot_download
 
+    settings = {"repo_type": "dataset", "revision": revision, "allow_patterns": fleurs_patterns(spec)}
+    with errors_of_hub(spec):
+        return Path(snapshot_download(spec.path, **settings))
+
+
+def fleurs_patterns(spec: CorpusSpec) -> list[str]:
+    """The files of the Hub repository that a spec needs."""
     spoken = spec.languages or ("*",)
     written = {*spoken, *(spec.target_languages or ())}
     patterns = [f"data/{fleurs_name(code)}/{spec.split}.tsv" for code in sorted(written)]
     patterns += [f"{fleurs_name(code)}/{split}/*" for code in sorted(written) for split in SPLIT_NAMES[spec.split]]
     if spec.wants("asr") or spec.wants("s2tt"):
         patterns += [f"data/{fleurs_name(code)}/audio/{spec.split}.tar.gz" for code in spoken]
-    settings = {"repo_type": "dataset", "revision": revision, "allow_patterns": patterns}
-    with errors_of_hub(spec):
-        return Path(snapshot_download(spec.path, **settings))
+    return patterns
 
 
 def fleurs_name(code: str) -> str:

@@ -1,0 +1,123 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What of the Hub a recipe's corpora would download, and how large it is, before anything is."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from .corpus_spec import CorpusSpec
+from .readers.dataset import errors_of_hub, hub_files, is_hub_id
+from .readers.fleurs import fleurs_patterns
+
+
+@dataclass(frozen=True)
+class Download:
+    """Files of one repository that one corpus needs.
+
+    Attributes:
+        name: of the corpus: repository, config and split.
+        sizes: file -> bytes, those that are here already included.
+        missing: the files that are not here yet; of a streamed corpus none, as it is not kept.
+        is_streamed: whether the files pass by while training.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    missing: frozenset[str]
+    is_streamed: bool = False
+
+    def bytes_missing(self) -> int:
+        """Bytes that are still to be downloaded."""
+        return sum(self.sizes[file] for file in self.missing)
+
+
+def planned_downloads(specs: Iterable[CorpusSpec]) -> list[Download]:
+    """What each corpus that is on the Hub needs of it; a file that two of them need is told of the first.
+
+    Raises:
+        CorpusError: a repository, config or split is not there, or the Hub cannot be reached.
+    """
+    found: list[Download] = []
+    known: set[str] = set()
+    for spec in specs:
+        if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
+            continue
+        if spec.reader == "dataset":
+            download = _of_dataset(spec)
+        elif spec.reader == "fleurs":
+            download = _of_fleurs(spec)
+        else:
+            continue
+        sizes = {file: size for file, size in download.sizes.items() if file not in known}
+        known |= sizes.keys()
+        if sizes:
+            found.append(Download(download.name, sizes, download.missing & sizes.keys(), download.is_streamed))
+    return found
+
+
+def _of_dataset(spec: CorpusSpec) -> Download:
+    from huggingface_hub import HfApi
+
+    settings = {name: spec.settings.get(name) for name in ("config", "revision", "data_files")}
+    with errors_of_hub(spec):
+        split, addresses = hub_files(spec, **settings)
+        start, commit = addresses[0].removeprefix("hf://datasets/").split("@", 1)[0], addresses[0].split("@", 1)[1]
+        commit = commit.split("/", 1)[0].replace("%2F", "/")
+        paths = [address.split("@", 1)[1].split("/", 1)[1] for address in addresses]
+        infos = HfApi().get_paths_info(start, paths, revision=commit, repo_type="dataset")
+        sizes = {info.path: info.size for info in infos}
+    name = " ".join(filter(None, (spec.path, spec.settings.get("config"), split)))
+    return _download(name, spec, sizes, commit)
+
+
+def _of_fleurs(spec: CorpusSpec) -> Download:
+    from huggingface_hub import HfApi
+
+    with errors_of_hub(spec):
+        api, revision = HfApi(), spec.settings.get("revision")
+        commit = api.dataset_info(spec.path, revision=revision).sha
+        entries = api.list_repo_tree(spec.path, recursive=True, revision=commit, repo_type="dataset")
+        files = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+    patterns = fleurs_patterns(spec)
+    sizes = {path: size for path, size in files.items() if any(fnmatch(path, one) for one in patterns)}
+    languages = ", ".join(spec.languages or ("all languages",))
+    return _download(f"{spec.path} {languages} {spec.split}", spec, sizes, commit)
+
+
+def _download(name: str, spec: CorpusSpec, sizes: dict[str, int], commit: str) -> Download:
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_here(path: str) -> bool:
+        return isinstance(try_to_load_from_cache(spec.path, path, revision=commit, repo_type="dataset"), str)
+
+    missing = frozenset() if spec.streaming else frozenset(path for path in sizes if not is_here(path))
+    full = {f"{spec.path}@{commit}/{path}": size for path, size in sizes.items()}
+    return Download(name, full, frozenset(f"{spec.path}@{commit}/{path}" for path in missing), spec.streaming)
+
+
+def as_lines(downloads: list[Download]) -> list[str]:
+    """The downloads for the screen: each corpus, then all together, and the space that there is for them."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    lines = []
+    for one in downloads:
+        state = "streamed" if one.is_streamed else "to download" if one.missing else "here already"
+        count = len(one.sizes)
+        lines.append(f"{gigabytes(sum(one.sizes.values())):>10}  {count:>4} files  {state:<12}  {one.name}")
+    folder = Path(HF_HUB_CACHE)
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    missing = sum(one.bytes_missing() for one in downloads)
+    lines.append(
+        f"{gigabytes(missing):>10}  to download into {folder}, where {gigabytes(shutil.disk_usage(place).free)} are free"
+    )
+    return lines
+
+
+def gigabytes(size: int) -> str:
+    """Bytes in words, such as "1.25 GB" or "12 kB"."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / 1000:.0f} kB"
