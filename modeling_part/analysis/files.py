@@ -22,7 +22,7 @@ def read_rows(path: str | Path) -> list[dict]:
     """
     path = Path(path)
     if (kept := kept_rows(path)) is not None:
-        return kept.to_list()
+        return list(kept)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is neither a JSONL manifest nor a folder with rows.arrow (runs/NAME/data/test)"

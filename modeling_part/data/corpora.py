@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from .checking import RowFilters, summary, write_data_report
 from .expansion import corpus_specs
 from .rows import CorpusError
+from .sounds import with_sounds
 from .stored_corpora import corpus_weights, load_corpora
 from .streamed_corpora import stream_corpora
 
@@ -92,7 +93,7 @@ def kept_rows(folder: Path) -> "datasets.Dataset | None":
     from datasets import Dataset
 
     path = folder / "rows.arrow"
-    return Dataset.from_file(str(path)) if path.is_file() else None
+    return with_sounds(Dataset.from_file(str(path)), folder) if path.is_file() else None
 
 
 def open_corpora(cache_dir: str | Path) -> tuple["datasets.Dataset", dict]:

@@ -62,14 +62,11 @@ def _of_dataset(spec: CorpusSpec) -> Download:
 
     settings = {name: spec.settings.get(name) for name in ("config", "revision", "data_files")}
     with errors_of_hub(spec):
-        split, addresses = hub_files(spec, **settings)
-        start, commit = addresses[0].removeprefix("hf://datasets/").split("@", 1)[0], addresses[0].split("@", 1)[1]
-        commit = commit.split("/", 1)[0].replace("%2F", "/")
-        paths = [address.split("@", 1)[1].split("/", 1)[1] for address in addresses]
-        infos = HfApi().get_paths_info(start, paths, revision=commit, repo_type="dataset")
+        files = hub_files(spec, **settings)
+        infos = HfApi().get_paths_info(spec.path, files.paths, revision=files.commit, repo_type="dataset")
         sizes = {info.path: info.size for info in infos}
-    name = " ".join(filter(None, (spec.path, spec.settings.get("config"), split)))
-    return _download(name, spec, sizes, commit)
+    name = " ".join(filter(None, (spec.path, spec.settings.get("config"), files.split)))
+    return _download(name, spec, sizes, files.commit)
 
 
 def _of_fleurs(spec: CorpusSpec) -> Download:

@@ -11,10 +11,12 @@ from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
 from .readers.registry import find_reader
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, CorpusError, canonical_features
+from .sounds import SoundStore, with_sounds
 
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 
 ROWS_PER_CHUNK = 2000
@@ -90,24 +92,31 @@ def chunked(rows: Iterable[dict]) -> Iterator[list[dict]]:
 
 
 def write_arrow(chunks: Iterable[list[dict]], cache_dir: str | Path | None) -> "datasets.Dataset":
-    """A dataset of the rows, on disk (memory-mapped) or, without `cache_dir`, in memory."""
+    """A dataset of the rows, on disk (memory-mapped, each sound once) or, without `cache_dir`, in memory."""
     import pyarrow
     from datasets import Dataset
 
     schema = canonical_features().arrow_schema
-    target = None
-    if cache_dir is not None:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        target = Path(cache_dir) / "rows.arrow"
-    partial = None if target is None else target.with_suffix(".partial")
-    with pyarrow.BufferOutputStream() if partial is None else pyarrow.OSFile(str(partial), "wb") as sink:
-        with pyarrow.ipc.new_stream(sink, schema) as writer:
-            for chunk in chunks:
-                writer.write_table(pyarrow.Table.from_pylist(chunk, schema=schema))
-        if target is None:
+    if cache_dir is None:
+        with pyarrow.BufferOutputStream() as sink:
+            _write(chunks, sink, schema)
             return Dataset.from_buffer(sink.getvalue())
+    folder = Path(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "rows.arrow"
+    partial = target.with_suffix(".partial")
+    with SoundStore(folder) as sounds, pyarrow.OSFile(str(partial), "wb") as sink:
+        _write(map(sounds.keep, chunks), sink, schema)
     partial.replace(target)
-    return Dataset.from_file(str(target))
+    return with_sounds(Dataset.from_file(str(target)), folder)
+
+
+def _write(chunks: Iterable[list[dict]], sink: "pyarrow.NativeFile", schema: "pyarrow.Schema") -> None:
+    import pyarrow
+
+    with pyarrow.ipc.new_stream(sink, schema) as writer:
+        for chunk in chunks:
+            writer.write_table(pyarrow.Table.from_pylist(chunk, schema=schema))
 
 
 def fingerprint(dataset: "datasets.Dataset") -> str:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,8 @@ def read_dataset(
 ) -> Iterator[dict]:
     """Rows of any dataset: a local folder (parquet, arrow, save_to_disk, audiofolder), a file, or a Hub id.
 
-    Audio stays as it is stored: paths, or bytes from parquet (which the rows then hold). Of a dataset on the Hub only the
-    files of the split are downloaded.
+    Audio stays as it is stored: paths, or bytes from parquet (which a run keeps once, see `sounds.py`). Of a dataset on the
+    Hub only the files of the split are downloaded.
 
     Args:
         spec: the entry of the recipe.
@@ -148,29 +149,59 @@ def open_dataset(
 def open_hub_dataset(
     spec: CorpusSpec, streaming: bool, config: str | None, revision: str | None, data_files: str | None
 ) -> "datasets.Dataset | datasets.IterableDataset":
-    """One split of a dataset of the Hugging Face Hub; one clear error where it cannot be had."""
+    """One split of a dataset of the Hugging Face Hub, whose files are downloaded first and read where they lie, or streamed.
+
+    One clear error where it cannot be had.
+    """
     import datasets
+    from huggingface_hub import snapshot_download
 
     with errors_of_hub(spec):
-        split, files = hub_files(spec, config, revision, data_files)
-        chosen = {split: files}
+        files = hub_files(spec, config, revision, data_files)
+        addresses = files.addresses
+        if not streaming:
+            settings = {"repo_type": "dataset", "revision": files.commit, "allow_patterns": files.paths}
+            folder = Path(snapshot_download(spec.path, **settings))
+            addresses = [str(folder / path) for path in files.paths]
         return datasets.load_dataset(
-            spec.path, name=config, revision=revision, data_files=chosen, split=split, streaming=streaming
+            files.kind, data_files={files.split: addresses}, split=files.split, streaming=True
         )
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """The files of one split of a dataset on the Hub.
+
+    Attributes:
+        kind: of files, as `datasets` names what reads them, such as `parquet`.
+        split: the dataset's own name of it.
+        commit: of the repository.
+        paths: in the repository.
+        addresses: the same, as `hf://datasets/...`.
+    """
+
+    kind: str
+    split: str
+    commit: str
+    paths: list[str]
+    addresses: list[str]
 
 
 def hub_files(
     spec: CorpusSpec, config: str | None = None, revision: str | None = None, data_files: str | None = None
-) -> tuple[str, list[str]]:
-    """The dataset's own name of the split that `spec` asks for, and the `hf://` addresses of its files."""
+) -> HubFiles:
+    """The files of the split that `spec` asks for, of which none is downloaded."""
     import datasets
+    from huggingface_hub import HfFileSystem
 
     if not is_hub_id(spec.path):
         raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
     files = data_files and {spec.split: data_files}
     builder = datasets.load_dataset_builder(spec.path, name=config, revision=revision, data_files=files)
     split = split_name(builder.config.data_files, spec)
-    return split, list(builder.config.data_files[split])
+    addresses = list(builder.config.data_files[split])
+    places = [HfFileSystem().resolve_path(address) for address in addresses]
+    return HubFiles(builder.name, split, places[0].revision, [place.path_in_repo for place in places], addresses)
 
 
 @contextmanager
