@@ -40,6 +40,7 @@ from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
 from modeling_part.training.run import Run, StageRun, predict_checkpoint
 from modeling_part.training.setup import cache_encoder_outputs, load_model, prepare_model, stage_arguments
+from modeling_part.training.stability import StabilityCallback
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -100,7 +101,11 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         processing_class=processor,
         generation_monitor=stage.monitor(rows, record, processor, recipe),
         on_save=lambda folder: write_checkpoint_record(folder, record),
-        callbacks=[*epoch_callbacks(batches, args), Console(stage.plan, stage.later, batches, rows)],
+        callbacks=[
+            *epoch_callbacks(batches, args),
+            Console(stage.plan, stage.later, batches, rows),
+            StabilityCallback(stage.plan),
+        ],
     )
     if changed:
         trainer.add_callback(NewSettings(stage.plan, set(trainer.get_decay_parameter_names(model))))

@@ -17,9 +17,10 @@ from tiny import REPOSITORY
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.batches import Batches, plan_eval_batches
 from modeling_part.data.budget import Budget
-from modeling_part.data.collator import PARTCollator, count_tokens
+from modeling_part.data.collator import PARTCollator
 from modeling_part.data.loading import Rows
 from modeling_part.data.mixture import Mixture, RowTable
+from modeling_part.data.row_tokens import count_tokens
 from modeling_part.data.sampling import TaskBatchSampler
 from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe

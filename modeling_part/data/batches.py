@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..processing_part import PARTProcessor
@@ -12,9 +13,10 @@ from ..recipes.arguments import DataArguments, Recipe
 from ..recipes.stages import Stage
 from .augmentation import build_augmentation
 from .budget import Budget
-from .collator import PARTCollator, count_row_tokens, count_tokens
+from .collator import PARTCollator
 from .loading import Rows, check_prompts
 from .mixture import Mixture, RowTable
+from .row_tokens import count_row_tokens, row_tokens
 from .sampling import TaskBatchSampler
 from .streaming import StreamingTaskBatches
 from .transcripts import count_too_long
@@ -81,16 +83,17 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
     check_prompts(rows.datasets.values(), processor)
     data, seed = recipe.data, recipe.training.seed
     budget = batch_budget(data)
+    aligns = bool(stage.losses.get("ctc"))
     if rows.is_streamed:
         sampler = _stream(stage, rows.train, processor, budget, recipe, progress)
         report = {"steps": stage.max_steps, "rows": {}, "hours": {}, "padding_share": 0.0}
     else:
-        table = RowTable.from_dataset(rows.train, count_tokens(rows.train, processor), rows.corpus_weights)
+        tokens = row_tokens(rows.train, processor, aligns, rows.folder)
+        table = RowTable.from_dataset(rows.train, tokens.answers, rows.corpus_weights)
         sampler = _sampler(stage, table, budget, recipe, progress.history)
         # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.
         whole = _sampler(stage, table, budget, recipe) if progress.history else sampler
         report = whole.epoch_report(0)
-    aligns = bool(stage.losses.get("ctc"))
     if aligns:
         report |= {"transcripts_too_long": count_too_long(rows, processor)}
     multiples = (data.pad_seconds_multiple, data.pad_tokens_multiple)
@@ -108,7 +111,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
             with_transcripts=aligns,
         ),
         eval_rows=rows.eval,
-        eval_batches=None if rows.eval is None else plan_eval_batches(rows.eval, processor, budget),
+        eval_batches=None if rows.eval is None else plan_eval_batches(rows.eval, processor, budget, rows.folder),
         eval_collator=PARTCollator(processor, *multiples, skip_broken=True, with_transcripts=aligns),
         report=report,
         max_bad_fraction=data.max_bad_fraction,
@@ -123,9 +126,11 @@ def batch_budget(data: DataArguments) -> Budget:
     )
 
 
-def plan_eval_batches(rows: datasets.Dataset, processor: PARTProcessor, budget: Budget) -> list[list[int]]:
-    """Batches for the dev loss: every row once, one task per batch."""
-    table = RowTable.from_dataset(rows, count_tokens(rows, processor))
+def plan_eval_batches(
+    rows: datasets.Dataset, processor: PARTProcessor, budget: Budget, folder: Path | None = None
+) -> list[list[int]]:
+    """Batches for the dev loss: every row once, one task per batch. What is counted for them is kept in `folder`."""
+    table = RowTable.from_dataset(rows, row_tokens(rows, processor, folder=folder).answers)
     tasks = {group[0]: 1.0 for group in table.groups}
     # The multiples that shapes are padded to are of training; here a batch is as large as the limits allow.
     limits = Budget(budget.max_audio_seconds, budget.max_tokens, budget.max_rows)

@@ -12,6 +12,7 @@ from ..layout_part import batch_layout
 from ..processing_part import PARTProcessor
 from .augmentation import Augmentation, row_generator
 from .encoder_cache import EncoderOutputs, refuse_augmentation
+from .row_tokens import transcript
 from .rows import errors_of_row
 
 
@@ -186,28 +187,3 @@ class PARTCollator:
             waveform = self.augmentation.augment_waveform(waveform, rate, generator)
             features = self.processor.extract_features(waveform)
             return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
-
-
-def transcript(task: str, text: str, source_text: str | None) -> str | None:
-    """What is said in a row's clip: None for text tasks, and where a corpus of translations does not tell."""
-    return {"asr": text, "s2tt": source_text}.get(task)
-
-
-def _scored_text(task: str, text: str, source_text: str | None) -> str:
-    """What counts against the token budget: the answer, and the source sentence of text tasks."""
-    return f"{source_text} {text}" if task == "mt" else text
-
-
-def count_row_tokens(row: dict, processor: PARTProcessor) -> int:
-    """Tokens of one row's answer with its end (and of its source sentence, for text tasks)."""
-    text = _scored_text(row["task"], row["text"], row["source_text"])
-    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
-
-
-def count_tokens(dataset, processor: PARTProcessor, batch_size: int = 1000) -> np.ndarray:
-    """`count_row_tokens` of every row, for the sampler: `(rows,)` int32."""
-    counts = []
-    for batch in dataset.select_columns(["task", "text", "source_text"]).iter(batch_size=batch_size):
-        texts = list(map(_scored_text, batch["task"], batch["text"], batch["source_text"]))
-        counts += [len(ids) + 1 for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return np.array(counts, dtype=np.int32)

@@ -35,6 +35,7 @@ class Rows:
         corpus_weights: how often the rows of each corpus are drawn in an epoch.
         fingerprint: of the training rows; nothing tells two streams apart.
         is_streamed: whether `train` holds streams.
+        folder: where the run keeps what it finds out about its rows; None: nowhere.
     """
 
     train: datasets.Dataset | Mapping[str, datasets.IterableDataset] | None = None
@@ -43,6 +44,7 @@ class Rows:
     corpus_weights: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
     is_streamed: bool = False
+    folder: Path | None = None
 
     @property
     def datasets(self) -> dict[str, datasets.Dataset]:
@@ -57,13 +59,14 @@ def load_rows(recipe: Recipe) -> Rows:
     Raises:
         CorpusError: a corpus cannot be read, or more of its rows are broken than `max_bad_fraction` allows.
     """
+    folder = Path(recipe.training.output_dir) / "data"
     eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
     if any(spec.get("streaming") for spec in recipe.data.train_data or []):
         streams = _read_streams(recipe.data)
-        return Rows(streams, eval_rows, test_rows, fingerprint="streamed", is_streamed=True)
+        return Rows(streams, eval_rows, test_rows, fingerprint="streamed", is_streamed=True, folder=folder)
     train_rows, weights = _read("train", recipe)
     digest = "" if train_rows is None else fingerprint(train_rows)
-    return Rows(train_rows, eval_rows, test_rows, weights, digest)
+    return Rows(train_rows, eval_rows, test_rows, weights, digest, folder=folder)
 
 
 def load_test_rows(recipe: Recipe) -> datasets.Dataset:

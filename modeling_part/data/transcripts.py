@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ..configuration_part import convolved_length
 from ..processing_part import PARTProcessor
-from .collator import transcript
 from .loading import Rows
+from .row_tokens import RowTokens, row_tokens
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 # Of each stream; all rows of datasets are counted.
@@ -21,10 +26,9 @@ TEXT_COLUMNS = ("task", "source_lang", "text", "source_text", "duration")
 
 def count_transcript_tokens(rows: Rows, processor: PARTProcessor, vocabulary_size: int) -> torch.Tensor:
     """`(vocabulary_size,)`: how often each token occurs in the training transcripts; of streams, in their beginning."""
+    _, tokens = _text_rows(rows, processor)
     counts = torch.zeros(vocabulary_size, dtype=torch.long)
-    for _, ids in transcripts(rows, processor):
-        tokens = torch.tensor(ids, dtype=torch.long)
-        counts.index_add_(0, tokens, torch.ones_like(tokens))  # a vocabulary is long, a transcript short
+    counts[: len(tokens.occurrences)] = torch.from_numpy(tokens.occurrences)[:vocabulary_size]
     return counts
 
 
@@ -33,33 +37,27 @@ def count_too_long(rows: Rows, processor: PARTProcessor) -> dict[str, tuple[int,
 
     Where two neighbouring tokens are the same, CTC needs one audio token more.
     """
-    found: dict[str, tuple[int, int]] = {}
-    for row, ids in transcripts(rows, processor):
-        needed = len(ids) + sum(left == right for left, right in pairwise(ids))
-        steps = round((row["duration"] or 0.0) * processor.feature_rate)
-        too_long = needed > convolved_length(steps, processor.audio_token_convolutions)
-        before = found.get(row["source_lang"], (0, 0))
-        found[row["source_lang"]] = (before[0] + too_long, before[1] + 1)
-    return found
+    dataset, tokens = _text_rows(rows, processor)
+    if not len(dataset):
+        return {}
+    columns = dataset.select_columns(["source_lang", "duration"]).with_format("arrow")[:]
+    languages = columns["source_lang"].combine_chunks().dictionary_encode()
+    seconds = np.nan_to_num(columns["duration"].to_numpy(zero_copy_only=False).astype(np.float64))
+    steps, places = np.unique(np.round(seconds * processor.feature_rate).astype(np.int64), return_inverse=True)
+    room = convolved_length(torch.from_numpy(steps), processor.audio_token_convolutions).numpy()[places]
+    codes, spoken = languages.indices.to_numpy(zero_copy_only=False), tokens.transcripts > 0
+    every = np.bincount(codes[spoken], minlength=len(languages.dictionary))
+    wrong = np.bincount(codes[spoken & (tokens.transcripts > room)], minlength=len(languages.dictionary))
+    names = languages.dictionary.to_pylist()
+    return {name: (int(bad), int(count)) for name, bad, count in zip(names, wrong, every, strict=True) if count}
 
 
-def transcripts(rows: Rows, processor: PARTProcessor, batch_size: int = 1000) -> Iterator[tuple[dict, list[int]]]:
-    """The training rows whose transcript is known, without their audio, and its tokens."""
-    for batch in _batches(_text_rows(rows), batch_size):
-        spoken = [(row, transcript(row["task"], row["text"], row["source_text"])) for row in batch]
-        spoken = [(row, text) for row, text in spoken if text]
-        if spoken:
-            ids = processor.tokenizer([text for _, text in spoken], add_special_tokens=False)["input_ids"]
-            yield from zip((row for row, _ in spoken), ids, strict=True)
+def _text_rows(rows: Rows, processor: PARTProcessor) -> tuple[datasets.Dataset, RowTokens]:
+    """The training rows without their audio, and their tokens; of streams, those at their beginning."""
+    if not rows.is_streamed:
+        return rows.train, row_tokens(rows.train, processor, True, rows.folder)
+    from datasets import Dataset
 
-
-def _text_rows(rows: Rows) -> Iterable[dict]:
-    if rows.is_streamed:
-        return chain.from_iterable(islice(stream, STREAMED_ROWS) for stream in rows.train.values())
-    return rows.train.select_columns(list(TEXT_COLUMNS))
-
-
-def _batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    rows = iter(rows)
-    while batch := list(islice(rows, size)):
-        yield batch
+    first = chain.from_iterable(islice(stream, STREAMED_ROWS) for stream in rows.train.values())
+    dataset = Dataset.from_list([{name: row[name] for name in TEXT_COLUMNS} for row in first])
+    return dataset, row_tokens(dataset, processor, True)

@@ -10,7 +10,7 @@ import torch
 
 from ..alignment_part import align_tokens
 from ..audio_part import AudioError, load_clip
-from ..data.collator import transcript
+from ..data.row_tokens import transcript
 from ..recipes.files import write_json
 from .run_files import ALIGNMENTS_FILE
 

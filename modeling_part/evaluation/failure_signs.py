@@ -1,7 +1,9 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """The method's failure signs, per language (paper, section 4)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
 
 from .reports import answers_in_another_language
 from .tables import number, percent
@@ -13,6 +15,10 @@ FAR_FROM_AVERAGE_FACTOR = 2.0
 FAR_FROM_AVERAGE = 0.10
 BLEU_LOSS = 1.0
 IN_ANOTHER_LANGUAGE = 0.10
+# Of `instability`: entries of the log that are looked at together, and factors.
+WINDOW = 5
+SPIKE, SPIKE_NATS = 1.5, 0.5
+GROWTH, GROWN = 1.5, 4.0
 
 
 def same_normalization(report: Mapping, other: Mapping) -> bool:
@@ -76,3 +82,57 @@ def failure_signs(
 def _bounds(group: Mapping, measure: str) -> list[float]:
     """The interval of a measure; the measure itself twice where it has none."""
     return group.get(f"{measure}_interval") or [group[measure]] * 2
+
+
+def instability(log: Sequence[Mapping], warm_up: float = 0) -> dict[str, str]:
+    """The paper's fourth sign, unstable training, in a stage's log: measure -> what shows; empty where nothing does.
+
+    - A loss spikes: the last `WINDOW` entries of a task's loss are all more than `SPIKE` times its best mean of as many
+      entries before, and their mean more than `SPIKE_NATS` above it.
+    - A gradient norm keeps growing: its medians over the last two windows each are more than `GROWTH` times those of the
+      window before, and the last is more than `GROWN` times the lowest.
+
+    Entries of the warm-up, whose rates still rise, and those without a finite value count for nothing.
+
+    Args:
+        log: entries of training (`loss`, `TASK_loss`, `grad_norm`, `grad_norm/PART`, `step`), in order.
+        warm_up: steps of the warm-up.
+    """
+    signs = {}
+    after = [entry for entry in log if entry["step"] > warm_up]
+    names = dict.fromkeys(name for entry in after for name in entry)
+    for name in names:
+        values = [(entry["step"], entry[name]) for entry in after if isinstance(entry.get(name), (int, float))]
+        values = [(step, value) for step, value in values if math.isfinite(value)]
+        if name == "loss" or (name.endswith("_loss") and "/" not in name and "ctc" not in name):
+            found = _spike(values)
+        elif name.startswith("grad_norm"):
+            found = _growth(values)
+        else:
+            continue
+        if found is not None:
+            signs[name] = f"{name} {found}"
+    return signs
+
+
+def _spike(values: Sequence[tuple[int, float]]) -> str | None:
+    if len(values) < 3 * WINDOW:
+        return None
+    losses = [value for _, value in values]
+    means = [mean(losses[start : start + WINDOW]) for start in range(len(losses) - 2 * WINDOW + 1)]
+    best = min(range(len(means)), key=means.__getitem__)
+    last = losses[-WINDOW:]
+    if min(last) > SPIKE * means[best] and mean(last) > means[best] + SPIKE_NATS:
+        return f"was {means[best]:.2f} around step {values[best + WINDOW - 1][0]} and is {mean(last):.2f}"
+    return None
+
+
+def _growth(values: Sequence[tuple[int, float]]) -> str | None:
+    norms = [value for _, value in values]
+    medians = [median(norms[end - WINDOW : end]) for end in range(len(norms), WINDOW - 1, -WINDOW)][::-1]
+    if len(medians) < 4:
+        return None
+    before, middle, last = medians[-3:]
+    if last > GROWTH * middle > GROWTH**2 * before and last > GROWN * min(medians):
+        return f"grows: {before:.3g}, {middle:.3g}, {last:.3g} (medians of {WINDOW} entries; the lowest was {min(medians):.3g})"
+    return None

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from ..alignment_part import collapse
 from ..data.batches import Batches
-from ..data.collator import transcript
+from ..data.row_tokens import transcript
 from ..evaluation.metrics import count_edits
 from ..evaluation.normalization import normalize_text, scored_units
 from ..prompts_part import TASKS

@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from ..data.augmentation import build_augmentation
-from ..data.collator import count_tokens
 from ..data.loading import Rows
+from ..data.row_tokens import count_tokens
 from ..loading_part import has_learned_positions
 from ..processing_part import PARTProcessor
 from ..recipes.arguments import Recipe

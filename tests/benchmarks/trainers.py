@@ -64,8 +64,9 @@ from transformers import (
 
 from modeling_part.data.batches import Batches
 from modeling_part.data.budget import Budget
-from modeling_part.data.collator import PARTCollator, count_tokens
+from modeling_part.data.collator import PARTCollator
 from modeling_part.data.mixture import Mixture, RowTable
+from modeling_part.data.row_tokens import count_tokens
 from modeling_part.data.sampling import TaskBatchSampler
 from modeling_part.fbank_part import PARTFbankFeatureExtractor
 from modeling_part.recipes.arguments import PARTTrainingArguments

@@ -7,8 +7,9 @@ import pytest
 import tiny_training
 import torch
 
-from modeling_part.data.collator import PARTCollator, transcript
+from modeling_part.data.collator import PARTCollator
 from modeling_part.data.loading import Rows
+from modeling_part.data.row_tokens import transcript
 from modeling_part.data.transcripts import count_too_long, count_transcript_tokens
 from modeling_part.recipes.stages import Stage, part_of
 from modeling_part.training.dev_loss import dev_sums, swap_clips

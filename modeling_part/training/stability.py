@@ -1,0 +1,47 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""A warning when a stage that trains the language model becomes unstable: its loss spikes, or its gradients keep growing."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from transformers import TrainerCallback
+
+from ..evaluation.failure_signs import instability
+from ..recipes.stages import Stage
+
+
+logger = logging.getLogger(__name__)
+
+
+class StabilityCallback(TrainerCallback):
+    """Looks at what is logged, and says once for each sign which learning rates to lower.
+
+    Args:
+        stage: that trains.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._said: set[str] = set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """After each logging step of training."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        warm = self.stage.warmup_ratio * state.max_steps
+        for name, sign in instability(training_log(state.log_history), warm_up=warm).items():
+            if name not in self._said:
+                self._said.add(name)
+                logger.warning("Step %d: %s. %s", state.global_step, sign, self._advice())
+
+    def _advice(self) -> str:
+        rates = ", ".join(f"{part} {rate:g}" for part, rate in self.stage.learning_rates.items())
+        return (
+            f"Training is unstable: lower the learning rates of stage {self.stage.name!r} ({rates}), or raise its "
+            f"`warmup_ratio` ({self.stage.warmup_ratio:g})"
+        )
+
+
+def training_log(history: Sequence[Mapping]) -> list[Mapping]:
+    """The entries of a log that are about training steps."""
+    return [entry for entry in history if "loss" in entry and "step" in entry]
