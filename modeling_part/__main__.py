@@ -133,16 +133,24 @@ def transcribe(options: argparse.Namespace) -> None:
     """Texts of files."""
     from transformers import pipeline
 
+    from .evaluation.transcription import find_files, transcribe_files
     from .prompts_part import code_of, task_of
+    from .subtitles_part import FORMATS
 
     target = code_of(options.target_language) or ("en" if options.task == "translate" else None)
     task = "s2tt" if target else task_of(options.task)
     if task == "s2tt" and target is None:
         raise ValueError("A translation needs --target_language, such as fr or French.")
+    files = find_files(options.files)
     pipe = pipeline("speech-to-text", model=options.checkpoint, device=options.device)
-    for file in options.files:
-        answer = pipe(file, task=task, source_lang=code_of(options.language), target_lang=target)
-        print(answer["text"] if len(options.files) == 1 else f"{file}\t{answer['text']}", flush=True)
+    settings = {"task": task, "source_lang": code_of(options.language), "target_lang": target}
+    if options.output_format and task == "asr" and pipe.model.alignment_head is not None:
+        settings["return_timestamps"] = "word"
+    formats = list(FORMATS) if "all" in options.output_format else options.output_format
+    settings |= {"formats": formats, "folder": options.output_dir, "batch_size": options.batch_size}
+    failed = transcribe_files(pipe, files, overwrite=options.overwrite, **settings)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(files)} files could not be read; the others are done.")
 
 
 def score(options: argparse.Namespace) -> None:
@@ -308,10 +316,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add(verbs, env, "print versions, devices and precision, for reports of faults")
     verb = _add(verbs, transcribe, "print what is said in files, or its translation")
     verb.add_argument("checkpoint", help="folder of a stage, or Hub repository")
-    verb.add_argument("files", nargs="+", metavar="FILE", help="audio of any length")
+    verb.add_argument("files", nargs="+", metavar="FILE", help="audio of any length; folders and patterns too")
     verb.add_argument("--language", help="spoken, such as fr or French; the model finds out by itself without")
     verb.add_argument("--task", default="transcribe", help="transcribe (default), or translate: into English")
     verb.add_argument("--target_language", help="translate into it")
+    formats = ("srt", "vtt", "tsv", "txt", "json", "all")
+    verb.add_argument("--output_format", nargs="+", choices=formats, default=[], help="write files; print without it")
+    verb.add_argument("--output_dir", type=Path, help="for these files; beside each recording by default")
+    verb.add_argument("--overwrite", action="store_true", help="also recordings whose files are there already")
+    verb.add_argument("--batch_size", type=int, default=1, help="windows decoded at once (default 1)")
     verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")
     _add_evaluation(verbs)
     _add_analyses(_add_group(verbs, "analyze", "gradients, representations and weights of a checkpoint"))

@@ -1,0 +1,126 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Many files to texts: `part transcribe`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..audio_part import AudioError
+from ..subtitles_part import FORMATS
+
+
+# Taken from a folder; a file that is named is read whatever its name.
+AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mkv", ".mov"}
+AUDIO_SUFFIXES |= {".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".amr", ".wma", ".sph", ".mpga", ".mpeg"}
+
+
+def find_files(names: Sequence[str]) -> list[Path]:
+    """The files that are named, those with audio in the folders that are named, and those that patterns such as `*.mp3` fit.
+
+    Raises:
+        FileNotFoundError: a folder or a pattern without files.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in AUDIO_SUFFIXES)
+        elif not path.exists() and any(sign in name for sign in "*?["):
+            inside = sorted(one for one in map(Path, glob(name, recursive=True)) if one.is_file())
+        else:
+            inside = [path]  # one that is not there is said when it is its turn
+        if not inside:
+            raise FileNotFoundError(f"{name} holds, or fits, no audio file.")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def output_paths(files: Sequence[Path], formats: Sequence[str], folder: Path | None) -> list[list[Path]]:
+    """Where the texts of each file go: beside it, or in a folder.
+
+    Raises:
+        ValueError: two files would have their texts in one place.
+    """
+    owners: dict[Path, Path] = {}
+    places = []
+    for file in files:
+        stem = file.with_suffix("") if folder is None else folder / file.stem
+        places.append([stem.with_name(f"{stem.name}.{one}") for one in formats])
+        for path in places[-1]:
+            if path in owners or path == file:
+                raise ValueError(
+                    f"The texts of {file} and {owners.get(path, file)} would both be {path}: rename one, or transcribe "
+                    "them apart, with another --output_dir each."
+                )
+            owners[path] = file
+    return places
+
+
+class Readable:
+    """The sound of the files that can be read, one after the other; why the others cannot is kept."""
+
+    def __init__(self, files: Sequence[Path], pipe) -> None:
+        self.files, self.pipe = files, pipe
+        self.read: list[int] = []
+        self.failed: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[dict]:
+        rate = self.pipe.processor.sampling_rate
+        for number, file in enumerate(self.files):
+            try:
+                waveform = self.pipe.processor.waveform(str(file), None)
+            except (AudioError, OSError, ValueError) as error:
+                self.failed[number] = str(error)
+                continue
+            self.read.append(number)
+            yield {"raw": waveform, "sampling_rate": rate}
+
+
+def transcribe_files(
+    pipe,
+    files: Sequence[Path],
+    *,
+    formats: Sequence[str] = (),
+    folder: Path | None = None,
+    overwrite: bool = False,
+    **options,
+) -> dict[Path, str]:
+    """Print the texts of files, or write them, one after the other: an interrupted call goes on where it stopped.
+
+    Args:
+        pipe: a `PARTPipeline`.
+        files: of any length.
+        formats: some of `FORMATS`, written to files; none: texts are printed, with the file's name where there are several.
+        folder: for what is written; beside each file by default. Made where it is not there.
+        overwrite: also the files whose texts are all there already, which are otherwise left out.
+        options: of the pipeline; `batch_size` windows of all files are decoded at once.
+
+    Returns:
+        The files that could not be read, and why.
+    """
+    places = output_paths(files, formats, folder)
+    chosen = [
+        at for at, paths in enumerate(places) if overwrite or not paths or not all(one.exists() for one in paths)
+    ]
+    if len(chosen) < len(files):
+        print(f"{len(files) - len(chosen)} files are transcribed already.", file=sys.stderr)
+    readable = Readable([files[at] for at in chosen], pipe)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(chosen), desc="transcribe", unit="file", disable=None if formats else True) as progress:
+        for done, answer in enumerate(pipe(iter(readable), **options)):
+            at = chosen[readable.read[done]]
+            if not formats:
+                print(answer["text"] if len(files) == 1 else f"{files[at]}\t{answer['text']}", flush=True)
+            for form, path in zip(formats, places[at], strict=True) if formats else ():
+                aside = path.with_name(f"{path.name}.new")
+                aside.write_text(FORMATS[form](answer), encoding="utf-8")
+                aside.replace(path)
+            progress.update(readable.read[done] + 1 - progress.n)
+    failed = {readable.files[number]: reason for number, reason in readable.failed.items()}
+    for file, reason in failed.items():
+        print(f"{file}: {reason}", file=sys.stderr)
+    return failed

@@ -1,0 +1,87 @@
+"""`part transcribe`: many files, formats, what is done already, what cannot be read."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import pipeline
+
+from modeling_part.__main__ import main
+from modeling_part.evaluation.transcription import find_files, output_paths, transcribe_files
+
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_checkpoint):
+    return pipeline("speech-to-text", model=str(tiny_checkpoint), max_new_tokens=6, device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three recordings, one of them long, a file that is none, and one that only looks like one."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    for name, seconds in (("a.wav", 1), ("b.flac", 9), ("deeper/c.WAV", 2)):
+        samples = 0.1 * generator.standard_normal(seconds * RATE)
+        soundfile.write(tmp_path / "in" / name, samples, RATE, format=name[-4:].strip(".").upper())
+    (tmp_path / "in" / "notes.txt").write_text("not audio")
+    (tmp_path / "in" / "bad.mp3").write_text("<html>")
+    return tmp_path / "in"
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_files_folders_and_patterns_are_found(folder):
+    assert names(find_files([str(folder)])) == ["a.wav", "b.flac", "bad.mp3", "c.WAV"]
+    assert names(find_files([str(folder / "*.wav"), str(folder / "a.wav")])) == ["a.wav"]
+    assert names(find_files([str(folder / "notes.txt"), str(folder / "absent.wav")])) == ["notes.txt", "absent.wav"]
+    (folder / "empty").mkdir()
+    for nothing in ("empty", "*.ogg"):
+        with pytest.raises(FileNotFoundError, match="holds, or fits, no audio file"):
+            find_files([str(folder / nothing)])
+
+
+def test_two_files_have_their_texts_in_two_places(folder):
+    (folder / "deeper" / "a.flac").touch()
+    files = [folder / "a.wav", folder / "deeper" / "a.flac"]
+    assert len({path for paths in output_paths(files, ["srt", "txt"], None) for path in paths}) == 4
+    with pytest.raises(ValueError, match="would both be"):
+        output_paths(files, ["srt"], folder / "out")
+    with pytest.raises(ValueError, match="would both be"):
+        output_paths([folder / "notes.txt"], ["txt"], None)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_one_bad_file_does_not_stop_the_rest_and_a_second_call_goes_on(pipe, folder, capsys, batch_size):
+    files = find_files([str(folder)])
+    out = folder.parent / "out"
+    options = {"formats": ["json", "srt"], "folder": out, "batch_size": batch_size}
+    failed = transcribe_files(pipe, files, **options)
+    assert names(failed) == ["bad.mp3"] and "a web page" in failed[folder / "bad.mp3"]
+    assert sorted(names(out.iterdir())) == ["a.json", "a.srt", "b.json", "b.srt", "c.json", "c.srt"]
+    for file in (folder / "a.wav", folder / "b.flac", folder / "deeper" / "c.WAV"):
+        written = json.loads((out / f"{file.stem}.json").read_text())
+        assert written["text"] == pipe(str(file))["text"]
+    assert len(json.loads((out / "b.json").read_text())["chunks"]) == 3
+    (out / "b.srt").unlink()
+    before = (out / "a.json").stat().st_mtime_ns
+    transcribe_files(pipe, files, **options)
+    assert "2 files are transcribed already" in capsys.readouterr().err
+    assert (out / "b.srt").exists() and (out / "a.json").stat().st_mtime_ns == before
+    transcribe_files(pipe, files, overwrite=True, **options)
+    assert (out / "a.json").stat().st_mtime_ns > before
+
+
+def test_the_command_says_which_files_it_could_not_read(tiny_checkpoint, folder, capsys):
+    words = ["transcribe", str(tiny_checkpoint), str(folder / "a.wav"), str(folder / "bad.mp3"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--output_format", "all"])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and "bad.mp3" in printed.err
+    assert "1 of 2 files could not be read; the others are done" in printed.err
+    assert {path.suffix for path in folder.glob("a.*")} == {".wav", ".srt", ".vtt", ".tsv", ".txt", ".json"}
