@@ -37,7 +37,7 @@ def test_the_verbs_are_those_of_the_documentation():
         "report",
         "experiment",
         "analyze",
-        *(f"analyze {name}" for name in ("gradients", "probes", "drift")),
+        *(f"analyze {name}" for name in ("gradients", "probes", "drift", "text-loss")),
         "publish",
         "demo",
         "convert-encoder",
