@@ -55,7 +55,9 @@ def train(options: argparse.Namespace) -> None:
     import torch
     from accelerate.commands import launch as launcher
     from accelerate.commands.config.config_args import default_config_file
+    from torch.distributed.elastic.agent.server import api as agent
     from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import api as multiprocessing
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     launch = launcher.launch_command_parser().parse_args(options.passed_on)
@@ -66,8 +68,9 @@ def train(options: argparse.Namespace) -> None:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds: ranks that save are not killed after 30
     os.environ["PART_COMMAND"] = shlex.join(["part", "train", *options.passed_on])
     launcher.simple_launcher = _become
-    # It would warn of every value that it chose; the run's first line says device, processes and precision.
-    logging.getLogger(launcher.__name__).setLevel(logging.ERROR)
+    # They would warn of every value that they chose, and of every signal: the run says both in a line.
+    for name in (launcher.__name__, agent.__name__, multiprocessing.__name__):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         launcher.launch_command(launch)
     except ChildFailedError as error:  # the ranks have said what it was

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import sys
+import textwrap
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -44,14 +45,21 @@ MEASURES = {
 
 
 class _Format(logging.Formatter):
-    """The time and the message; what is not as it should be says so."""
+    """The time and the message, in whole words on a terminal; what is not as it should be says so.
+
+    Lines after the first stay as they are: tables, which fit, and commands, which are copied.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.levelno < logging.WARNING:
-            return text
-        time_of_day, rest = text.split(" ", 1)
-        return f"{time_of_day} {record.levelname.capitalize()}: {rest}"
+        text, width = super().format(record), terminal_width()
+        if record.levelno >= logging.WARNING:
+            time_of_day, rest = text.split(" ", 1)
+            text = f"{time_of_day} {record.levelname.capitalize()}: {rest}"
+        first, *others = text.split("\n")
+        if width is not None and len(first) > width:
+            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": INDENT}
+            first = textwrap.fill(first, width, replace_whitespace=False, drop_whitespace=True, **options)
+        return "\n".join([first, *others])
 
 
 def set_up_logging(args: PARTTrainingArguments) -> None:

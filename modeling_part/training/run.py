@@ -184,7 +184,8 @@ class StageRun:
         state = trainer.state
         message = "Stopped in stage %s at step %d of %d, which is saved in %s. Go on with:\n%s%s"
         step, folder = state.global_step, self.folder / f"checkpoint-{state.global_step}"
-        logger.warning(message, self.plan.name, step, state.max_steps, folder, INDENT, command(resume=True))
+        if PartialState().is_main_process:
+            logger.warning(message, self.plan.name, step, state.max_steps, folder, INDENT, command(resume=True))
         sys.exit(128 + signal.SIGTERM)
 
     def check_disk(self, model: nn.Module, args: PARTTrainingArguments) -> None:
@@ -264,7 +265,7 @@ class StageRun:
         Raises:
             NotFiniteError: a weight is NaN or infinite; the stage is not finished.
         """
-        metrics = trainer.evaluate() if trainer.batches.eval_batches else {}
+        metrics = dict(trainer.last_metrics()) if trainer.batches.eval_batches else {}
         metrics |= trainer.check_listening()
         trainer.save_model(str(self.folder))
         state = PartialState()

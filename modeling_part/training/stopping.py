@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl
 
@@ -43,7 +44,8 @@ class StopCallback(TrainerCallback):
         self.is_requested = True
         again = " Ctrl-C again stops at once, without saving." if number == signal.SIGINT else ""
         name = signal.Signals(number).name
-        logger.warning("Received %s: saving after this step, or the next with several ranks.%s", name, again)
+        if PartialState().is_main_process:  # a launcher hands the signal to all; of one to another rank the end tells
+            logger.warning("Received %s: saving after this step, or the next with several ranks.%s", name, again)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:

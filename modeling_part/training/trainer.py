@@ -109,7 +109,8 @@ class PARTTrainer(Trainer):
         self._statistics = StepStatistics()
         self._bad_steps = self._bad_steps_in_a_row = 0
         self._step_batches: list[tuple[list[str], torch.Tensor]] = []  # row ids and loss of each batch of the step
-        self._own_clips = (-1, DevSums())  # step and sums of the last evaluation, see `check_listening`
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # step and figures of the last evaluation
+        self._own_clips = DevSums()  # its sums, see `check_listening`
         self._saving = False
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -379,7 +380,7 @@ class PARTTrainer(Trainer):
             raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
         started = time.perf_counter()
         sums, of_several = dev_sums(self, self.batches, self.loss_options)
-        self._own_clips = (self.state.global_step, of_several)
+        self._own_clips = of_several
         metrics = sums.figures(f"{metric_key_prefix}_")
         if self.generation_monitor is not None:
             figures = self.generation_monitor(
@@ -387,18 +388,22 @@ class PARTTrainer(Trainer):
             )
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self._statistics.pause(time.perf_counter() - started)  # the log's speed is that of training
+        self._evaluated = (self.state.global_step, metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def last_metrics(self) -> dict[str, float]:
+        """What [`evaluate`] found at this step, now where it was not asked; every rank must make the call."""
+        step, metrics = self._evaluated
+        return metrics if step == self.state.global_step else self.evaluate()
 
     def check_listening(self) -> dict[str, float | bool]:
         """Say it aloud where the stage has not learned to use its audio; every rank must make the call."""
         found = None
         if self.batches.eval_batches:
-            step, own = self._own_clips
-            if step != self.state.global_step:  # not evaluated here
-                _, own = dev_sums(self, self.batches, self.loss_options)
-            found = listens(self, self.batches, self.loss_options, own)
+            self.last_metrics()
+            found = listens(self, self.batches, self.loss_options, self._own_clips)
         if found is not None and not found["listens"]:
             logger.warning(
                 "Stage %s does not use its audio: the dev loss is %.3f with each row's own clip and %.3f with another "

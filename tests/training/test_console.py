@@ -96,6 +96,19 @@ def test_the_steps_of_later_stages_are_estimated_from_their_rows():
     assert estimate_steps(ADAPTER, [JOINT], batches, Rows(rows.train, is_streamed=True)) is None
 
 
+def test_a_long_message_is_broken_between_words_and_its_command_is_not(monkeypatch):
+    monkeypatch.setattr(console, "terminal_width", lambda: 60)
+    command = "part train mine.yaml --output_dir runs/a-name-that-is-longer-than-the-terminal --resume true"
+    message = f"{'a word after another ' * 5}in models/a-folder. Go on with:\n{command}"
+    record = logging.LogRecord("part", logging.WARNING, "", 0, message, (), None)
+    *lines, last = console._Format("%(asctime)s %(message)s", datefmt="%H:%M:%S").format(record).split("\n")
+    assert last == command and len(lines) > 2 and all(len(line) <= 60 for line in lines)
+    assert all(line.startswith(" " * 9) for line in lines[1:])
+    assert " ".join(line.strip() for line in lines)[9:] == f"Warning: {message.split(chr(10), maxsplit=1)[0]}"
+    monkeypatch.setattr(console, "terminal_width", lambda: None)
+    assert console._Format("%(asctime)s %(message)s", datefmt="%H:%M:%S").format(record)[9:] == f"Warning: {message}"
+
+
 def test_the_time_left_is_of_the_stage_and_of_the_run(monkeypatch, caplog):
     clock = iter([100.0, 120.0])
     monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
