@@ -13,7 +13,7 @@ from .audio_part import AudioError, load_clip
 from .data.corpora import kept_rows
 from .evaluation.run_files import stage_folders
 from .pipeline_part import PARTPipeline
-from .prompts_part import LANGUAGE_NAMES
+from .prompts_part import LANGUAGE_NAMES, TEXT_TASKS
 from .publishing.cards import HUB_ID, group_languages
 
 
@@ -71,7 +71,7 @@ def _with_languages(source: str, title: str, run: Path | None, revision: str | N
     path = cached_file(source, "stage.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     record = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     groups = [(group.partition("/")[0], group_languages(group)) for group in record.get("data", {}).get("rows", {})]
-    languages = {codes[0] for task, codes in groups if codes and task != "mt"}
+    languages = {codes[0] for task, codes in groups if codes and task not in TEXT_TASKS}
     targets = {codes[1] for task, codes in groups if task == "s2tt" and len(codes) == 2}
     return Checkpoint(source, title, sorted(languages), sorted(targets), run)
 

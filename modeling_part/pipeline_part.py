@@ -19,6 +19,7 @@ from .alignment_part import align_answers
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
 from .processing_part import PARTProcessor
+from .prompts_part import TEXT_TASKS
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
 from .word_times_part import word_chunks, word_times
 
@@ -203,7 +204,7 @@ class PARTPipeline(ChunkPipeline):
             yield from self.preprocess(inputs, **{**given, **own})
             return
         row = {"task": task, **options}
-        if task == "mt":
+        if task in TEXT_TASKS:
             yield {"row": {**row, "source_text": inputs}, "span": None, "is_last": True}
             return
         waveform = self._waveform(inputs)

@@ -18,7 +18,7 @@ from .conventions_part import (
     convert,
 )
 from .damage_part import explain_damage
-from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, code_of, task_of
+from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, TEXT_TASKS, code_of, task_of
 from .templates_part import freeze_clock
 
 
@@ -119,7 +119,7 @@ class PARTProcessor(ConventionalProcessor):
 
         Args:
             audio: one clip or a list: path, bytes, `{"path", "bytes"}`, `{"array", "sampling_rate"}`, an `AudioDecoder` of
-                datasets, `(samples,)` or `(channels, samples)` array or tensor. None for `task="mt"`.
+                datasets, `(samples,)` or `(channels, samples)` array or tensor. None for `task="mt"` and `"text"`.
             task: `"asr"` (when None; also `"transcribe"`), `"s2tt"` (`"translate"`) or `"mt"`; one for all or one per row,
                 as are the next six.
             source_lang: BCP-47 code or English name of the speech's or the source text's language; None: not named in the
@@ -128,7 +128,7 @@ class PARTProcessor(ConventionalProcessor):
             text: the answer. Gives `labels` that cover the answer and its end token only. Where it holds the
                 `audio_token`, or there is no audio, and none of the other arguments is given, it is instead a whole
                 prompt, as other processors take it and `apply_chat_template` gives it: one placeholder per clip.
-            source_text: the sentence to translate, for `"mt"`.
+            source_text: the sentence to translate, for `"mt"`; what is asked, for `"text"`.
             prompt: replaces the instruction of the task.
             context: names, terms or sentences that what is said may be about; a line after the instruction. Of use where
                 training had such lines.
@@ -265,6 +265,8 @@ class PARTProcessor(ConventionalProcessor):
         """The instruction of a task with the languages named."""
         if task not in TASKS:
             raise ValueError(f"Unknown task {task!r}; the tasks are {', '.join(TASKS)}.")
+        if task == "text":  # what is asked says itself what to do
+            return ""
         if task != "asr" and target_lang is None:
             raise ValueError(f"Task {task!r} needs a `target_lang` (a BCP-47 code such as 'en').")
         wording = self.instructions[task if source_lang is not None else f"{task}_unnamed"]
@@ -281,7 +283,7 @@ class PARTProcessor(ConventionalProcessor):
         context = row.get("context")
         if context is None or not context.strip():
             return question
-        return f"{question}\n{self.instructions['context'].format(context=context)}"
+        return f"{question}\n".lstrip("\n") + f"{self.instructions['context'].format(context=context)}"
 
     def _encode_row(self, row: dict, num_audio_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt ids and answer ids (with the end token; empty without `text`) of one row."""
@@ -289,10 +291,11 @@ class PARTProcessor(ConventionalProcessor):
         before, after = self.turn()
         if num_audio_tokens:
             content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
-        elif row["task"] == "mt":
+        elif row["task"] in TEXT_TASKS:
             if not row["source_text"] or not row["source_text"].strip():
-                raise ValueError("Task 'mt' needs a non-empty `source_text`, the sentence to translate.")
-            content = self._tokens(f"{instruction}\n{row['source_text']}")
+                what = "the sentence to translate" if row["task"] == "mt" else "what is asked"
+                raise ValueError(f"Task {row['task']!r} needs a non-empty `source_text`, {what}.")
+            content = self._tokens("\n".join(filter(None, (instruction, row["source_text"]))))
         else:
             raise ValueError(f"Task {row['task']!r} needs `audio`.")
         answer = []

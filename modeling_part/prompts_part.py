@@ -1,7 +1,8 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What the model is asked: tasks, instructions and the names of languages."""
 
-TASKS = ("asr", "s2tt", "mt")
+TASKS = ("asr", "s2tt", "mt", "text")
+TEXT_TASKS = ("mt", "text")  # without audio
 
 # What the model is asked, per task; `_unnamed` is used when the source language is not given. The wording is saved in
 # processor_config.json with the checkpoint: a model must be asked the way it was trained.

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ..evaluation.html_report import ANALYSES_FOLDER
 from ..evaluation.pictures import STYLE, save_picture
 from ..evaluation.run_files import stage_folders
+from ..prompts_part import TEXT_TASKS
 from .drift import weight_drift
 from .files import load_checkpoint, read_rows
 from .gradients import gradient_similarity, plot_gradients
@@ -47,7 +48,7 @@ def analyze_run(run_folder: str | Path, *, device: str | None = None) -> list[Pa
             f"{run_folder} has {'no dev and test rows (data/eval, data/test)' if folders else 'no stage'}: there is nothing "
             "to analyse; leave --analyses out."
         )
-    rows = [row for path in found for row in read_rows(path) if row["task"] != "mt"]
+    rows = [row for path in found for row in read_rows(path) if row["task"] not in TEXT_TASKS]
     hub = min(row["source_lang"] for row in rows)
     compared = [row for row in rows if row["task"] == "asr" or row["target_lang"] == hub]
     gradients, probes = {}, {}

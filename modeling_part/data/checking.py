@@ -13,7 +13,7 @@ from pathlib import Path
 import regex
 
 from ..audio_part import alike, composed, other_form
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from .corpus_spec import CorpusSpec
 from .rows import (
     EXAMPLES_PER_REASON,
@@ -101,7 +101,7 @@ def size_parts(rows: Mapping[str, int], hours: Mapping[str, float]) -> list[list
     for task in TASKS:
         groups = [group for group in rows if group.startswith(f"{task}/")]
         if groups:
-            time = f"{sum(hours[group] for group in groups):9.2f} h" if task != "mt" else " " * 11
+            time = f"{sum(hours[group] for group in groups):9.2f} h" if task not in TEXT_TASKS else " " * 11
             line = [f"{task:<4} {sum(rows[group] for group in groups):>10,} rows {time}"]
             line += [f"{group.split('/')[1]} {rows[group]:,}" for group in groups[:10]]
             lines.append([*line, f"and {len(groups) - 10} more"] if len(groups) > 10 else line)
@@ -149,7 +149,7 @@ class RowFilters:
         """Why the row is left out; None if it stays."""
         if self.languages and not {row["source_lang"], row["target_lang"]} <= set(self.languages):
             return "language not asked for"
-        if row["task"] == "mt":
+        if row["task"] in TEXT_TASKS:
             return None
         if row["duration"] < self.min_duration:
             return f"shorter than {self.min_duration:g} s"
@@ -293,7 +293,7 @@ def fault(row: dict, measured: Mapping, listings: FolderListings) -> str | None:
     """What is wrong with the data of a row, whose unknown duration is filled in; None if it can be used."""
     if not VISIBLE.search(row["text"] or ""):
         return "no text"
-    if row["task"] == "mt":
+    if row["task"] in TEXT_TASKS:
         return None if VISIBLE.search(row["source_text"] or "") else "no source text"
     path, data = row["audio"]["path"], row["audio"]["bytes"]
     if path is None and data is None:

@@ -10,6 +10,7 @@ from torch import nn
 from ..audio_part import load_clip
 from ..layout_part import batch_layout
 from ..processing_part import PARTProcessor
+from ..prompts_part import TEXT_TASKS
 from .augmentation import Augmentation, row_generator
 from .encoder_cache import EncoderOutputs, refuse_augmentation
 from .row_tokens import transcript
@@ -85,12 +86,12 @@ class PARTCollator:
                 "TaskBatchSampler (or batches of one task)."
             )
         task = tasks.pop()
-        if task == "mt":
+        if task in TEXT_TASKS:
             rows = [{**row, "audio": None} for row in rows]
         broken: dict[int, str] = {}  # place in the batch -> what is wrong
         cached = self.encoder_outputs is not None and any(row["audio"] is not None for row in rows)
         batch = self._cached_batch(rows, broken) if cached else self._batch(rows, broken)
-        if self.with_transcripts and task != "mt":
+        if self.with_transcripts and task not in TEXT_TASKS:
             batch["transcript_ids"] = self._transcript_ids(rows)
         for index in broken:
             batch["labels"][index] = -100

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..audio_part import load_clip
 from ..configuration_part import convolved_length
 from ..processing_part import PARTProcessor
+from ..prompts_part import TEXT_TASKS
 from .rows import EXAMPLES_PER_REASON, errors_of_row, too_many_broken
 
 
@@ -189,7 +190,7 @@ def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> tup
     found: dict[str, tuple[int, float]] = {}
     for index in sorted(set(rows)):
         row = dataset[index]
-        if row["audio"] is not None and row["task"] != "mt":
+        if row["audio"] is not None and row["task"] not in TEXT_TASKS:
             found.setdefault(clip_key(row), (index, row["duration"] or 0.0))
     missing = [clip for key, clip in found.items() if not outputs.has_clip(key)]
     return sorted(missing, key=lambda clip: -clip[1]), len(found)

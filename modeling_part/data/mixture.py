@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from .rows import direction
 
 
@@ -113,7 +113,9 @@ class RowTable:
         arrays = {name: np.concatenate(chunks) if chunks else np.zeros(0) for name, chunks in parts.items()}
         task_of_group = np.array([TASKS.index(group[0]) for group in groups], dtype=np.int8)
         task = task_of_group[arrays["group"]] if groups else np.zeros(0, dtype=np.int8)
-        silent = np.flatnonzero((task != TASKS.index("mt")) & (arrays["audio_seconds"] <= 0))
+        silent = np.flatnonzero(
+            ~np.isin(task, [TASKS.index(name) for name in TEXT_TASKS]) & (arrays["audio_seconds"] <= 0)
+        )
         if len(silent):
             raise ValueError(
                 f"{len(silent)} speech rows have no duration (the first is row {silent[0]}); the reader must fill it in"

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ..prompts_part import TEXT_TASKS
 from .corpus_spec import CorpusSpec
 from .files import OnBroken, handle
 from .rows import COLUMNS, BrokenRowError, CorpusError, check_direction, speech_row, text_row
@@ -44,16 +45,19 @@ def record_rows(
     """The canonical rows of one record of a dataset or of one text pair; `BrokenRowError` if it cannot be one.
 
     Without a task column the record gives a row for each of the spec's tasks: `source_text` is what is spoken or to be
-    translated and `text` the translation; with asr alone, `text` may be the transcript.
+    translated and `text` the translation; with asr alone, `text` may be the transcript. For the task text they are what is
+    asked and the answer, or the column `messages` holds both.
     """
     names = {name: name for name in COLUMNS} | dict(columns or {})
     value = {name: column_value(record, column) for name, column in names.items()}
+    if "messages" in names:
+        value["source_text"], value["text"] = first_exchange(value.pop("messages"))
     for name in TEXTS:
         if isinstance(value[name], (Mapping, list, bytes)):
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
     source_lang = value["source_lang"] or only(spec, "languages", "source_lang", names["source_lang"] in record)
     for task in (value["task"],) if value["task"] else spec.tasks or ():
-        if task == "asr":
+        if task in ("asr", "text"):
             target_lang = source_lang
         else:
             has_column = names["target_lang"] in record
@@ -64,8 +68,8 @@ def record_rows(
         transcript = value["source_text"] if value["source_text"] is not None else value["text"]
         text = transcript if task == "asr" and not value["task"] else value["text"]
         row_id = str(value["id"]) if value["id"] is not None else record_id(value, number)
-        if task == "mt":
-            yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"])
+        if task in TEXT_TASKS:
+            yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"], task)
             continue
         source_text = text if task == "asr" else value["source_text"]
         speech = (source_lang, target_lang, text, source_text, value["duration"])
@@ -94,6 +98,35 @@ def column_value(record: Mapping, column: str) -> object:
             raise BrokenRowError(f"no {key!r} {inside} {', '.join(map(str, value)) or 'no keys'}")
         value = value[key]
     return value
+
+
+def first_exchange(messages: object) -> tuple[str, str]:
+    """What is asked first in a conversation, after what the system says, and the answer.
+
+    Later turns are left out: they answer what is no longer there.
+
+    Args:
+        messages: `[{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]`, maybe with a first one of
+            the role `system`; or with `from` (human, gpt) and `value`.
+
+    Raises:
+        BrokenRowError: it is no such list, or does not begin so.
+    """
+    turns = []
+    for message in messages if isinstance(messages, list) else ():
+        message = message if isinstance(message, Mapping) else {}
+        role = message.get("role") or message.get("from")
+        content = message.get("content") if message.get("content") is not None else message.get("value")
+        turns.append(({"human": "user", "gpt": "assistant"}.get(role, role), content))
+    system = [content for role, content in turns[:1] if role == "system"]
+    turns = turns[len(system) :]
+    if [role for role, _ in turns[:2]] != ["user", "assistant"]:
+        found = ", ".join(str(role) for role, _ in turns[:3]) or kind_of(messages)
+        raise BrokenRowError("'messages' do not begin with a turn of the user and one of the assistant", found)
+    texts = [*system, turns[0][1], turns[1][1]]
+    if not all(isinstance(text, str) for text in texts):
+        raise BrokenRowError("a turn of 'messages' is no text", repr(texts))
+    return "\n\n".join(texts[:-1]), texts[-1]
 
 
 def kind_of(value: object) -> str:
@@ -166,8 +199,8 @@ def check_columns(spec: CorpusSpec, columns: Mapping[str, str] | None, available
     where = f"{spec.reader} at {spec.path}"
     there = ", ".join(available)
     for name, column in columns.items():
-        if name not in COLUMNS:
-            raise CorpusError(f"{where}: 'columns' maps {name!r}, which is none of {', '.join(COLUMNS)}")
+        if name not in (*COLUMNS, "messages"):
+            raise CorpusError(f"{where}: 'columns' maps {name!r}, which is none of {', '.join(COLUMNS)}, messages")
         if not isinstance(column, str):
             raise CorpusError(f"{where}: 'columns' maps {name!r} to {column!r}; it must be the name of a column")
         if column not in available and column.split(".")[0] not in available:
@@ -175,15 +208,15 @@ def check_columns(spec: CorpusSpec, columns: Mapping[str, str] | None, available
         if column not in available:
             _check_nested(column, available, where)
     top = {name: columns.get(name, name) for name in COLUMNS}
-    present = {name for name, column in top.items() if column in available or name in columns}
-    if not {"text", "source_text"} & present:
+    present = {name for name, column in top.items() if column in available} | columns.keys()
+    if not {"text", "source_text", "messages"} & present:
         raise CorpusError(
             f"{where}: no column 'text'; say under 'columns' which of {there} it is, "
             "for example columns: {text: sentence}"
         )
     if not spec.tasks and "task" not in present:
         raise CorpusError(f"{where}: no column gives the task; name it, for example tasks: [asr]")
-    if set(spec.tasks or ()) - {"mt"} and not {"audio", "task"} & present:
+    if set(spec.tasks or ()) - {*TEXT_TASKS} and not {"audio", "task"} & present:
         sounding = [name for name, feature in available.items() if type(feature).__name__ == "Audio"]
         hint = f"columns: {{audio: {sounding[0]}}}" if sounding else f"which of {there} it is"
         raise CorpusError(f"{where}: no column 'audio' for {', '.join(spec.tasks)}; say under 'columns' {hint}")

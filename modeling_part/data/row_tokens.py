@@ -13,6 +13,7 @@ import numpy as np
 from accelerate import PartialState
 
 from ..processing_part import PARTProcessor
+from ..prompts_part import TEXT_TASKS
 from .stored_corpora import fingerprint
 
 
@@ -47,7 +48,7 @@ def transcript(task: str, text: str, source_text: str | None) -> str | None:
 
 def _scored_text(task: str, text: str, source_text: str | None) -> str:
     """What counts against the token budget: the answer, and the source sentence of text tasks."""
-    return f"{source_text} {text}" if task == "mt" else text
+    return f"{source_text} {text}" if task in TEXT_TASKS else text
 
 
 def count_row_tokens(row: dict, processor: PARTProcessor) -> int:

@@ -5,13 +5,14 @@ A row is one training or test example. Its columns:
 
     id           str     unique within its corpus, split and task
     corpus       str     where it comes from, for example "fleurs"
-    task         str     "asr" (speech to transcript), "s2tt" (speech to translation) or "mt" (text to translation)
+    task         str     "asr" (speech to transcript), "s2tt" (speech to translation), "mt" (text to translation) or "text"
+                         (any question and answer in text)
     source_lang  str     BCP 47 code of what is spoken or, for mt, of the source sentence
-    target_lang  str     BCP 47 code of `text`; equal to `source_lang` for asr
+    target_lang  str     BCP 47 code of `text`; equal to `source_lang` for asr and text
     text         str     the answer, with the corpus's own casing and punctuation
-    source_text  str     the transcript or the source sentence; None where it is unknown
-    duration     float   seconds of audio; 0.0 for mt
-    audio        struct  {"path": str or None, "bytes": binary or None}, still compressed; None for mt
+    source_text  str     the transcript, the source sentence or what is asked; None where it is unknown
+    duration     float   seconds of audio; 0.0 for mt and text
+    audio        struct  {"path": str or None, "bytes": binary or None}, still compressed; None without
     start, end   float   seconds, for a part of a long file; None for a whole file
 
 Nothing here decodes audio: `audio_part.load_audio` does, row by row, when a batch is made.
@@ -110,9 +111,9 @@ def check_direction(task: str, source_lang: str, target_lang: str) -> None:
     for name, code in (("source_lang", source_lang), ("target_lang", target_lang)):
         if not isinstance(code, str) or not _LANGUAGE_CODE.fullmatch(code):
             raise BrokenRowError(f"'{name}' is not a BCP 47 language code such as 'en' or 'pt-BR'", repr(code))
-    if (task == "asr") != (source_lang == target_lang):
+    if (task in ("asr", "text")) != (source_lang == target_lang):
         raise BrokenRowError(
-            "asr, and only asr, keeps the language", f"{task} from {source_lang!r} to {target_lang!r}"
+            "asr and text, and only they, keep the language", f"{task} from {source_lang!r} to {target_lang!r}"
         )
 
 
@@ -170,10 +171,12 @@ def speech_row(
     }
 
 
-def text_row(row_id: str, corpus: str, source_lang: str, target_lang: str, text: str, source_text: str) -> dict:
-    """One mt row: `source_text` in, `text` out, no audio."""
+def text_row(
+    row_id: str, corpus: str, source_lang: str, target_lang: str, text: str, source_text: str, task: str = "mt"
+) -> dict:
+    """One mt or text row: `source_text` in, `text` out, no audio."""
     row = speech_row(row_id, corpus, source_lang, target_lang, text, source_text, 0.0)
-    return {**row, "task": "mt", "audio": None}
+    return {**row, "task": task, "audio": None}
 
 
 def direction(source_lang: str, target_lang: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from .budget import Budget
 from .mixture import largest_remainder, round_up
 
@@ -133,7 +133,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         """Padded seconds and tokens of a row in multiples, after checking that it may be trained on at all."""
         if row["task"] != task:
             raise ValueError(f"row {row['id']} of the {task} stream has the task {row['task']}")
-        if task != "mt" and not row["duration"]:
+        if task not in TEXT_TASKS and not row["duration"]:
             raise ValueError(f"row {row['id']} has no duration; the reader must fill it in")
         target_tokens = self.count_tokens(row)
         seconds = int(round_up(row["duration"] or 0.0, self.budget.pad_seconds_multiple))

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..alignment_part import align_answers, collapse
 from ..audio_part import load_clip
 from ..confidence_part import answer_confidence, overall
+from ..prompts_part import TEXT_TASKS
 from .reports import write_report
 from .scoring import (
     PREDICTIONS_FILE,
@@ -87,7 +88,7 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
     All rows are of one task, so all have audio or none has.
     """
     audio = None
-    if rows[0]["task"] != "mt":
+    if rows[0]["task"] not in TEXT_TASKS:
         audio = [load_clip(row, processor.sampling_rate) for row in rows]
     inputs = processor(
         audio=audio,

@@ -16,6 +16,7 @@ import soundfile
 from ..audio_part import AudioError, load_clip
 from ..data.corpora import kept_rows
 from ..data.rows import group_name
+from ..prompts_part import TEXT_TASKS
 from .normalization import counts_characters, scored_units
 from .scoring import prediction_key
 
@@ -112,7 +113,7 @@ class Clips:
 
     def row(self, prediction: Mapping) -> Mapping | None:
         """The row of the test data that a prediction answers; None where it has no sound or is not there."""
-        if prediction["task"] == "mt":
+        if prediction["task"] in TEXT_TASKS:
             return None
         index = self._index.get(prediction_key(prediction))
         if index is None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from .suggestions import did_you_mean
 from .values import checked_fields
 
@@ -23,6 +23,7 @@ LOSSES = ("nll", "ctc")
 
 # Tasks whose answer is in another language than the input: the ones that may train the language model.
 CROSS_LANGUAGE_TASKS = ("s2tt", "mt")
+OPENING_TASKS = (*CROSS_LANGUAGE_TASKS, "text")  # and other text tasks, which reach nothing but the language model
 
 
 def _check_known(where: str, what: str, values: Iterable[str], known: Sequence[str]) -> None:
@@ -103,15 +104,18 @@ class Stage:
             raise ValueError(
                 f"Stage {self.name!r}: `losses` is {self.losses}; give {' or '.join(LOSSES)} a positive weight."
             )
-        if not self.losses.get("nll") and ("mt" in self.active_tasks or "language_model" in self.learning_rates):
+        of_text = [task for task in TEXT_TASKS if task in self.active_tasks]
+        if not self.losses.get("nll") and (of_text or "language_model" in self.learning_rates):
             raise ValueError(
                 f"Stage {self.name!r}: without `nll` in `losses` the language model does not run; leave it out of "
-                "`learning_rates`, and `mt` out of `tasks`."
+                f"`learning_rates`, and `{of_text[0] if of_text else 'mt'}` out of `tasks`."
             )
-        if "mt" in self.active_tasks and not self.opens_language_model("mt"):
-            raise ValueError(
-                f"Stage {self.name!r}: `mt` can only train the language model, which stays frozen; leave `mt` out of `tasks`."
-            )
+        for task in of_text:
+            if not self.opens_language_model(task):
+                raise ValueError(
+                    f"Stage {self.name!r}: `{task}` can only train the language model, which stays frozen; leave `{task}` out "
+                    "of `tasks`."
+                )
 
     @property
     def trains_language_model(self) -> bool:
@@ -127,7 +131,7 @@ class Stage:
         """Whether a batch of `task` gives gradients to the language model: the task gate."""
         if "language_model" not in self.learning_rates or self.gate == "frozen":
             return False
-        return self.gate == "always" or task in CROSS_LANGUAGE_TASKS
+        return self.gate == "always" or task in OPENING_TASKS
 
 
 # The paper's plan. Learning rates, batch sizes and ratios are not given there; these are ours.

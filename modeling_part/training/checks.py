@@ -41,6 +41,11 @@ def check_test_rows(dataset: datasets.Dataset, name: str = "test_data") -> None:
     table = dataset.select_columns([name for name in PLANNING_COLUMNS if name in dataset.column_names])
     keys, without_text = Counter(), []
     for row in table:
+        if row["task"] == "text":
+            raise ValueError(
+                f"Row {row['id']!r} of `{name}` is of the task text, whose answers nothing here can score; leave such corpora "
+                "to `train_data`."
+            )
         keys[prediction_key(row)] += 1
         if not (row["text"] or "").strip():
             without_text.append(row["id"])

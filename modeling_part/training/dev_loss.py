@@ -16,7 +16,7 @@ from ..data.batches import Batches
 from ..data.row_tokens import transcript
 from ..evaluation.metrics import count_edits
 from ..evaluation.normalization import normalize_text, scored_units
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from .losses import GroupLosses, LossSums, add_losses, add_output, mean_losses
 
 
@@ -84,7 +84,7 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
     args, rows = trainer.args, batches.eval_rows
     planned = [batch for batch in batches.eval_batches if len(batch) > 1 or not swap]
     if not options["nll_weight"]:  # the language model does not run
-        planned = [batch for batch in planned if rows[batch[0]]["task"] != "mt"]
+        planned = [batch for batch in planned if rows[batch[0]]["task"] not in TEXT_TASKS]
     mine = planned[args.process_index :: args.world_size]
 
     def collate(chosen: list[dict]) -> dict:
@@ -154,7 +154,7 @@ def listens(trainer: Trainer, batches: Batches, options: dict, own: DevSums) -> 
     Returns:
         `own_clip_loss`, `other_clip_loss` (over the same batches) and `listens`; None without a batch of two rows.
     """
-    tasks = {task for task in trainer.stage.active_tasks if task != "mt"}
+    tasks = {task for task in trainer.stage.active_tasks if task not in TEXT_TASKS}
     of_speech = [
         batch for batch in batches.eval_batches if len(batch) > 1 and batches.eval_rows[batch[0]]["task"] in tasks
     ]

@@ -15,6 +15,7 @@ from ..data.loading import Rows
 from ..data.row_tokens import count_tokens
 from ..loading_part import has_learned_positions
 from ..processing_part import PARTProcessor
+from ..prompts_part import TEXT_TASKS
 from ..recipes.arguments import Recipe
 
 
@@ -97,20 +98,23 @@ class RowLengths:
 
     def _source_share(self, candidates: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """What is in the prompt of a text task; nothing of it for a speech task."""
-        is_text = np.array([task == "mt" for task in self.dataset.select(candidates)["task"]])
+        is_text = np.array([task in TEXT_TASKS for task in self.dataset.select(candidates)["task"]])
         return np.where(is_text, tokens, 0)
 
     def _text_bytes(self) -> np.ndarray:
         pairs = zip(self.dataset["task"], self.dataset["text"], self.dataset["source_text"], strict=True)
         return np.array(
-            [len(f"{text or ''}{(source or '') if task == 'mt' else ''}".encode()) for task, text, source in pairs]
+            [
+                len(f"{text or ''}{(source or '') if task in TEXT_TASKS else ''}".encode())
+                for task, text, source in pairs
+            ]
         )
 
     def _prompt(self, index: int) -> int:
         """Positions of a row's prompt without audio and text."""
         row = self.dataset[index]
-        steps = [] if row["task"] == "mt" else [self._silence]
-        row = row | {"audio": None if row["task"] == "mt" else "there"}
+        steps = [] if row["task"] in TEXT_TASKS else [self._silence]
+        row = row | {"audio": None if row["task"] in TEXT_TASKS else "there"}
         tokens = self.processor.assemble_prompts([row], steps)["input_ids"].shape[1]
         audio = sum(map(self.processor.num_audio_tokens, steps))
         return tokens - audio - int(count_tokens(self.dataset.select([index]), self.processor)[0])
@@ -131,7 +135,7 @@ class RowLengths:
 def _durations(dataset: datasets.Dataset, recipe: Recipe | None) -> np.ndarray:
     """`(rows,)` seconds, those of the slowest speed where training changes it."""
     pairs = zip(dataset["task"], dataset["duration"], strict=True)
-    seconds = np.array([0.0 if task == "mt" else value or 0.0 for task, value in pairs])
+    seconds = np.array([0.0 if task in TEXT_TASKS else value or 0.0 for task, value in pairs])
     augmentation = None if recipe is None else build_augmentation(recipe.data.augmentation)
     if augmentation is not None and augmentation.speeds:
         slower = seconds / min(1.0, *augmentation.speeds)

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.stages import LOSSES, Stage
 from ..recipes.user_errors import UserError
 from .broken_rows import BrokenRows
@@ -141,7 +141,7 @@ class PARTTrainer(Trainer):
         gated = self.stage.trains_language_model and not all(
             self.stage.opens_language_model(task) for task in self.stage.active_tasks
         )
-        text_only = "mt" in self.stage.active_tasks
+        text_only = any(task in TEXT_TASKS for task in self.stage.active_tasks)
         # The mask embedding of wav2vec2's own SpecAugment, which PART switches off.
         masked = any(name.endswith("masked_spec_embed") for names in self.trainable_names.values() for name in names)
         return gated or text_only or masked

@@ -73,7 +73,7 @@ def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
         ({key: value for key, value in asr("a").items() if key != "text"}, "no 'text'; give the row one"),
         (asr("a", task="st"), "'task' is none of asr, s2tt, mt|'st'"),
         (asr("a", source_lang="Frensh", target_lang="Frensh"), "'source_lang' is not a BCP 47 language code|'Frensh'"),
-        (asr("a", target_lang="en"), "only asr, keeps the language|asr from 'fr' to 'en'"),
+        (asr("a", target_lang="en"), "asr and text, and only they, keep the language|asr from 'fr' to 'en'"),
         (asr("a", text=None), "'text' must be a string|None"),
         (asr("a", text=7), "'text' must be a string|7"),
         (asr(5), "'id' must be a string|5"),

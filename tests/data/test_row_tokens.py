@@ -20,6 +20,7 @@ def processor():
 @pytest.fixture
 def dataset():
     rows = tiny_training.tiny_dataset(words=(1, 4))
+    rows = rows.map(lambda row: {name: row[name] and f"ooo {row[name]}" for name in ("text", "source_text")})
     silent = rows.filter(lambda row: row["task"] == "s2tt").map(
         lambda row: {"source_text": None, "id": f"{row['id']}-x"}
     )

@@ -67,7 +67,9 @@ def test_the_recipes_of_the_issue_are_there():
     sizes, san_m = {"part_2b", "part_8b"}, {"part_sensevoice", "san_m_from_sound"}
     others = {"part", "new_language", "prompts", "quickstart"}
     hub = {"part_2b_hub", "part_8b_hub", "part_single_gpu"}
-    assert set(RECIPES) == {*others, *sizes, *aligned, *hub, *san_m, *ABLATIONS}
+    experiments = {"experiment_zh_en", "experiment_low_resource", "experiment_low_resource_no_text"}
+    experiments |= {f"experiment_zh_en_{name}" for name in ("baseline", "llm_frozen", "llm_always")}
+    assert set(RECIPES) == {*others, *sizes, *aligned, *hub, *experiments, *san_m, *ABLATIONS}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -214,6 +216,23 @@ def test_recipes_of_the_hub_take_only_what_the_table_names(name):
     assert content(name).get("bf16") == content(size).get("bf16") is True
     if name == "part_8b_hub":
         assert set(stated(name)) == set(stated("part_8b"))
+
+
+@pytest.mark.parametrize("name", ["baseline", "llm_frozen", "llm_always"])
+def test_the_experiments_on_the_hub_differ_from_their_plan_as_those_on_digits_do(name):
+    here, there = plan(f"experiment_zh_en_{name}"), plan({"baseline": "baseline_2stage"}.get(name, name))
+    assert list(here) == list(there)
+    for stage, one in there.items():
+        assert (here[stage].gate, set(here[stage].tasks)) == (one.gate, set(one.tasks))
+        assert set(here[stage].learning_rates) == set(one.learning_rates)
+    assert sum(stage.epochs for stage in here.values()) == 12
+
+
+def test_the_experiment_on_text_tasks_differs_in_them_alone():
+    with_text, without = plan("experiment_low_resource"), plan("experiment_low_resource_no_text")
+    assert set(with_text["joint"].tasks) - set(without["joint"].tasks) == {"mt"}
+    assert without == with_text | {"joint": replace(with_text["joint"], tasks=without["joint"].tasks)}
+    assert {entry["name"] for entry in content("experiment_low_resource")["train_data"]} == {"covost2", "opus_100"}
 
 
 class TestBase:

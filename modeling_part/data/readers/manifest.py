@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 
-from ...prompts_part import code_of, task_of
+from ...prompts_part import TEXT_TASKS, code_of, task_of
 from ...recipes.suggestions import did_you_mean
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
@@ -100,7 +100,7 @@ def completed(record: dict, number: int, language: str | None = None, target_lan
     if "task" not in row:
         is_translated = row.get("target_lang", row.get("source_lang")) != row.get("source_lang")
         row["task"] = "mt" if "audio" not in row else "s2tt" if is_translated else "asr"
-    target = row.get("source_lang") if row["task"] == "asr" else "en" if is_english else target_language
+    target = row.get("source_lang") if row["task"] in ("asr", "text") else "en" if is_english else target_language
     if target is not None:
         row.setdefault("target_lang", target)
     if "id" not in row:
@@ -136,11 +136,13 @@ def manifest_row(record: dict, folder: Path) -> dict:
             raise BrokenRowError(f"{name!r} must be a string", repr(value))
     check_direction(record["task"], record["source_lang"], record["target_lang"])
     audio = record.get("audio")
-    if record["task"] == "mt":
+    if record["task"] in TEXT_TASKS:
         if audio is not None or record.get("source_text") is None:
-            raise BrokenRowError("an mt row has a 'source_text' and no 'audio'")
+            raise BrokenRowError(
+                f"{'an mt' if record['task'] == 'mt' else 'a text'} row has a 'source_text' and no 'audio'"
+            )
         languages = record["source_lang"], record["target_lang"]
-        return text_row(record["id"], "", *languages, record["text"], record["source_text"])
+        return text_row(record["id"], "", *languages, record["text"], record["source_text"], record["task"])
     if not audio:
         raise BrokenRowError(f"an {record['task']} row needs 'audio'")
     speech = (record[name] for name in ("source_lang", "target_lang", "text"))

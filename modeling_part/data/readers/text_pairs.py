@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
+from ...prompts_part import TEXT_TASKS
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import read_csv, read_jsonl, read_table, unquoted
@@ -16,7 +17,7 @@ from ..rows import CorpusError
 def read_text_pairs(
     spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, str] | None = None
 ) -> Iterator[dict]:
-    """Mt rows from a TSV or CSV file with a header or a JSONL file, one pair a line.
+    """Mt rows from a TSV or CSV file with a header or a JSONL file, one pair a line; with `tasks: [text]`, text rows.
 
     The text side of a speech translation corpus needs no such file: read that corpus with `tasks: [mt]`.
 
@@ -27,6 +28,8 @@ def read_text_pairs(
             has the canonical name.
     """
     path = spec.folder()
+    tasks = tuple(task for task in spec.tasks or ("mt",) if task in TEXT_TASKS)
+    spec = replace(spec, tasks=tasks or ("mt",))
     on_broken = partial(report.drop_line, spec.corpus)
     if path.suffix == ".tsv":
         lines = read_table(path, on_broken=on_broken)
@@ -39,6 +42,6 @@ def read_text_pairs(
         raise CorpusError(f"text_pairs: {path} is neither .tsv or .csv (with a header) nor .jsonl")
     if (first := next(records, None)) is None:
         return
-    check_columns(replace(spec, tasks=("mt",)), columns, dict.fromkeys(first[1]))
+    check_columns(spec, columns, dict.fromkeys(first[1]))
     placed = ((f"{path}, line {number}", number, record) for number, record in chain([first], records))
-    yield from rows_of(placed, replace(spec, tasks=("mt",)), columns, None, on_broken)
+    yield from rows_of(placed, spec, columns, None, on_broken)
