@@ -211,7 +211,8 @@ class PARTTrainingArguments(TrainingArguments):
     predict_unnamed: bool = field(
         default=True,
         metadata={
-            "help": "Ask for the transcripts of `test_data` a second time, the language not named, and score both."
+            "help": "Ask for the transcripts of `test_data` (and of `eval_data`, with predict_with_generate) a second time, the "
+            "language not named, and score both."
         },
     )
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer when generating."})

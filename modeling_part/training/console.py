@@ -38,6 +38,8 @@ MEASURES = {
     "ctc_loss": ("CTC loss", 1, 3),
     "wer": ("WER %", 100, 1),
     "cer": ("CER %", 100, 1),
+    "unnamed_wer": ("unnamed %", 100, 1),  # of transcripts that were asked for without the name of the language
+    "unnamed_cer": ("unnamed %", 100, 1),
     "error_rate": ("CTC WER %", 100, 1),
     "bleu": ("BLEU", 1, 1),
     "chrf": ("chrF", 1, 1),
@@ -194,7 +196,7 @@ def figures_with_table(title: str, figures: Mapping[str, float], width: int | No
 def _means(figures: Mapping[str, float]) -> list[str]:
     losses = " ".join(filter(None, (_losses(figures, task) for task in TASKS)))
     parts = [f"loss {losses}"] if losses else []
-    rates = {"CTC WER": "ctc_error_rate", "asr errors": "asr_error_rate"}
+    rates = {"CTC WER": "ctc_error_rate", "asr errors": "asr_error_rate", "unnamed": "asr_unnamed_error_rate"}
     parts += [f"{name} {100 * figures[key]:.1f} %" for name, key in rates.items() if key in figures]
     scores = {"BLEU": "s2tt_bleu", "chrF": "s2tt_chrf", "BLEU of text": "mt_bleu"}
     return parts + [f"{name} {figures[key]:.1f}" for name, key in scores.items() if key in figures]

@@ -105,7 +105,7 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
         inputs = trainer._prepare_inputs({name: value for name, value in batch.items() if name != "rows"})
         info = inputs.pop("batch_info")
         trainer.broken_rows.warn(info)
-        with torch.no_grad(), trainer.compute_loss_context_manager():
+        with torch.no_grad(), trainer.accelerator.autocast():
             outputs = model(**inputs, **options)
         if index < len(mine):
             answers, alignment = LossSums(), LossSums()

@@ -102,7 +102,7 @@ def dry_run(trainer: PARTTrainer) -> None:
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
     trainer.broken_rows.warn(info)
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with torch.no_grad(), trainer.accelerator.autocast():  # which accelerate puts around a model that it prepares
         loss = trainer.model(**inputs, **trainer.loss_options).loss
     logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
     config, args = trainer.model.config, trainer.args

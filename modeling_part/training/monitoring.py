@@ -31,6 +31,7 @@ class GenerationMonitor:
         parent: the parent stage's folder, whose dev report is what "worse" means; None: nothing to compare with.
         training_rows: rows per group that the stage trains on, see [`reports.failure_signs`].
         seed: of the bootstrap behind the intervals.
+        ask_unnamed: score the transcripts a second time, asked for without the name of their language.
         **generation: `batch_size`, `max_audio_seconds` and `max_new_tokens` of [`evaluation.predict`].
     """
 
@@ -42,6 +43,7 @@ class GenerationMonitor:
         parent: Path | None = None,
         training_rows: Mapping[str, int] | None = None,
         seed: int = 0,
+        ask_unnamed: bool = False,
         **generation,
     ) -> None:
         self.dataset = dataset
@@ -50,6 +52,7 @@ class GenerationMonitor:
         self.before = None if parent is None else last_dev_report(Path(parent))
         self.training_rows = training_rows
         self.seed = seed
+        self.ask_unnamed = ask_unnamed
         self.generation = generation
 
     def __call__(
@@ -69,7 +72,8 @@ class GenerationMonitor:
 
         Returns:
             `asr/fr_wer`, `s2tt/fr-en_bleu`, `s2tt/fr-en_chrf`, ... and the averages over languages `asr_error_rate`,
-            `s2tt_bleu`, ...; error rates as fractions, BLEU and chrF from 0 to 100.
+            `s2tt_bleu`, ...; error rates as fractions, BLEU and chrF from 0 to 100. With `ask_unnamed` also
+            `asr/fr_unnamed_wer`, ... and `asr_unnamed_error_rate`.
         """
         with autocast():
             report = predict_and_report(
@@ -78,6 +82,7 @@ class GenerationMonitor:
                 self.dataset,
                 self.folder / f"step-{step}",
                 seed=self.seed,
+                ask_unnamed=self.ask_unnamed,
                 accelerator=accelerator,
                 **self.generation,
             )
@@ -106,6 +111,11 @@ def report_metrics(report: Mapping) -> dict[str, float]:
     for name, group in report["groups"].items():
         metrics[f"{name}_{group['error_metric'].lower()}"] = group["error_rate"]
         metrics |= {f"{name}_{measure}": group.get(measure) for measure in ("bleu", "chrf")}
+    unnamed = report.get("unnamed", {"groups": {}, "macro": {}})
+    for name, group in unnamed["groups"].items():
+        metrics[f"{name}_unnamed_{group['error_metric'].lower()}"] = group["error_rate"]
+    for task, average in unnamed["macro"].items():
+        metrics[f"{task}_unnamed_error_rate"] = average.get("error_rate")
     for task, average in report["macro"].items():
         metrics |= {f"{task}_{measure}": average.get(measure) for measure in ("error_rate", "bleu", "chrf")}
     return {name: float(value) for name, value in metrics.items() if value is not None}

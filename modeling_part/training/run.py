@@ -175,6 +175,7 @@ class StageRun:
             self.parent,
             record["data"]["rows"] or None,
             args.seed,
+            args.predict_unnamed,
             **generation_settings(args),
         )
 

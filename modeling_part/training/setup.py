@@ -146,7 +146,7 @@ def cache_encoder_outputs(trainer: PARTTrainer, recipe: Recipe) -> None:
         Path(args.output_dir) / "data" / "encoder_outputs" / name,
         max_audio_seconds=recipe.data.max_audio_seconds,
         max_bad_fraction=batches.max_bad_fraction,
-        autocast=trainer.compute_loss_context_manager,
+        autocast=trainer.accelerator.autocast,
     )
     collator = copy.copy(batches.collator)
     collator.encoder_outputs = outputs

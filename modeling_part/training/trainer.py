@@ -384,7 +384,7 @@ class PARTTrainer(Trainer):
         metrics = sums.figures(f"{metric_key_prefix}_")
         if self.generation_monitor is not None:
             figures = self.generation_monitor(
-                self.model, self.accelerator, self.state.global_step, self.compute_loss_context_manager
+                self.model, self.accelerator, self.state.global_step, self.accelerator.autocast
             )
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self._statistics.pause(time.perf_counter() - started)  # the log's speed is that of training

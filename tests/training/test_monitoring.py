@@ -54,6 +54,8 @@ def test_each_evaluation_is_logged_and_kept(runs):
             assert line["eval_asr/fr_wer"] == report["groups"]["asr/fr"]["error_rate"]
             assert line["eval_s2tt/fr-en_bleu"] == report["groups"]["s2tt/fr-en"]["bleu"]
             assert line["eval_asr_error_rate"] == report["macro"]["asr"]["error_rate"]
+            assert line["eval_asr/fr_unnamed_wer"] == report["unnamed"]["groups"]["asr/fr"]["error_rate"]
+            assert line["eval_asr_unnamed_error_rate"] == report["unnamed"]["macro"]["asr"]["error_rate"]
             assert {f"eval_{name}" for name in report_metrics(report)} <= set(line)
 
 

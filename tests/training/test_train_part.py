@@ -195,6 +195,14 @@ def test_a_dry_run_shows_the_plan_and_leaves_no_stage(finished, tmp_path, caplog
     assert not [name for name in STAGES if (tmp_path / name / "model.safetensors").exists()]
 
 
+def test_a_dry_run_computes_in_the_precision_of_training(finished, tmp_path, caplog):
+    """LoRA in float32 on a language model in bfloat16, which no layer mixes by itself."""
+    options = ["--precision", "bf16", "--frozen_dtype", "auto", "--stage", "joint"]
+    with caplog.at_level(logging.INFO):
+        run(finished.recipe, "--dry_run", "--output_dir", str(tmp_path), *options)
+    assert sum("dry run: loss" in message for message in caplog.messages) == 1
+
+
 # ---- what stops before training ----
 
 
