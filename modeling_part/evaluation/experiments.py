@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def run_recipes(
         options: further arguments of `train_part.py`.
 
     Returns:
-        By seed, the `report.json` of the last stage of each recipe, in the order of `recipes`.
+        By seed, the `report.json` of the last stage of each recipe, in the order of `recipes`; none after a dry run.
 
     Raises:
         FileNotFoundError: a run left no report (its recipe has no `test_data`).
@@ -68,11 +69,23 @@ def run_recipes(
             settings += options
             command = [*shlex.split(launch), "-m", "train_part", recipe, *overlays, *settings]
             subprocess.run(command, check=True)
+            if only_plans(options):
+                continue
             report = run / _last_stage(run)["name"] / "report.json"
             if not report.is_file():
                 raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare.")
             reports[seed].append(report)
     return reports
+
+
+def only_plans(options: Sequence[str]) -> bool:
+    """Whether the arguments of `train_part.py` ask for a dry run, which leaves nothing to compare."""
+    for word, following in zip_longest(options, options[1:], fillvalue="--"):
+        name, equals, value = word.partition("=")
+        if name == "--dry_run":
+            value = value if equals else "true" if following.startswith("--") else following
+            return value.lower() in ("true", "t", "yes", "y", "on", "1")
+    return False
 
 
 def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[list[str], list[list[str]]]:
@@ -129,9 +142,11 @@ def run_experiment(recipes: Sequence[str], seeds: Sequence[int], **settings) -> 
         **settings: of [`run_recipes`].
 
     Returns:
-        The rows of the table, see [`summarize`].
+        The rows of the table, see [`summarize`]; none after a dry run.
     """
     reports = run_recipes(recipes, seeds, **settings)
+    if only_plans(settings.get("options", ())):
+        return []
     if len(recipes) > 1:
         for seed, found in reports.items():
             print(f"\nSeed {seed}")

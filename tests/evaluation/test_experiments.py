@@ -86,6 +86,15 @@ def test_one_recipe_needs_no_comparison(launch):
     assert run_experiment(["part"], [4], launch=launch) == [["part", "25.0", "1.900"]]
 
 
+@pytest.mark.parametrize("options", [["--dry_run"], ["--dry_run", "true"], ["--bf16", "false", "--dry_run=True"]])
+def test_after_a_dry_run_there_is_nothing_to_compare(launch, tmp_path, options):
+    (tmp_path / "stand_in.py").write_text("open('calls', 'a').write('x')")
+    assert run_experiment(["part", "llm_frozen"], [4], launch=launch, options=options) == []
+    assert (tmp_path / "calls").read_text() == "xx"
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    assert run_experiment(["part"], [4], launch=launch, options=["--dry_run", "false", "--bf16", "false"])
+
+
 def test_a_failed_run_stops_the_list(launch, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         run_recipes(["broken", "part"], [1], launch=launch)
