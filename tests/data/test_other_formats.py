@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 
 import numpy as np
@@ -284,7 +285,7 @@ def test_odd_cuts_are_counted(cuts, tmp_path):
 
 
 def test_without_lhotse_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lhotse", None)
+    monkeypatch.setitem(sys.modules, "lhotse", None)
     (tmp_path / "cuts.jsonl").write_text("{}")
     with pytest.raises(CorpusError, match=r"pip install 'modeling-part\[lhotse\]'"):
         read("lhotse", tmp_path / "cuts.jsonl")
@@ -326,3 +327,25 @@ def test_lines_with_names_of_their_own(clips):
     }
     with pytest.raises(CorpusError, match="'columns' maps 'words', which is none of id, corpus, task"):
         read("manifest", path, columns={"words": "sentence"})
+
+
+# ------------------------------------------------------------------------------------------------- other places
+
+
+def test_files_are_read_wherever_fsspec_reaches(tmp_path, monkeypatch):
+    import datasets
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for shard in range(2):
+        records = [{"source_text": f"Un {shard}{number}", "text": f"One {shard}{number}"} for number in range(2)]
+        datasets.Dataset.from_list(records).to_parquet(tmp_path / "shard.parquet")
+        memory.pipe(f"/pairs/train-{shard}.parquet", (tmp_path / "shard.parquet").read_bytes())
+    settings = {"tasks": ["mt"], "languages": ["fr"], "target_languages": ["en"]}
+    dataset, _ = read("dataset", "memory://pairs/train-*.parquet", **settings)
+    assert dataset["text"][:] == ["One 00", "One 01", "One 10", "One 11"]
+    with pytest.raises(CorpusError, match=r"no \.parquet, \.arrow, \.tar file, nor a pattern of such as s3://"):
+        read("dataset", "memory://pairs", **settings)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(CorpusError, match=r"needs a package more: .*s3fs"):
+        read("dataset", "s3://bucket/train-*.parquet", **settings)

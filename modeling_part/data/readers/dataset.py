@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 
+KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # ending -> what `datasets` reads it with
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
@@ -35,7 +36,9 @@ def read_dataset(
     revision: str | None = None,
     data_files: str | None = None,
 ) -> Iterator[dict]:
-    """Rows of any dataset: a local folder (parquet, arrow, save_to_disk, audiofolder), a file, or a Hub id.
+    """Rows of any dataset: a folder (parquet, arrow, save_to_disk, audiofolder, tar), a Hub id, or files by their address.
+
+    An address is a path or a pattern wherever fsspec reaches, such as `s3://bucket/data/*.parquet`.
 
     Audio stays as it is stored: paths, or bytes from parquet (which a run keeps once, see `sounds.py`). Of a dataset on the
     Hub only the files of the split are downloaded.
@@ -67,10 +70,15 @@ def read_dataset(
 
 
 def in_one_order(dataset: "datasets.IterableDataset") -> "datasets.IterableDataset":
-    """Shards of WebDataset with their columns always alike: each record's come in the order of the archive."""
+    """Shards of WebDataset with their columns always alike: each record's come in the order of the archive.
+
+    Other datasets stay as they are.
+    """
     import datasets
     from datasets.table import table_cast
 
+    if "__url__" not in (dataset.column_names or ()):
+        return dataset
     plain = datasets.Features(
         {
             name: {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
@@ -126,13 +134,12 @@ def open_dataset(
     import datasets
 
     path = Path(spec.path).expanduser()
+    if "://" in spec.path:
+        return open_files(spec, spec.path)
     if not path.exists():
         return open_hub_dataset(spec, streaming, config, revision, data_files)
     if path.is_file():
-        kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
-        if kind is None:
-            raise CorpusError(f"dataset: {path} is no .parquet or .arrow file; for JSONL use the reader 'manifest'")
-        return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+        return open_files(spec, str(path))
     if (path / "state.json").exists():
         return datasets.load_from_disk(str(path))
     if (path / "dataset_dict.json").exists():
@@ -142,8 +149,24 @@ def open_dataset(
         return datasets.Dataset.from_list(records)
     files = data_files and {spec.split: data_files}
     found = datasets.load_dataset(str(path), name=config, data_files=files, streaming=True)
-    dataset = found[split_name(found, spec)]
-    return in_one_order(dataset) if "__url__" in (dataset.column_names or ()) else dataset
+    return in_one_order(found[split_name(found, spec)])
+
+
+def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
+    """The records of a file, or of files by a pattern wherever fsspec reaches (`s3://`, `gs://`, `hf://`, `https://`)."""
+    import datasets
+
+    kind = next((kind for ending, kind in KINDS.items() if path.endswith(ending)), None)
+    if kind is None:
+        raise CorpusError(
+            f"dataset: {path} is no {', '.join(KINDS)} file, nor a pattern of such as s3://bucket/data/*.parquet; for JSONL "
+            "use the reader 'manifest'"
+        )
+    try:
+        found = datasets.load_dataset(kind, data_files={"train": path}, split="train", streaming=True)
+    except ImportError as error:  # fsspec's own, which names the package, such as s3fs
+        raise CorpusError(f"dataset: {path} needs a package more: {error}") from error
+    return in_one_order(found)
 
 
 def open_hub_dataset(
