@@ -18,8 +18,9 @@ from transformers.pipelines.base import ChunkPipeline
 from .alignment_part import align_answers
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
+from .language_part import language_log_probs, spoken_language
 from .processing_part import PARTProcessor
-from .prompts_part import TEXT_TASKS
+from .prompts_part import TEXT_TASKS, code_of, task_of
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
 from .word_times_part import word_chunks, word_times
 
@@ -28,9 +29,15 @@ from .word_times_part import word_chunks, word_times
 CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {"impl": "pipeline_part.PARTPipeline", "pt": ["AutoModelForSpeechSeq2Seq"]}
 }
-OF_A_ROW = ("task", "source_lang", "target_lang", "prompt")  # what each of a list of inputs may have its own of
+OF_A_ROW = (
+    "task",
+    "source_lang",
+    "target_lang",
+    "prompt",
+    "context",
+)  # what each of a list of inputs may have its own of
 OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s")
-OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence")
+OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence", "languages")
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
 
 
@@ -63,7 +70,11 @@ class PARTPipeline(ChunkPipeline):
     Args:
         task: `"asr"` (default), `"s2tt"` or `"mt"`.
         source_lang, target_lang: BCP-47 codes; the source may stay unnamed, `"asr"` has no target.
-        prompt: replaces the instruction of the task. In a call with a list, each of these four may be a list, too.
+        prompt: replaces the instruction of the task.
+        context: names and terms that may be said, see [`PARTProcessor`]. In a call with a list, each of these five may be a
+            list, too.
+        languages: which may be spoken, where `source_lang` is not given: answers of transcription then also have
+            `"language"` and `"language_scores"`, see `language_part`. The model must know the prompts that name them.
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
@@ -159,6 +170,8 @@ class PARTPipeline(ChunkPipeline):
             raise TypeError(f"Unknown options {unknown}; the pipeline takes {[*OF_PREPROCESS, *OF_FORWARD]}.")
         preprocess = {name: options.get(name) for name in OF_PREPROCESS}
         forward = {name: options.get(name) for name in OF_FORWARD}
+        if options.get("languages") is not None:
+            forward["languages"] = self._known_languages(options["languages"])
         generate_kwargs, most = options.get("generate_kwargs"), options.get("max_new_tokens")
         if not isinstance(generate_kwargs, (dict, type(None))):
             raise ValueError(f"`generate_kwargs` is {generate_kwargs!r}; give a dict of arguments of `generate`.")
@@ -271,6 +284,7 @@ class PARTPipeline(ChunkPipeline):
         with_words: bool = False,
         ctc_draft: bool = False,
         return_confidence: bool = False,
+        languages: tuple[str, ...] = (),
     ) -> dict:
         rows, spans, is_last = (model_inputs[name] for name in ("row", "span", "is_last"))
         if isinstance(rows, dict):  # transformers collates nothing when batch_size is 1
@@ -280,8 +294,10 @@ class PARTPipeline(ChunkPipeline):
         if with_words and others:
             raise ValueError(f"`return_timestamps='word'` is for transcription; the words of {others} are not spoken.")
         inputs = self.processor(**columns).to(self.device)
-        if (with_words or return_confidence) and "input_features" in inputs:
-            features, mask = (inputs.pop(name, None) for name in ("input_features", "input_features_mask"))
+        mask = inputs.get("input_features_mask")
+        if (with_words or return_confidence or languages) and "input_features" in inputs:
+            features = inputs.pop("input_features")
+            inputs.pop("input_features_mask", None)
             inputs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(features, mask)}
         generate_kwargs = dict(generate_kwargs or {})
         if ctc_draft and not others:
@@ -303,7 +319,31 @@ class PARTPipeline(ChunkPipeline):
             ]
         if return_confidence:
             outputs["confidence"] = answer_confidence(self.model, self.processor, inputs, aligned)
+        if languages:
+            outputs["languages"] = self._language_log_probs(inputs, mask, outputs["text"], rows, languages)
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
+
+    def _known_languages(self, languages) -> tuple[str, ...]:
+        if isinstance(languages, str) or len(set(languages)) < 2:
+            raise ValueError(
+                f"`languages` is {languages!r}; give the codes of two languages or more, such as ['en', 'fr']."
+            )
+        return tuple(self.processor.language_code(code_of(language)) for language in languages)
+
+    def _language_log_probs(self, inputs, mask, texts: list[str], rows: list[dict], languages) -> list:
+        """See [`language_log_probs`]; None of rows that name their language, or are no transcription."""
+        counts = (inputs["input_ids"] == self.model.config.audio_token_id).sum(-1).tolist()
+        if not any(counts):
+            return [None] * len(rows)
+        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
+        steps = iter(mask.sum(-1).tolist())
+        of_rows = [next(steps) if count else 0 for count in counts]
+        return [
+            language_log_probs(self.model, self.processor, audio_embeds, count, text, languages)
+            if row.get("source_lang") is None and task_of(row["task"]) == "asr"
+            else None
+            for audio_embeds, count, text, row in zip(embeds, of_rows, texts, rows, strict=True)
+        ]
 
     def postprocess(self, model_outputs) -> dict:
         """The windows of one input -> its text and chunks."""
@@ -323,6 +363,8 @@ class PARTPipeline(ChunkPipeline):
             if "words" not in model_outputs[0]:
                 for chunk, units in zip(answer["chunks"], of_windows, strict=False):
                     chunk["confidence"] = overall(units)
+        if model_outputs[0].get("languages") is not None:
+            answer |= spoken_language([output["languages"] for output in model_outputs])
         return answer
 
     @staticmethod

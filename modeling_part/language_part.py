@@ -1,0 +1,51 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Which language is spoken: how well each language's prompt explains what the model has written."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .confidence_part import text_log_probs
+from .outputs_part import PARTAudioOutput
+
+
+def language_log_probs(
+    model, processor, audio_embeds: torch.Tensor, feature_steps: int, text: str, languages: Sequence[str]
+) -> dict[str, float]:
+    """Log-probability of a transcript by the prompt that names each language: one forward pass over all of them.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq`.
+        processor: its [`PARTProcessor`].
+        audio_embeds: `(A, H)` of a window.
+        feature_steps: of the window.
+        text: what the model has written without being told the language.
+        languages: BCP-47 codes.
+    """
+    row = dict.fromkeys(("target_lang", "source_text", "text", "prompt", "context"))
+    rows = [{**row, "task": "asr", "audio": True, "source_lang": one} for one in languages]
+    prompts = processor.assemble_prompts(rows, [feature_steps] * len(rows), "left")
+    audio = PARTAudioOutput(pooler_output=audio_embeds.repeat(len(rows), 1))
+    prompts |= {"mm_encoder_outputs": {"audio": audio}}
+    log_probs = text_log_probs(model, processor, prompts, [text] * len(rows))
+    return {code: float(one.sum()) for code, one in zip(languages, log_probs, strict=True)}
+
+
+def spoken_language(of_windows: Sequence[Mapping[str, float]]) -> dict:
+    """The language of a recording, where each is as likely as any other before it is heard.
+
+    Args:
+        of_windows: [`language_log_probs`] of each window.
+
+    Returns:
+        `language`; `language_scores`, probabilities that add up to 1.
+    """
+    total = {code: sum(window[code] for window in of_windows) for code in of_windows[0]}
+    best = max(total, key=total.__getitem__)
+    shares = {code: math.exp(score - total[best]) for code, score in total.items()}
+    scores = {code: round(share / sum(shares.values()), 4) for code, share in shares.items()}
+    return {"language": best, "language_scores": scores}
+
+
+__all__ = ["language_log_probs", "spoken_language"]

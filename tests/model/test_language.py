@@ -1,0 +1,83 @@
+"""Which language is spoken: by the prompts that name languages."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+
+from modeling_part import PARTPipeline
+from modeling_part.language_part import spoken_language
+
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def pipe() -> PARTPipeline:
+    model, processor = tiny_training.tiny_model()
+    return PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=6, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    return [
+        0.1 * np.random.default_rng(seed).standard_normal(RATE * (1 + seed)).astype(np.float32) for seed in range(2)
+    ]
+
+
+@torch.no_grad()
+def by_definition(pipe, clip, text: str, language: str) -> float:
+    """Log-probability of the text after the prompt that names the language."""
+    inputs = pipe.processor(clip, source_lang=language, text=text, padding_side="left")
+    labels = inputs.pop("labels")[0]
+    log_probs = pipe.model(**inputs).logits[0].log_softmax(-1)
+    places = (labels != -100).nonzero().flatten()
+    return float(log_probs[places - 1, labels[places]].sum())
+
+
+def test_the_language_is_the_one_whose_prompt_explains_the_text_best(pipe, clips):
+    codes = ["en", "fr", "de"]
+    answers = pipe(clips, languages=["English", "fr", "German"])
+    assert answers == pipe(clips, languages=codes, batch_size=2)
+    for clip, answer in zip(clips, answers, strict=True):
+        expected = {code: by_definition(pipe, clip, answer["text"], code) for code in codes}
+        assert answer["language"] == max(expected, key=expected.get)
+        total = sum(math.exp(score) for score in expected.values())
+        for code, score in expected.items():
+            assert answer["language_scores"][code] == pytest.approx(math.exp(score) / total, abs=2e-3)
+        assert answer["text"] == pipe(clip)["text"]
+
+
+def test_windows_are_summed_up():
+    found = spoken_language([{"en": -3.0, "fr": -1.0}, {"en": -1.0, "fr": -2.0}])
+    assert found == {"language": "fr", "language_scores": {"en": 0.2689, "fr": 0.7311}}
+    assert spoken_language([{"en": -9000.0, "fr": -1.0}])["language_scores"] == {"en": 0.0, "fr": 1.0}
+
+
+def test_where_the_language_is_named_or_nothing_is_transcribed_none_is_found(pipe, clips):
+    languages = ["en", "fr"]
+    assert "language" not in pipe(clips[0], source_lang="en", languages=languages)
+    assert "language" not in pipe(clips[0], task="s2tt", target_lang="fr", languages=languages)
+    assert "language" not in pipe("Bonjour", task="mt", target_lang="en", languages=languages)
+    long = np.concatenate([clips[1], clips[1], clips[1]])
+    assert pipe(long, languages=languages)["language"] in languages
+    for wrong in ("en", ["en"], ["en", "xx"]):
+        with pytest.raises(ValueError, match=r"give the codes of two languages|Unknown language 'xx'"):
+            pipe(clips[0], languages=wrong)
+
+
+def test_context_reaches_the_prompt_of_each_of_a_list(pipe, clips, monkeypatch):
+    asked = []
+    generate = pipe.model.generate
+
+    def listen(**inputs):
+        asked.extend(pipe.tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
+        return generate(**inputs)
+
+    monkeypatch.setattr(pipe.model, "generate", listen)
+    pipe(clips, context=["Ada Lovelace", None])
+    assert "Context: Ada Lovelace" in asked[0] and "Context" not in asked[1]
+    pipe(clips, context="Turing")
+    assert all("Context: Turing" in prompt for prompt in asked[2:]) and len(asked) == 4
