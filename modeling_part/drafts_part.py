@@ -29,13 +29,46 @@ class Draft(NamedTuple):
         return DraftCandidates(self.tokens, prompt_length, limit)
 
 
-class DraftCandidates(CandidateGenerator):
-    """Proposes the tokens of a draft that follow what has been written.
+class PlaceInDraft:
+    """Where in a draft a text has come to that is written token by token.
 
-    The place in the draft is where its beginning and what has been written need the fewest edits (Levenshtein), so that a
-    word too many, missing or wrong shifts it and no more. Where the last written token is not the draft's, the next
-    proposal is as long as what was right of the one before; after one that was all wrong there is none, which is ordinary
-    decoding, until text and draft agree again.
+    The place is where the beginning of the draft and what has been written need the fewest edits (Levenshtein), so that a
+    token too many, missing or wrong shifts it and no more; of several, the one that ends alike, or nearest to the next.
+
+    Args:
+        draft: tokens.
+
+    Attributes:
+        place: how many tokens of the draft are written.
+        agrees: whether the last written token is the draft's there.
+    """
+
+    def __init__(self, draft: list[int]) -> None:
+        self.draft = np.array(draft, dtype=np.int64)
+        self.places = np.arange(len(draft) + 1)
+        self.distances = self.places  # edits between what is written and each beginning of the draft
+        self.place, self.agrees = 0, False
+
+    def follow(self, token: int) -> None:
+        """Find the place after one more written token."""
+        alike = self.draft == token
+        expected = self.place + 1
+        # Written after the same beginning of the draft, or instead of its next token.
+        edits = np.minimum(self.distances[1:] + 1, self.distances[:-1] + ~alike)
+        edits = np.concatenate([self.distances[:1] + 1, edits])
+        # A token of the draft that is left out costs one: the running minimum of distance minus place.
+        self.distances = np.minimum.accumulate(edits - self.places) + self.places
+        best = np.flatnonzero(self.distances == self.distances.min()).tolist()
+        ends_alike = [place for place in best if place and alike[place - 1]]
+        self.place = min(ends_alike or best, key=lambda place: abs(place - expected))
+        self.agrees = bool(ends_alike)
+
+
+class DraftCandidates(CandidateGenerator):
+    """Proposes the tokens of a draft that follow what has been written, see [`PlaceInDraft`].
+
+    Where the last written token is not the draft's, the next proposal is as long as what was right of the one before;
+    after one that was all wrong there is none, which is ordinary decoding, until text and draft agree again.
 
     Args:
         draft: tokens.
@@ -44,19 +77,18 @@ class DraftCandidates(CandidateGenerator):
     """
 
     def __init__(self, draft: list[int], prompt_length: int, limit: int) -> None:
-        self.draft, self.limit = np.array(draft, dtype=np.int64), limit
-        self.seen = prompt_length
-        self.places = np.arange(len(draft) + 1)
-        self.distances = self.places  # edits between what is written and each beginning of the draft
-        self.place, self.size, self.proposed = 0, FIRST_SIZE, 0
+        self.reached, self.limit, self.seen = PlaceInDraft(draft), limit, prompt_length
+        self.size, self.proposed = FIRST_SIZE, 0
 
     def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, None]:
         """`(1, L)` written so far -> `(1, L + proposed)`."""
         for token in input_ids[0, self.seen :].tolist():
-            self._follow(token)
+            self.reached.follow(token)
+            if self.reached.agrees and not self.size:
+                self.size = RETRY_SIZE
         self.seen = input_ids.shape[1]
         room = max(0, self.limit - self.seen - 1)  # the model adds one of its own
-        proposal = self.draft[self.place :][: min(self.size, room)]
+        proposal = self.reached.draft[self.reached.place :][: min(self.size, room)]
         self.proposed = len(proposal)
         return torch.cat([input_ids, torch.from_numpy(proposal[None]).to(input_ids.device)], -1), None
 
@@ -66,20 +98,5 @@ class DraftCandidates(CandidateGenerator):
             is_right = num_matches == self.proposed
             self.size = 2 * self.proposed if is_right else min(self.size, 2 * num_matches)
 
-    def _follow(self, token: int) -> None:
-        """Find the place in the draft after one more written token."""
-        agrees = self.draft == token
-        expected = self.place + 1
-        # Written after the same beginning of the draft, or instead of its next token.
-        edits = np.minimum(self.distances[1:] + 1, self.distances[:-1] + ~agrees)
-        edits = np.concatenate([self.distances[:1] + 1, edits])
-        # A token of the draft that is left out costs one: the running minimum of distance minus place.
-        self.distances = np.minimum.accumulate(edits - self.places) + self.places
-        best = np.flatnonzero(self.distances == self.distances.min()).tolist()
-        ends_alike = [place for place in best if place and agrees[place - 1]]
-        self.place = min(ends_alike or best, key=lambda place: abs(place - expected))
-        if ends_alike and not self.size:
-            self.size = RETRY_SIZE
 
-
-__all__ = ["Draft", "DraftCandidates"]
+__all__ = ["Draft", "DraftCandidates", "PlaceInDraft"]

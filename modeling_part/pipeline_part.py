@@ -4,7 +4,7 @@
 Audio longer than the encoder's window is cut into equal windows that overlap; `merge_texts` joins their texts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from threading import Thread
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from .alignment_part import align_answers
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
 from .language_part import language_log_probs, spoken_language
+from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
 from .prompts_part import TEXT_TASKS, code_of, task_of
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
@@ -157,6 +158,10 @@ class PARTPipeline(ChunkPipeline):
             merged = so_far["text"]
             yield merged
             before, previous = split_units(merged), len(split_units(outputs[-1]["text"]))
+
+    def live(self, pieces: Iterable[np.ndarray], **options) -> Iterator[LiveText]:
+        """The text of audio while it is recorded, see [`transcribe_live`]."""
+        return transcribe_live(self, pieces, **options)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save the model and the processor; `kwargs` go to the model's `save_pretrained`."""

@@ -101,7 +101,7 @@ def join_window(merged: list[str], previous: int, units: list[str], share: float
     """
     tail = max(0, len(merged) - math.ceil(2 * share * previous))
     head = math.ceil(2 * share * len(units))
-    left, right = _find_seam([_key(unit) for unit in merged[tail:]], [_key(unit) for unit in units[:head]])
+    left, right = _find_seam([unit_key(unit) for unit in merged[tail:]], [unit_key(unit) for unit in units[:head]])
     left += tail
     new = units[right:]
     if new and left == 0:
@@ -141,7 +141,7 @@ def _is_unspaced(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in UNSPACED_SCRIPTS)
 
 
-def _key(unit: str) -> str:
+def unit_key(unit: str) -> str:
     """What two units must share to agree: letters, marks and digits without case; the whole unit if it has none."""
     unit = unit.strip()
     letters = "".join(character for character in unit if unicodedata.category(character)[0] in "LMN")
