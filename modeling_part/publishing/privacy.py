@@ -29,16 +29,19 @@ PROMPT_KEYS = {"chat_template", "system_prompt"}
 # spaces may stand within its parts.
 _PART = r"[^/\s{}<>|\\]+(?: [^/\s{}<>|\\]+)*"
 WHOLE_PATH = re.compile(
-    rf"(?:file:/{{0,2}})?(?:/{_PART}){{2,}}/?|(?:~|\.\.?)(?:/{_PART})+/?"
+    rf"(?:file:/{{0,2}})?(?:/{_PART}){{2,}}/?|(?:~[\w.-]*|\.\.?)(?:/{_PART})+/?"
     r"|(?:file:/{0,3})?[A-Za-z]:[/\\][^<>|{}\n]+|\\\\[^\\\s<>|{}]+\\[^<>|{}\n]+"
 )
 
 # A path within a text: of a folder that machines keep people's files in, or that this machine has.
 PATH_WITHIN = re.compile(r"(?:\bfile:/{0,2})?(?<![\w/:.<>~\\-])(/[\w.+@%=,-]+(?:/[\w.+@%=,-]+)+/?)")
 FILE_ADDRESS = re.compile(r"\bfile:/{1,3}[\w.+@%=,:/-]*")
+REMOTE_PATH = re.compile(
+    r"(?<![\w/@.-])[\w.-]+@[\w.-]+:[~/][\w.+@%=,/-]*|\b(?:ssh|sftp|scp|smb|nfs|hdfs)://[\w.+@%=,:/-]+"
+)
 WINDOWS_PATH_WITHIN = re.compile(r"(?<![\w\\])(?:[A-Za-z]:\\|\\\\[\w.-]+\\)[^\\\s\"'<>|{}]+(?:\\[^\\\s\"'<>|{}]+)*\\?")
 FOLDERS_OF_PEOPLE = frozenset(
-    "Users Volumes cluster data datasets export fs gpfs home lustre media mnt net nfs opt private projects root scratch "
+    "Users Volumes cluster data datasets export fs fsx gpfs home lustre media mnt net nfs opt private projects root scratch "
     "shared srv storage tmp var vol work workspace".split()
 )
 SECRETS = {
@@ -57,6 +60,19 @@ SECRETS = {
     "a PyPI token": re.compile(r"\bpypi-[A-Za-z0-9_-]{50,}"),
     "a JSON web token": re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"),
     "a private key": re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"),
+    "a token of a service": re.compile(
+        r"\b(?:dapi[0-9a-f]{32}|r8_[A-Za-z0-9]{30,}|dckr_[a-z]+_[\w-]{20,}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{60,}"
+        r"|pplx-[A-Za-z0-9]{40,}|do[opr]_v1_[0-9a-f]{60,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}|lin_api_[A-Za-z0-9]{30,}"
+        r"|ntn_[A-Za-z0-9]{40,}|wandb_v\d_\w{30,})"
+    ),
+    # By the name before it: letters and digits, so that no prompt and no setting is meant. Quotes may be escaped ones.
+    "a key with its name": re.compile(
+        r"(?:api_?key|access_?token|auth_?token|secret_?key|client_?secret|(?:hub|hf|wandb|github|gitlab)_?token"
+        r"|passw(?:or)?d)[\\\"']{0,4}(?:\s*[:=]\s*|\s+)[\\\"']{0,4}(?=[a-z+/_.=-]*\d)(?=[0-9+/_.=-]*[a-z])[\w+/.=-]{16,}",
+        re.IGNORECASE,
+    ),
+    "a key of Kaggle": re.compile(r"key[\\\"']{1,4}\s*:\s*[\\\"']{1,4}[0-9a-f]{32}\b"),
+    "a header that signs in": re.compile(r"\bAuthorization\W{1,8}(?:Basic|Bearer)\s+[\w+/=.-]{16,}", re.IGNORECASE),
     "a password in an address": re.compile(r"\w+://[^\s/:@]+:[^\s/@]+@"),
 }
 
@@ -80,7 +96,8 @@ def without_local_paths(value: T, folder: Path) -> T:
         return _last_part(value)
     for root in _local_roots(folder):
         value = re.sub(re.escape(root) + r"(?=[/\\]|\b)[/\\]?", "", value)
-    value = FILE_ADDRESS.sub(lambda found: _last_part(found[0]), value)
+    for pattern in (FILE_ADDRESS, REMOTE_PATH):
+        value = pattern.sub(lambda found: _last_part(found[0]), value)
     value = PATH_WITHIN.sub(lambda found: _last_part(found[1]) if _is_local(found[1]) else found[0], value)
     return WINDOWS_PATH_WITHIN.sub(lambda found: _last_part(found[0]), value)
 
@@ -94,7 +111,7 @@ def check_nothing_private(name: str, text: str, folder: Path) -> None:
     found = secrets_in(text)
     found += [f"the local path {root}" for root in _local_roots(folder) if re.search(re.escape(root) + r"\b", text)]
     found += [f"the local path {path}" for path in PATH_WITHIN.findall(text) if _is_local(path)][:3]
-    found += [f"the address {address}" for address in FILE_ADDRESS.findall(text)][:3]
+    found += [f"the address {address}" for one in (FILE_ADDRESS, REMOTE_PATH) for address in one.findall(text)][:3]
     if found:
         found = list(dict.fromkeys(found))
         raise CheckpointError(f"{name} holds {', '.join(found)}, which must not be published. Take it out.")
@@ -155,7 +172,7 @@ def _detectors() -> list:
 
 def _is_local(path: str) -> bool:
     top = path.split("/")[1]
-    return top in FOLDERS_OF_PEOPLE or Path("/", top).is_dir()
+    return top.rstrip("0123456789") in FOLDERS_OF_PEOPLE or Path("/", top).is_dir()
 
 
 def _last_part(path: str) -> str:

@@ -27,7 +27,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
 ]
 
-SLOWEST = 20.0  # seconds for what takes a tenth of one
+SLOWEST = (
+    20.0  # seconds of the processor for what takes a tenth of one; what waits is stopped by the timeout of a test
+)
 ODD = ["", "null", "NaN", "true", "-1", "1e400", "Infinity", "é", "\u2028", "\t\t", '"', "\\", "[]", "{}", "0", "²"]
 ODD = [text.encode() for text in (*ODD, "9" * 30, "<html>", "../../x", "\r", "a\tb", "train ")] + [
     b"\0",
@@ -158,7 +160,7 @@ def check_corpus(corpora, seed: int) -> None:
     chance = random.Random(seed)
     folder, files, entry = corpora[chance.choice(sorted(corpora))]
     path = chance.choice(files)
-    whole, started = path.read_bytes(), time.monotonic()
+    whole, started = path.read_bytes(), time.process_time()
     path.write_bytes(damaged(whole, chance))
     try:
         dataset, report = read_corpora([entry], max_bad_fraction=chance.choice([0.0, 1.0]))
@@ -177,7 +179,7 @@ def check_corpus(corpora, seed: int) -> None:
         path.write_bytes(whole)
         for partial in folder.rglob("*.partial"):
             shutil.rmtree(partial)
-    assert time.monotonic() - started < SLOWEST
+    assert time.process_time() - started < SLOWEST
 
 
 @given(seed=st.integers(0, 2**32))
@@ -234,7 +236,7 @@ def check_audio(seed: int) -> None:
             (data[:header] + word[: chance.choice([1, 4])] + data[header + 4 :], False),
         ]
     )
-    started = time.monotonic()
+    started = time.process_time()
     for read in (load_audio, audio_seconds):
         try:
             result = read(changed)
@@ -247,7 +249,7 @@ def check_audio(seed: int) -> None:
             assert not keeps_header or alike(len(result) / RATE, 4.0) or len(result) > 4 * RATE
         else:
             assert result > 0
-    assert time.monotonic() - started < SLOWEST
+    assert time.process_time() - started < SLOWEST
 
 
 @given(seed=st.integers(0, 2**32))

@@ -303,6 +303,17 @@ SECRETS_OF_SERVICES = {
     "Twilio": "SK" + "a1" * 16,  # by detect-secrets
     "SendGrid": "SG." + "a1" * 11 + "." + "b2" * 21 + "c",
     "Hugging Face": TOKEN,
+    "Databricks": "dapi" + "a1" * 16,
+    "Replicate": "r8_" + "aB1" * 12,
+    "Docker": "dckr_pat_" + "a1B_" * 6,
+    "Groq": "gsk_" + "aB1c" * 13,
+    "Weights & Biases": "WANDB_API_KEY=" + "a1" * 20,
+    "Comet": "comet_api_key: '" + "aB1c" * 6 + "'",
+    "Kaggle": '{"username":"ada","key":"' + "a1" * 16 + '"}',
+    "netrc": "machine api.wandb.ai login user password " + "a1" * 20,
+    "Basic": "Authorization: Basic dXNlcjpwYXNzd29yZDEyMw==",
+    "Bearer": '"Authorization": "Bearer ' + "a1B2" * 6,
+    "DigitalOcean": "dop_v1_" + "a1" * 32,
 }
 
 
@@ -411,6 +422,15 @@ def test_a_path_is_cut_to_its_last_part(parts):
         ("~/models/a b", "a b"),
         ("asr/fr and/or https://a.b/c/d /no/folder/here", "asr/fr and/or https://a.b/c/d /no/folder/here"),
         ("/think /no_think", "/think /no_think"),
+        ("see /data2/corp/x.jsonl and /lustre01/corp/y", "see x.jsonl and y"),
+        ("~ada/models/x", "x"),
+        ("copied from ada@node7.corp:/scratch/x, once", "copied from x, once"),
+        ("ssh://ada@node7/scratch/x", "x"),
+        ("write to ada@example.org: she knows", "write to ada@example.org: she knows"),
+        (
+            "hub_token is needed; api_key: none; password: required_for_all",
+            "hub_token is needed; api_key: none; password: required_for_all",
+        ),
     ],
 )
 def test_paths_of_all_kinds_are_cut(text, expected):
