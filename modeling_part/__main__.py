@@ -18,6 +18,7 @@ import platform
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -95,7 +96,9 @@ def recipes(options: argparse.Namespace) -> None:
         for path in sorted(SHIPPED.rglob("*.yaml")):
             lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
             sentence = " ".join(line.removeprefix("#").strip() for line in lines).split(". ")[0]
-            print(f"{path.relative_to(SHIPPED).with_suffix('').as_posix():<26}{sentence}")
+            line = f"{path.relative_to(SHIPPED).with_suffix('').as_posix():<26}{sentence}"
+            width = shutil.get_terminal_size().columns
+            print(textwrap.fill(line, width, subsequent_indent=" " * 26) if sys.stdout.isatty() else line)
         return
     source = find_recipe(options.name)
     target = options.copy or Path(source.name)

@@ -9,7 +9,6 @@ link, no analytics, no web fonts.
 
 import html
 import logging
-import re
 import socket
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from .audio_part import AudioError, audio_seconds, load_audio
 from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices
 from .pipeline_part import PARTPipeline
 from .publishing.privacy import without_local_paths
+from .subtitles_part import FORMATS
 
 
 logger = logging.getLogger(__name__)
@@ -155,10 +155,13 @@ def _stream(
         options = {"task": one, "source_lang": source_lang or None}
         if one == "s2tt":
             options["target_lang"] = target_lang
+        elif getattr(pipe.model, "alignment_head", None) is not None:
+            options["return_timestamps"] = "word"
         criteria = {"stopping_criteria": StoppingCriteriaList([stop])}
         recording = {"raw": waveform, "sampling_rate": rate}
         for text in pipe.stream(recording, on_window=windows.append, generate_kwargs=criteria, **options):
-            done = windows[-1]["chunks"][-1]["timestamp"][1] if windows else 0.0
+            ends = [chunk["timestamp"][1] for chunk in windows[-1]["chunks"]] if windows else []
+            done = next((end for end in reversed(ends) if end is not None), 0.0)
             so_far.texts[one] = text
             so_far.status = f"{clock(done)} of {clock(seconds)} answered, {time.monotonic() - started:.0f} s"
             yield so_far
@@ -177,27 +180,24 @@ def clock(seconds: float) -> str:
 
 
 def to_srt(chunks: list[dict]) -> str:
-    """Subtitles of the windows of a recording, as the pipeline gives them; those without text are left out.
+    """Subtitles of a recording, of its words or windows."""
+    return FORMATS["srt"]({"chunks": chunks})
 
-    >>> print(to_srt([{"text": "one two", "timestamp": (0.0, 1.4)}]))
-    1
-    00:00:00,000 --> 00:00:01,400
-    one two
-    <BLANKLINE>
+
+def to_lines(chunks: list[dict]) -> str:
+    """Each word, or window, after the seconds from which to which it is said; without them where nothing tells.
+
+    >>> print(to_lines([{"text": " one", "timestamp": (0.5, 0.875)}, {"text": " two", "timestamp": (None, None)}]))
+    0.50–0.88  one
+    two
     """
     lines = []
     for chunk in chunks:
-        text = re.sub(r"\s+", " ", chunk["text"]).strip()
+        start, end = chunk["timestamp"]
+        text = " ".join(chunk["text"].split())
         if text:
-            start, end = (_srt_time(seconds) for seconds in chunk["timestamp"])
-            lines.append(f"{len(lines) + 1}\n{start} --> {end}\n{text}\n")
+            lines.append(text if start is None or end is None else f"{start:.2f}–{end:.2f}  {text}")
     return "\n".join(lines)
-
-
-def _srt_time(seconds: float) -> str:
-    milliseconds = round(1000 * seconds)
-    minutes, rest = divmod(milliseconds, 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"
 
 
 def _shown(message: str) -> gradio.Error:
@@ -233,7 +233,8 @@ def build_page(
 
     def answer_request(audio: str | None, task: str, source_lang: str, target_lang: str) -> Iterator[tuple]:
         for so_far in answer(pipe, audio, task, source_lang, target_lang, max_minutes):
-            yield so_far.texts.get("asr", ""), so_far.texts.get("s2tt", ""), so_far.status, to_srt(so_far.chunks)
+            texts = so_far.texts.get("asr", ""), so_far.texts.get("s2tt", "")
+            yield *texts, so_far.status, to_srt(so_far.chunks), to_lines(so_far.chunks)
 
     def take_other_file(file: str) -> tuple[int, np.ndarray]:
         with _errors_shown():
@@ -248,16 +249,18 @@ def build_page(
             with gradio.Column(min_width=300):
                 audio, other, task, source, target, go, stop, clear = _request_side(pipe, checkpoint)
             with gradio.Column(min_width=300, elem_id="result"):
-                text, translation, status, times, save_text, save_times = _answer_side()
+                text, translation, status, times, lines, save_text, save_times = _answer_side()
         if examples:
             _add_examples(examples, audio, source, pipe)
-        outputs = [text, translation, status, times]
+        outputs = [text, translation, status, times, lines]
         other.upload(take_other_file, other, audio)
         task.change(_on_task, task, [target, go, text, translation], show_progress="hidden")
         go.click(None, js=SHOW_RESULT)  # first: a listener waits for those before it
         asked = go.click(answer_request, [audio, task, source, target], outputs, concurrency_limit=1)
         stop.click(lambda: "Stopped.", None, status, cancels=[asked], show_progress="hidden")
-        clear.click(lambda: (None, "", "", "", ""), None, [audio, *outputs], cancels=[asked], show_progress="hidden")
+        clear.click(
+            lambda: (None, *[""] * len(outputs)), None, [audio, *outputs], cancels=[asked], show_progress="hidden"
+        )
         both = "[text, translation].filter(Boolean).join('\\n\\n') + '\\n'"
         save_text.click(None, [text, translation, times], js=SAVE % (both, "speech.txt"))
         save_times.click(None, [text, translation, times], js=SAVE % ("times", "speech.srt"))
@@ -302,7 +305,8 @@ def _answer_side() -> tuple:
         save_text = gradio.Button("Save as txt", size="sm", elem_id="txt", min_width=90)
         save_times = gradio.Button("Save as srt", size="sm", elem_id="srt", min_width=90)
     times = gradio.Textbox(visible="hidden", elem_id="times")
-    return text, translation, status, times, save_text, save_times
+    lines = gradio.Textbox(label="Times, seconds", elem_id="lines", lines=2, max_lines=8, buttons=["copy"])
+    return text, translation, status, times, lines, save_text, save_times
 
 
 def _on_task(task: str) -> tuple:

@@ -28,7 +28,7 @@ from transformers import pipeline
 from modeling_part.data.checking import RowFilters
 from modeling_part.data.corpus_spec import CorpusSpec
 from modeling_part.data.stored_corpora import load_corpora
-from modeling_part.demo import about, answer, build_page, check_address, serve, to_srt
+from modeling_part.demo import about, answer, build_page, check_address, serve, to_lines, to_srt
 from modeling_part.demo_checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -275,10 +275,25 @@ def test_both_tasks_are_answered_one_after_the_other_with_times_of_what_was_said
     assert to_srt(last.chunks).startswith("1\n00:00:00,000 --> 00:00:0")
 
 
+def test_words_have_times_where_the_model_aligns_them(clip, monkeypatch):
+    pipe = Pipe()
+    monkeypatch.setattr(pipe, "model", SimpleNamespace(alignment_head=object()), raising=False)
+    *_, last = answer(pipe, str(clip), "Both", "en", "fr")
+    assert [one.get("return_timestamps") for one in pipe.asked] == ["word", None]
+    unknown = [{"text": " one", "timestamp": (0.5, 0.875)}, {"text": " two", "timestamp": (None, None)}]
+    monkeypatch.setattr(
+        pipe, "stream", lambda *_, on_window, **__: on_window({"chunks": unknown}) or iter(["one two"])
+    )
+    *_, last = answer(pipe, str(clip), "Transcribe", "en", None)
+    assert to_lines(last.chunks) == "0.50–0.88  one\ntwo" and last.texts == {"asr": "one two"}
+    assert to_srt(last.chunks) == "1\n00:00:00,500 --> 00:00:00,875\none two\n"
+
+
 def test_srt_of_several_windows():
     chunks = [{"text": " one\ntwo ", "timestamp": (0, 29.9996)}, {"text": "", "timestamp": (30, 58)}]
     chunks.append({"text": "three", "timestamp": (3661.5, 3662.25)})
     first, second = to_srt(chunks).split("\n\n")
+    assert to_lines(chunks).splitlines() == ["0.00–30.00  one two", "3661.50–3662.25  three"]
     assert first == "1\n00:00:00,000 --> 00:00:30,000\none two"
     assert second == "2\n01:01:01,500 --> 01:01:02,250\nthree\n"
 

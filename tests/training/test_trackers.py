@@ -8,7 +8,9 @@ import tiny_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from modeling_part.data.corpora import kept_rows
-from modeling_part.training.trackers import continue_trackers, end_trackers, show_test
+from modeling_part.evaluation.scoring import read_predictions
+from modeling_part.evaluation.utterances import choose_utterances
+from modeling_part.training.trackers import RANDOM, WORST, continue_trackers, end_trackers, show_test
 
 
 def test_the_steps_go_on_through_the_stages(tmp_path, monkeypatch):
@@ -82,6 +84,6 @@ def test_answers_are_heard_in_other_trackers(package, finished, tmp_path, monkey
     end_trackers(trainer)
     kept = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     clips = [path for path in kept if path.read_bytes()[:4] == b"RIFF"]
-    answered = len((folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
-    assert len(clips) == min(answered, 24)
+    shown = choose_utterances(read_predictions(folder / "predictions.jsonl"), WORST, RANDOM)
+    assert len(clips) == len(shown) > 12
     assert all(soundfile.info(path).samplerate == 16_000 for path in clips)
