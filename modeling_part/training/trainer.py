@@ -308,7 +308,9 @@ class PARTTrainer(Trainer):
     def loss_options(self) -> dict:
         """What the model's forward is told about the loss."""
         weights = {f"{name}_weight": self.stage.losses.get(name, 0.0) for name in LOSSES}
-        return {"loss_chunk_size": self.args.loss_chunk_size, "padding_free": self.args.padding_free, **weights}
+        options = {"loss_chunk_size": self.args.loss_chunk_size, "padding_free": self.args.padding_free}
+        # A layer that is recomputed (accelerate's checkpointing under FSDP2) would add its keys to a cache twice.
+        return {**options, "use_cache": False, **weights}
 
     def _clip_grad_norm(self, model) -> torch.Tensor | float | None:
         self._note_norms()

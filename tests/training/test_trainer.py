@@ -536,6 +536,17 @@ def test_recomputing_activations_reaches_a_frozen_language_model(shared, tmp_pat
     assert len(calls) == 2, "once in the forward pass and once again in the backward pass"
 
 
+def test_training_fills_no_cache(shared, tmp_path):
+    """Layers that accelerate recomputes under FSDP2 would add their keys a second time."""
+    trainer = build(shared, tmp_path, tiny_training.joint_stage(), steps=2)
+    asked = []
+    trainer.model.model.language_model.register_forward_pre_hook(
+        lambda module, arguments, options: asked.append(options["use_cache"]), with_kwargs=True
+    )
+    trainer.train()
+    assert asked == [False, False]
+
+
 # ---- checkpoints ----
 
 
