@@ -1,6 +1,7 @@
 # make quickstart   train PART on real speech in all four stages and print the report
 # make test         run the tests; the slow ones too: make test PYTEST_OPTIONS='-m "slow or not slow"'
 # make conformance  hold the model and the processor against transformers' own tests, from its source on PyPI
+# make gpu          on a machine with a GPU: its tests, benchmarks and experiments, in 25 minutes; figures in runs/gpu
 # make style        check lint and format; make format repairs both
 #
 # Every target makes its own virtual environment in .venv first; PYTHON chooses the interpreter: make test PYTHON=python3.12
@@ -8,8 +9,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_OPTIONS ?=
+GPU_OPTIONS ?=
 
-.PHONY: quickstart test conformance style format
+.PHONY: quickstart test conformance gpu style format
 
 # Made again when the requirements change.
 $(VENV)/installed: setup.cfg pyproject.toml .ci/constraints.txt
@@ -43,6 +45,11 @@ test: $(VENV)/installed
 conformance: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet parameterized kaldialign num2words
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal tests/conformance $(PYTEST_OPTIONS)
+
+# Run again it goes on with what has not passed. Liger's kernels are tried where they can be had.
+gpu: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet "liger-kernel >= 0.8" || echo "Without liger-kernel."
+	$(VENV)/bin/python tests/benchmarks/gpu.py $(GPU_OPTIONS)
 
 style: $(VENV)/installed
 	$(VENV)/bin/ruff check

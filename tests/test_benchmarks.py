@@ -287,3 +287,63 @@ def test_drafts_of_random_weights(tmp_path):
     assert by_draft["ordinary decoding"]["ratio"] == 1 and all(row["differ"] == 0 for row in by_draft.values())
     assert by_draft["the right draft"]["passes"] <= 3 < by_draft["a useless draft"]["passes"] == 24
     assert "over ordinary decoding" in printed
+
+
+class TestEverythingThatWaitsForAGpu:
+    """gpu.py: parts are processes; one that fails or hangs does not stop the others, and a second run goes on."""
+
+    def test_parts(self, load, tmp_path):
+        gpu = load("gpu")
+        flag = tmp_path / "flag"
+
+        def part(name, code, **settings):
+            return gpu.Part(name, (sys.executable, "-c", code), **settings)
+
+        parts = [
+            part("good", "print('fine')"),
+            part("bad", "import sys; print('oh no'); sys.exit(3)"),
+            part("slow", f"import os, time; os.path.exists({str(flag)!r}) or time.sleep(60)", minutes=0.02),
+            part("after_bad", "print('never')", needs=("bad",)),
+            part("last", "print('the end')"),
+        ]
+        outcomes = gpu.run_parts(parts, tmp_path / "gpu", 5.0, {"device": "none"})
+        assert outcomes == {
+            "good": "passed",
+            "bad": "failed",
+            "slow": "out of time",
+            "after_bad": "not run: bad did not pass",
+            "last": "passed",
+        }
+        record = json.loads((tmp_path / "gpu" / "bad.json").read_text())
+        assert record["returncode"] == 3 and record["last_lines"] == ["oh no"]
+        assert (tmp_path / "gpu" / "last.log").read_text() == "the end\n"
+        flag.touch()
+        again = gpu.run_parts(parts, tmp_path / "gpu", 5.0, {"device": "none"})
+        assert again["slow"] == "passed" and again["bad"] == "failed"
+        assert (tmp_path / "gpu" / "good.log").read_text() == "fine\n", "what has passed is not run again"
+
+    def test_no_time_left(self, load, tmp_path):
+        gpu = load("gpu")
+        part = gpu.Part("late", (sys.executable, "-c", "pass"))
+        assert gpu.run_parts([part], tmp_path, 0.0, {}) == {"late": "not run: no time left"}
+        assert not (tmp_path / "late.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_simulated_rank_is_as_a_real_one(tmp_path, world):
+    """ranks.py: DDP and FSDP2, LoRA and full: the same collectives and bytes, the same memory, as ranks over gloo."""
+    output = tmp_path / "figures.json"
+    options = ["--sizes", "tiny", "--worlds", str(world), "--check", "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    command = [sys.executable, str(BENCHMARKS / "ranks.py"), *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=880, check=False, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = json.loads(output.read_text())
+    assert {(row["wrapper"], row["tuning"]) for row in rows} == {
+        (wrapper, tuning) for wrapper in ("ddp", "fsdp2") for tuning in ("lora", "full")
+    }
+    for row in rows:
+        assert row["world"] == world and row["sent"]["all-reduce"] > 0
+        assert ("reduce-scatter" in row["sent"]) == (row["wrapper"] == "fsdp2")

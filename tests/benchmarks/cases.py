@@ -25,6 +25,7 @@ class Case:
         all_logits: logits at every position, as transformers' classes compute them, instead of at targets.
         compiled: by `torch.compile`, as `torch_compile: true` does.
         dtype: of weights and activations.
+    device: `cpu` or `cuda`.
         tiny: two narrow layers, for tests.
     """
 
@@ -39,6 +40,7 @@ class Case:
     all_logits: bool = False
     compiled: bool = False
     dtype: str = "float32"
+    device: str = "cpu"
     tiny: bool = False
 
 

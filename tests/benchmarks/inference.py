@@ -36,12 +36,11 @@ compiled, on 6 s clips, 1.03 (0.99 to 1.08), where 1.2 was predicted.
 
 import argparse
 import statistics
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from side_by_side import SPEED_COLUMNS, Worker, add_speeds, peak_gib, ratios, show, write
+from side_by_side import SPEED_COLUMNS, Worker, add_speeds, now, peak_gib, ratios, show, to_device, write
 from speech_models import SPEECH_MODELS, TOKENS_PER_SECOND, build, make_batch
 from transformers import CompileConfig
 
@@ -94,13 +93,14 @@ def prompts(name: str, model, vocabulary: int, seconds: float, rows: int) -> dic
 
 
 @torch.inference_mode()
-def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads: int, tiny: bool):
+def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads: int, tiny: bool, device: str):
     """Body of a process: per request the times of a batch and of the first token of one clip."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     vocabulary = 512 if tiny else 49_152
     model = build(decoding.model, vocabulary, tiny).eval()
-    batch, one = (prompts(decoding.model, model, vocabulary, seconds, count) for count in (rows, 1))
+    batch, one = (to_device(prompts(decoding.model, model, vocabulary, seconds, count), device) for count in (rows, 1))
+    model.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
 
     def generate(inputs: dict, tokens: int, options: dict) -> torch.Tensor:
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
@@ -109,9 +109,9 @@ def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads
         return ids
 
     def timed(inputs: dict, tokens: int) -> float:
-        start = time.perf_counter()
+        start = now(device)
         generate(inputs, tokens, decoding.options)
-        return time.perf_counter() - start
+        return now(device) - start
 
     if decoding.is_variant:
         answers = [generate(batch, new_tokens(seconds), options) for options in ({}, decoding.options)]
@@ -122,7 +122,7 @@ def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads
     connection.send("ready")
     while connection.recv() == "round":
         connection.send((timed(batch, new_tokens(seconds)), timed(one, 1)))
-    connection.send(peak_gib())
+    connection.send(peak_gib(device))
 
 
 def measure(names: tuple[str, ...], seconds: float, args: argparse.Namespace) -> list[dict]:
@@ -130,7 +130,7 @@ def measure(names: tuple[str, ...], seconds: float, args: argparse.Namespace) ->
     decodings = [DECODINGS[name] for name in names]
     workers = []
     for decoding in decodings:  # one after another: nothing else runs meanwhile
-        workers.append(Worker(run_model, decoding, seconds, args.rows, args.threads, args.tiny))
+        workers.append(Worker(run_model, decoding, seconds, args.rows, args.threads, args.tiny, args.device))
         workers[-1].receive()
     rounds = [[worker.ask("round") for worker in workers] for _ in range(args.rounds)]
     results = []
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--rows", type=int, default=4, help="clips in a batch (4)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="on a GPU in bfloat16")
     parser.add_argument("--tiny", action="store_true", help="two narrow layers, for tests")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)

@@ -5,10 +5,12 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -39,8 +41,24 @@ class Worker:
         return self.receive()
 
 
-def peak_gib() -> float:
-    """High-water mark of this process' resident memory."""
+def to_device(value, device: str):
+    """Tensors of a batch on the device; arrays and numbers stay."""
+    if isinstance(value, dict):
+        return {name: to_device(one, device) for name, one in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def now(device: str = "cpu") -> float:
+    """The time when the device has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_gib(device: str = "cpu") -> float:
+    """High-water mark of this process' memory: what it has resident, or what it has allocated on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 

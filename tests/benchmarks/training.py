@@ -118,7 +118,7 @@ from pathlib import Path
 import psutil
 import torch
 from cases import COMPARISONS, DEFAULT_PARTS, Case
-from side_by_side import COST_COLUMNS, Worker, add_speeds, peak_gib, show, write
+from side_by_side import COST_COLUMNS, Worker, add_speeds, now, peak_gib, show, to_device, write
 from speech_models import VOCABULARIES, build, make_batch, parameter_counts
 from targets import judge, show_targets
 from torch.utils.flop_counter import FlopCounterMode
@@ -131,7 +131,7 @@ from modeling_part.training.lora import add_lora
 
 LOSS_TOLERANCE = 1e-4
 SPARE_GIB = 1.0  # left to the rest of the machine
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc")  # torch's own and that of C++
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "CUDA out of memory")  # torch's own and that of C++
 
 
 def set_training(case: Case, model: PreTrainedModel) -> list[torch.nn.Parameter]:
@@ -162,10 +162,13 @@ def make_step(case: Case) -> tuple[Callable[[tuple[float, ...]], float], dict[st
     model = build(case.model, case.vocabulary, case.tiny).train()
     counts = parameter_counts(model)  # before LoRA
     trained = set_training(case, model)
-    model.to(getattr(torch, case.dtype))
+    model.to(case.device, getattr(torch, case.dtype))
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if case.optimizer else None
     forward = torch.compile(model) if case.compiled else model
-    batches = {seconds: make_batch(case.model, model, case.vocabulary, seconds) for seconds in case.batches}
+    batches = {
+        seconds: to_device(make_batch(case.model, model, case.vocabulary, seconds), case.device)
+        for seconds in case.batches
+    }
 
     def step(seconds: tuple[float, ...]) -> float:
         inputs = dict(batches[seconds])
@@ -200,18 +203,19 @@ def run_case(connection, case: Case, threads: int):
     flops = counter.get_total_flops()
     connection.send({"loss": statistics.mean(losses), "gflop_per_clip": flops / clips / 1e9, "parameters": counts})
     while connection.recv() == "round":
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start, cpu_start = now(case.device), time.process_time()
         for seconds in case.batches:
             step(seconds)
-        connection.send((time.perf_counter() - start, time.process_time() - cpu_start))
-    connection.send({"peak_gib": peak_gib(), "before_model_gib": before})
+        connection.send((now(case.device) - start, time.process_time() - cpu_start))
+    connection.send({"peak_gib": peak_gib(case.device), "before_model_gib": before})
 
 
 def run_alone(connection, case: Case, threads: int, limit_gib: float):
     """Body of a process that has the machine's memory for itself: one pass, and its peak if that fits."""
     torch.set_num_threads(threads)
     # An allocation over the limit fails in this process; without one the kernel would choose whom to end.
-    resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gib * 2**30), resource.RLIM_INFINITY))
+    if case.device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gib * 2**30), resource.RLIM_INFINITY))
     loss, fits = None, True
     try:
         step, _ = make_step(case)
@@ -220,18 +224,18 @@ def run_alone(connection, case: Case, threads: int, limit_gib: float):
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in OUT_OF_MEMORY):
             raise
         fits = False
-    connection.send({"loss": loss, "fits": fits, "peak_gib": peak_gib()})
+    connection.send({"loss": loss, "fits": fits, "peak_gib": peak_gib(case.device)})
 
 
-def matmul_peak(connection, dtype: str, size: int, threads: int):
+def matmul_peak(connection, dtype: str, size: int, threads: int, device: str):
     """Body of a process: the best of ten products of square matrices, FLOP/s."""
     torch.set_num_threads(threads)
-    a, b = torch.randn(2, size, size).to(getattr(torch, dtype))
+    a, b = torch.randn(2, size, size).to(device, getattr(torch, dtype))
     times = []
     for _ in range(10):
-        start = time.perf_counter()
+        start = now(device)
         torch.mm(a, b)
-        times.append(time.perf_counter() - start)
+        times.append(now(device) - start)
     connection.send(2 * size**3 / min(times))
 
 
@@ -310,6 +314,7 @@ def measure(part: str, args, peaks: dict[str, float]) -> Iterator[tuple[str, lis
     """Measure, check and print the tables of one part, one at a time."""
     alone = part == "memory"
     for number, (title, cases) in enumerate(COMPARISONS[part](args).items()):
+        cases = [replace(case, device=args.device) for case in cases]
         results = (one_after_another if alone else in_turns)(cases, args, peaks)
         if part == "classes" and number == 0:
             show_sizes(results)
@@ -335,6 +340,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tiny", action="store_true", help="tiny models on short clips, to test this program")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
@@ -349,7 +355,10 @@ def main():
     args = parse_arguments()
     start = time.perf_counter()
     size = 128 if args.tiny else 2048
-    peaks = {dtype: Worker(matmul_peak, dtype, size, args.threads).receive() for dtype in ("float32", "bfloat16")}
+    peaks = {
+        dtype: Worker(matmul_peak, dtype, size, args.threads, args.device).receive()
+        for dtype in ("float32", "bfloat16")
+    }
     print(f"Matmul peak, {args.threads} threads: " + ", ".join(f"{x / 1e9:.0f} GFLOP/s {t}" for t, x in peaks.items()))
     print("Speed and memory are relative to the first row of each table.")
     settings = {name: value for name, value in vars(args).items() if name != "output"}
