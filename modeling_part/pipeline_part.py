@@ -85,7 +85,7 @@ class PARTPipeline(ChunkPipeline):
             the geometric mean of the probabilities of its tokens, see [`overall`]. Of translations and without an
             alignment head "ctc" is None.
         ctc_draft: for `"asr"` by a checkpoint with an alignment head: the same text in fewer steps, see
-            [`AudioGenerationMixin.generate`]; without effect on batches.
+            [`AudioGenerationMixin.generate`], also for what it does with batches.
         ignore_warning: taken as in transformers' own pipeline; there is nothing to warn of.
         batch_size: windows per forward pass, whichever recordings they come from.
         max_new_tokens, generate_kwargs: for `generate`; the model's generation config gives the rest. A

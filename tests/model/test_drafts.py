@@ -185,20 +185,44 @@ def test_other_ways_of_decoding_stay_as_they_are(model_and_processor, clips, mon
     assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True, **options), expected)
 
 
-def test_batches_texts_and_models_without_a_head_are_decoded_as_without(model_and_processor, clips, monkeypatch):
+def test_a_batch_has_the_tokens_of_greedy_decoding_row_by_row(model_and_processor, clips, monkeypatch):
+    model, processor = model_and_processor
+    inputs = processor(clips, source_lang=["en", None, "fr"])
+    for options in (
+        {"max_new_tokens": 12},
+        {"max_length": inputs["input_ids"].shape[1] + 9},
+        {"eos_token_id": [30, 60]},
+    ):
+        options = {"max_new_tokens": 12, **options} if "max_length" not in options else options
+        expected = model.generate(**inputs, **options)
+        given, encoded = counted(model.model.audio_tower, model.generate, **inputs, **options, ctc_draft=True)
+        assert torch.equal(given, expected) and encoded == 1
+    texts = model.generate(**inputs, max_new_tokens=12)[:, inputs["input_ids"].shape[1] :].tolist()
+    drafts = iter(texts)
+    monkeypatch.setattr(
+        model.alignment_head, "best_tokens", lambda *_: torch.tensor([one for t in next(drafts) for one in (t, -1)])
+    )
+    given, steps = counted(model.model.language_model, model.generate, **inputs, max_new_tokens=12, ctc_draft=True)
+    assert given[:, inputs["input_ids"].shape[1] :].tolist() == texts and steps == 3  # one pass a row
+
+
+def test_texts_models_without_a_head_and_rich_outputs_are_decoded_as_without(model_and_processor, clips, monkeypatch):
     model, processor = model_and_processor
     with monkeypatch.context() as patch:
         patch.setattr(model.alignment_head, "best_tokens", lambda *_: pytest.fail("a draft was made"))
-        for inputs in (
-            processor(clips),
-            processor(task="mt", source_text="Bonjour", source_lang="fr", target_lang="en"),
-        ):
-            expected = model.generate(**inputs, max_new_tokens=6)
-            assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True), expected)
+        inputs = processor(task="mt", source_text=["Bonjour", "Oui"], source_lang="fr", target_lang="en")
+        expected = model.generate(**inputs, max_new_tokens=6)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True), expected)
+        inputs = processor(clips)
+        rich = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 6}
+        expected = model.generate(**inputs, **rich)
+        given = model.generate(**inputs, **rich, ctc_draft=True)
+        assert torch.equal(given.sequences, expected.sequences) and len(given.scores) == len(expected.scores)
     model, processor = tiny_training.tiny_model()
-    inputs = processor(clips[0])
-    expected = model.generate(**inputs, max_new_tokens=6)
-    assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True), expected)
+    for audio in (clips, clips[0]):
+        inputs = processor(audio)
+        expected = model.generate(**inputs, max_new_tokens=6)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True), expected)
 
 
 def test_no_draft_goes_past_the_positions_that_a_language_model_has_learned(model_and_processor, clips, monkeypatch):
@@ -228,4 +252,4 @@ def test_pipeline_streams_times_and_translations_with_drafts(model_and_processor
     drafts.clear()
     translation = {"task": "s2tt", "target_lang": "fr"}
     assert pipe(clips[0], ctc_draft=True, **translation) == pipe(clips[0], **translation) and not drafts
-    assert pipe(clips, ctc_draft=True, batch_size=3) == pipe(clips) and not drafts
+    assert pipe(clips, ctc_draft=True, batch_size=3) == pipe(clips) and len(drafts) == 3
