@@ -311,6 +311,12 @@ def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> Align
     return AlignedText(text, offsets, *found)
 
 
+def heard_text(model, processor, audio_embeds: torch.Tensor) -> str:
+    """What greedy CTC writes of a window: `(A, H)` -> text."""
+    best = model.alignment_head.best_tokens(audio_embeds, model.get_input_embeddings().weight)
+    return processor.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True).strip()
+
+
 def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks: Sequence[str]) -> list[AlignedText]:
     """[`align_text`] of a batch; without path where no transcript is to be found in audio by an alignment head.
 
@@ -391,4 +397,5 @@ __all__ = [
     "align_text",
     "align_tokens",
     "best_path",
+    "heard_text",
 ]

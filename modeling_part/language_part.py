@@ -1,11 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Which language is spoken: how well each language's prompt explains what the model has written."""
+"""Which language is spoken: how well each language's prompt explains what was heard."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from .alignment_part import heard_text
 from .confidence_part import text_log_probs
 from .outputs_part import PARTAudioOutput
 
@@ -20,9 +21,12 @@ def language_log_probs(
         processor: its [`PARTProcessor`].
         audio_embeds: `(A, H)` of a window.
         feature_steps: of the window.
-        text: what the model has written without being told the language.
+        text: what the model has written without being told the language; for models without an alignment head. With one it
+            is what greedy CTC writes, which is of the spoken language where the language model rather translates.
         languages: BCP-47 codes.
     """
+    if model.alignment_head is not None:
+        text = heard_text(model, processor, audio_embeds)
     row = dict.fromkeys(("target_lang", "source_text", "text", "prompt", "context"))
     rows = [{**row, "task": "asr", "audio": True, "source_lang": one} for one in languages]
     prompts = processor.assemble_prompts(rows, [feature_steps] * len(rows), "left")

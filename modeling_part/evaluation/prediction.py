@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..alignment_part import align_answers, collapse
+from ..alignment_part import align_answers, heard_text
 from ..audio_part import load_clip
 from ..confidence_part import answer_confidence, overall
 from ..prompts_part import TEXT_TASKS
@@ -108,12 +108,10 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
     scores = answer_confidence(model, processor, inputs, aligned)
     outcomes = [{"hypothesis": text, "confidence": overall(one)} for text, one in zip(texts, scores, strict=True)]
     if rows[0]["task"] == "asr" and model.alignment_head is not None:
-        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output
-        best = model.alignment_head.best_tokens(embeds, model.get_input_embeddings().weight)
         counts = (inputs["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
-        heard = [collapse(one.tolist()) for one in best.split(counts)]
-        for outcome, text in zip(outcomes, processor.batch_decode(heard, skip_special_tokens=True), strict=True):
-            outcome["ctc_hypothesis"] = text.strip()
+        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
+        for outcome, audio_embeds in zip(outcomes, embeds, strict=True):
+            outcome["ctc_hypothesis"] = heard_text(model, processor, audio_embeds)
     return outcomes
 
 

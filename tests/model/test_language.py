@@ -8,6 +8,7 @@ import tiny_training
 import torch
 
 from modeling_part import PARTPipeline
+from modeling_part.alignment_part import heard_text
 from modeling_part.language_part import spoken_language
 
 
@@ -48,6 +49,21 @@ def test_the_language_is_the_one_whose_prompt_explains_the_text_best(pipe, clips
         for code, score in expected.items():
             assert answer["language_scores"][code] == pytest.approx(math.exp(score) / total, abs=2e-3)
         assert answer["text"] == pipe(clip)["text"]
+
+
+def test_with_an_alignment_head_what_it_hears_is_explained(clips):
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    pipe = PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=6, device="cpu")
+    answer = pipe(clips[0], languages=["en", "fr"])
+    inputs = processor(clips[0])
+    embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    heard = heard_text(model, processor, embeds)
+    assert heard != answer["text"]
+    scores = {code: by_definition(pipe, clips[0], heard, code) for code in ("en", "fr")}
+    assert answer["language"] == max(scores, key=scores.get)
+    ratio = math.exp(scores["fr"] - scores["en"])
+    assert answer["language_scores"]["fr"] == pytest.approx(ratio / (1 + ratio), abs=2e-3)
 
 
 def test_windows_are_summed_up():
