@@ -3,7 +3,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -102,10 +101,10 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
     occurrences = np.zeros(len(processor.tokenizer), dtype=np.int64)
     for batch in dataset.select_columns(COLUMNS).with_format("arrow").iter(batch_size=BATCH):
         tasks, texts, sources = (batch[name].to_pylist() for name in COLUMNS)
-        ids = token_ids(list(map(_scored_text, tasks, texts, sources)), processor)
-        answers.append(np.fromiter(map(len, ids), dtype=np.int32, count=len(ids)) + 1)
+        encoded = _encoded(list(map(_scored_text, tasks, texts, sources)), processor)
+        answers.append(np.fromiter(map(len, encoded), dtype=np.int32, count=len(encoded)) + 1)
         if with_transcripts:
-            said = _transcript_ids(tasks, texts, sources, ids, processor)
+            said = _transcript_ids(tasks, sources, encoded, processor)
             spoken.append(_needed(said))
             flat = np.fromiter(chain.from_iterable(said), dtype=np.int64)
             occurrences += np.bincount(flat, minlength=len(occurrences))[: len(occurrences)]
@@ -115,26 +114,23 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
     return RowTokens(counts, np.concatenate(spoken) if spoken else np.zeros(0, dtype=np.int32), occurrences)
 
 
-def token_ids(texts: Sequence[str], processor: PARTProcessor) -> list[Sequence[int]]:
-    """The tokens of each text, without special ones."""
+def _encoded(texts: list[str], processor: PARTProcessor) -> list:
+    """The tokens of each text, without special ones: lists, or what a fast tokenizer has before it makes lists of them."""
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     backend.no_truncation()
     backend.no_padding()
-    return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return backend.encode_batch_fast(texts, add_special_tokens=False)
 
 
-def _transcript_ids(tasks: list, texts: list, sources: list, answers: list, processor: PARTProcessor) -> list:
+def _transcript_ids(tasks: list, sources: list, answers: list, processor: PARTProcessor) -> list[list[int]]:
     """The tokens of what is said in each row; those of an answer that is the transcript are known already."""
-    translated = [
-        index for index, (task, source) in enumerate(zip(tasks, sources, strict=True)) if task == "s2tt" and source
-    ]
-    of_sources = dict(zip(translated, token_ids([sources[index] for index in translated], processor), strict=True))
-    return [
-        ids if task == "asr" else of_sources.get(index, ())
-        for index, (task, ids) in enumerate(zip(tasks, answers, strict=True))
-    ]
+    translated = [index for index, task in enumerate(tasks) if task == "s2tt" and sources[index]]
+    said: list = [answer if task == "asr" else [] for task, answer in zip(tasks, answers, strict=True)]
+    for index, one in zip(translated, _encoded([sources[index] for index in translated], processor), strict=True):
+        said[index] = one
+    return [getattr(one, "ids", one) for one in said]
 
 
 def _needed(said: list) -> np.ndarray:

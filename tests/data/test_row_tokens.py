@@ -44,7 +44,7 @@ def test_what_is_counted_is_kept_for_these_rows_and_this_tokenizer(dataset, proc
     answers = row_tokens(dataset, processor, False, tmp_path)
     assert answers.transcripts is None and len(list(tmp_path.iterdir())) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(module, "token_ids", lambda *_: pytest.fail("tokenised again"))
+        patch.setattr(module, "_encoded", lambda *_: pytest.fail("tokenised again"))
         again = row_tokens(dataset, processor, True, tmp_path)
         assert all(np.array_equal(getattr(again, name), array) for name, array in vars(found).items())
     other = dataset.map(lambda row: {"text": f"{row['text']} more"})
