@@ -73,6 +73,9 @@ class PARTProcessor(ConventionalProcessor):
             )
         self.audio_token_convolutions = audio_token_convolutions or [[3, 1, 1], [3, 2, 1], [5, 4, 2]]
         self.variable_length = variable_length
+        for name, value in (("instructions", instructions), ("language_names", language_names)):
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"`{name}` is {value!r}; give a mapping of text to text, or None.")
         self.instructions = {**INSTRUCTIONS, **(instructions or {})}
         unknown = set(self.instructions) - set(INSTRUCTIONS)
         if unknown:

@@ -261,6 +261,9 @@ class TestPrompt:
     def test_instructions_are_text(self):
         with pytest.raises(ValueError, match=r"The instructions \{'asr': 0\} are no text"):
             build(instructions={"asr": 0})
+        for name in ("instructions", "language_names"):
+            with pytest.raises(ValueError, match=f"`{name}` is 'fr'; give a mapping"):
+                build(**{name: "fr"})
 
     def test_system_prompt(self):
         processor = build(system_prompt="Listen well.")
