@@ -164,6 +164,8 @@ class LastStep(TrainerCallback):
         self.held = {}
 
     def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:  # a model that is sharded was whole before, and on a CPU
+            self.meter.peak = self.meter.live
         if state.global_step == STEPS - 1:
             self.meter.calls.clear()
             self.meter.sent.clear()
