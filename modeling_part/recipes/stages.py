@@ -176,7 +176,7 @@ def build_plan(stages: Sequence[Mapping | str] | Mapping[str, Mapping | None] | 
         base = BUILT_IN_STAGES.get(entry["name"])
         if base is None and not {"tasks", "learning_rates"} <= set(entry):
             raise ValueError(
-                f"Stage {entry['name']!r} is not built in ({', '.join(BUILT_IN_STAGES)}): give its `tasks` and "
+                f"`stages`: {entry['name']!r} is not built in ({', '.join(BUILT_IN_STAGES)}): give its `tasks` and "
                 "`learning_rates`."
             )
         plan.append(Stage(**entry) if base is None else replace(base, **entry))

@@ -55,6 +55,7 @@ class TestTypesAndBounds:
     @example(name="min_duration", value=float("nan"))
     @example(name="save_steps", value=0)
     @example(name="frozen_dtype", value="float99")
+    @example(name="stages", value=[""])
     def test_an_odd_value_is_refused_by_name_or_valid(self, parsed, name, value):
         try:
             recipe = parsed(**{name: value})

@@ -251,7 +251,7 @@ class TestEpochs:
         history = json.loads((tmp_path / "run" / "adapter" / "log_history.json").read_text())
         steps = read_stage_json(tmp_path / "run" / "adapter")["hyperparameters"]["num_steps"]
         ends = [steps // 3, 2 * steps // 3, steps]
-        assert [line["step"] for line in history if "eval_loss" in line] == [*ends, steps]  # and the finished stage
+        assert [line["step"] for line in history if "eval_loss" in line] == ends  # the last one is the stage's
         assert [line["step"] for line in history if "loss" in line] == ends
         saved = sorted(map(checkpoint_step, (tmp_path / "run" / "adapter").glob("checkpoint-*")))
         assert saved == ends
@@ -259,7 +259,7 @@ class TestEpochs:
     def test_the_first_epochs_can_be_left_out(self, made, tmp_path):
         train_part.main(self.recipe(made, tmp_path, eval_strategy="epoch", eval_delay=2, save_strategy="no"))
         history = json.loads((tmp_path / "run" / "adapter" / "log_history.json").read_text())
-        assert len([line for line in history if "eval_loss" in line]) == 3
+        assert len([line for line in history if "eval_loss" in line]) == 2
 
     def test_a_stage_shorter_than_an_epoch(self, made, tmp_path):
         stages = [{"name": "adapter", "max_steps": 2}]
