@@ -15,26 +15,24 @@ import sys
 from functools import partial
 
 
-if __name__ == "__main__" and {"--help", "-h"} & set(sys.argv):  # which does not wait for what training imports
-    from modeling_part.recipes.help import print_help
+if __name__ == "__main__":  # help does not wait for what training imports
+    from modeling_part.recipes.help import leave_with_help
 
-    print_help()
-    sys.exit(0)
+    leave_with_help(sys.argv[1:])
 
 from accelerate import PartialState
 from transformers import set_seed
 
 from modeling_part.data.batches import plan_batches
-from modeling_part.data.loading import Rows, check_corpora, load_rows
+from modeling_part.data.loading import Rows, load_rows
 from modeling_part.data.transcripts import count_transcript_tokens
 from modeling_part.evaluation.run_report import run_report
 from modeling_part.recipes.arguments import Recipe, parse_recipe
-from modeling_part.recipes.user_errors import mistakes_in_one_message, take_debug
 from modeling_part.training.checkpoints import write_checkpoint_record
 from modeling_part.training.console import Console, set_up_logging
 from modeling_part.training.dry_run import dry_run, log_plan, needs_download
 from modeling_part.training.epochs import epoch_callbacks, with_fractions
-from modeling_part.training.launches import how_to_go_on, record_launch
+from modeling_part.training.launches import in_a_process, record_launch
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, continued
@@ -63,7 +61,6 @@ def main(argv: list[str] | None = None) -> None:
 def train(recipe: Recipe) -> list[str]:
     """Every stage that is asked for and not finished; the names of those that could not be published."""
     args, run = recipe.training, Run(recipe)
-    check_corpora(recipe)
     if args.dry_run and needs_download(recipe):
         return []
     rows = load_rows(recipe)
@@ -101,12 +98,9 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         processing_class=processor,
         generation_monitor=stage.monitor(rows, record, processor, recipe),
         on_save=lambda folder: write_checkpoint_record(folder, record),
-        callbacks=[
-            *epoch_callbacks(batches, args),
-            Console(stage.plan, stage.later, batches, rows),
-            StabilityCallback(stage.plan),
-        ],
+        callbacks=[*epoch_callbacks(batches, args), Console(stage.plan, stage.later, batches, rows)],
     )
+    trainer.add_callback(StabilityCallback(stage.plan))
     if changed:
         trainer.add_callback(NewSettings(stage.plan, set(trainer.get_decay_parameter_names(model))))
     stage.check_disk(model, args)
@@ -126,18 +120,8 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
 
 
 def launch(argv: list[str] | None = None) -> None:
-    """[`main`] in a process of its own, which leaves the group of ranks before it exits.
-
-    Otherwise the group's threads can end a rank with an error after all is done. A failed rank waits for nobody.
-    """
-    argv, debug = take_debug(sys.argv[1:] if argv is None else argv)
-    with mistakes_in_one_message("train_part.py", debug, how_to_go_on):
-        try:
-            main(argv)
-        except SystemExit:  # stopped, or not published: the ranks are together
-            PartialState().destroy_process_group()
-            raise
-        PartialState().destroy_process_group()
+    """[`main`] in a process of its own."""
+    in_a_process(main, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the words after `part`; None takes those of the command line.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
-        from .recipes.help import print_help
+    if argv[:1] == ["train"]:
+        from .recipes.help import leave_with_help
 
-        print_help("part train [options of accelerate launch]")
-        sys.exit(0)
+        leave_with_help(argv, "part train [options of accelerate launch]")
     parser = build_parser()
     passed_on = []
     if argv[:1] == ["experiment"] and "--" in argv:

@@ -317,6 +317,19 @@ def heard_text(model, processor, audio_embeds: torch.Tensor) -> str:
     return processor.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True).strip()
 
 
+def clip_embeds(model, inputs: Mapping) -> Sequence[torch.Tensor | None]:
+    """`(A, H)` of the clip of each row of a batch, A 0 where it has none; None of each where no row has one.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq`.
+        inputs: prompts with `mm_encoder_outputs`, as for `generate`; without where no row has a clip.
+    """
+    counts = (inputs["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
+    if not any(counts):
+        return [None] * len(counts)
+    return inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
+
+
 def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks: Sequence[str]) -> list[AlignedText]:
     """[`align_text`] of a batch; without path where no transcript is to be found in audio by an alignment head.
 
@@ -327,13 +340,11 @@ def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks
         texts: B answers, without space around them.
         tasks: of the rows.
     """
-    counts = (inputs["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
-    embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts) if any(counts) else [None] * len(texts)
     return [
         align_text(model, processor, audio_embeds, text)
         if model.alignment_head is not None and task_of(task) == "asr"
         else AlignedText(text, processor.text_tokens(text)[1], None, None)
-        for audio_embeds, text, task in zip(embeds, texts, tasks, strict=True)
+        for audio_embeds, text, task in zip(clip_embeds(model, inputs), texts, tasks, strict=True)
     ]
 
 
@@ -397,5 +408,6 @@ __all__ = [
     "align_text",
     "align_tokens",
     "best_path",
+    "clip_embeds",
     "heard_text",
 ]

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, TextIteratorStreamer
 from transformers.pipelines.automatic_speech_recognition import AutomaticSpeechRecognitionPipeline
 from transformers.pipelines.base import ChunkPipeline
 
-from .alignment_part import align_answers
+from .alignment_part import align_answers, clip_embeds
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
 from .language_part import language_log_probs, spoken_language
@@ -30,13 +30,8 @@ from .word_times_part import word_chunks, word_times
 CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {"impl": "pipeline_part.PARTPipeline", "pt": ["AutoModelForSpeechSeq2Seq"]}
 }
-OF_A_ROW = (
-    "task",
-    "source_lang",
-    "target_lang",
-    "prompt",
-    "context",
-)  # what each of a list of inputs may have its own of
+# What each of a list of inputs may have its own of.
+OF_A_ROW = ("task", "source_lang", "target_lang", "prompt", "context")
 OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s")
 OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence", "languages")
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
@@ -337,12 +332,9 @@ class PARTPipeline(ChunkPipeline):
 
     def _language_log_probs(self, inputs, mask, texts: list[str], rows: list[dict], languages) -> list:
         """See [`language_log_probs`]; None of rows that name their language, or are no transcription."""
-        counts = (inputs["input_ids"] == self.model.config.audio_token_id).sum(-1).tolist()
-        if not any(counts):
-            return [None] * len(rows)
-        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
-        steps = iter(mask.sum(-1).tolist())
-        of_rows = [next(steps) if count else 0 for count in counts]
+        embeds = clip_embeds(self.model, inputs)
+        steps = iter(() if mask is None else mask.sum(-1).tolist())
+        of_rows = [0 if clip is None or not len(clip) else next(steps) for clip in embeds]
         return [
             language_log_probs(self.model, self.processor, audio_embeds, count, text, languages)
             if row.get("source_lang") is None and task_of(row["task"]) == "asr"

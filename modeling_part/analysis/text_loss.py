@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ..data.files import text_lines
 from ..modeling_part import PARTForSpeechSeq2Seq
 from .files import load_checkpoint, write_result
 
@@ -65,11 +66,11 @@ def analyze_text_loss(
 
     Returns:
         By file `tokens`, `loss` and, with `since`, `loss_since`, all in nats per token.
+
+    Raises:
+        CorpusError: a file cannot be opened, or is no text.
     """
-    lines = {
-        str(path): [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-        for path in texts
-    }
+    lines = {str(path): [line for _, line in text_lines(Path(path)) if line.strip()] for path in texts}
     result: dict[str, dict[str, float]] = {name: {} for name in lines}
     for key, folder in (("loss_since", since), ("loss", checkpoint)):
         if folder is None:

@@ -59,6 +59,7 @@ def load_rows(recipe: Recipe) -> Rows:
     Raises:
         CorpusError: a corpus cannot be read, or more of its rows are broken than `max_bad_fraction` allows.
     """
+    check_corpora(recipe)
     folder = Path(recipe.training.output_dir) / "data"
     eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
     if any(spec.get("streaming") for spec in recipe.data.train_data or []):

@@ -6,7 +6,7 @@ A recipe says with `columns` under which name a record has a canonical column. A
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..prompts_part import TEXT_TASKS
@@ -24,11 +24,15 @@ def rows_of(
     columns: Mapping[str, str] | None,
     folder: Path | None,
     on_broken: OnBroken,
+    converted: Callable[[dict], dict] = dict,
 ) -> Iterator[dict]:
-    """The canonical rows of records, each given with the place where it stands and its number (None in streams)."""
+    """The canonical rows of records, each given with the place where it stands and its number (None in streams).
+
+    `converted` gives a record of another format as one of these; `BrokenRowError` where it is not as it must be.
+    """
     for where, number, record in records:
         try:
-            rows = list(record_rows(record, spec, columns, folder, number))
+            rows = list(record_rows(converted(record), spec, columns, folder, number))
         except BrokenRowError as error:
             handle(on_broken, where, error)
         else:

@@ -3,7 +3,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, median
+
+import numpy as np
 
 from .reports import answers_in_another_language
 from .tables import number, percent
@@ -118,20 +119,20 @@ def instability(log: Sequence[Mapping], warm_up: float = 0) -> dict[str, str]:
 def _spike(values: Sequence[tuple[int, float]]) -> str | None:
     if len(values) < 3 * WINDOW:
         return None
-    losses = [value for _, value in values]
-    means = [mean(losses[start : start + WINDOW]) for start in range(len(losses) - 2 * WINDOW + 1)]
-    best = min(range(len(means)), key=means.__getitem__)
-    last = losses[-WINDOW:]
-    if min(last) > SPIKE * means[best] and mean(last) > means[best] + SPIKE_NATS:
-        return f"was {means[best]:.2f} around step {values[best + WINDOW - 1][0]} and is {mean(last):.2f}"
+    losses = np.array([value for _, value in values], dtype=float)
+    means = np.lib.stride_tricks.sliding_window_view(losses[:-WINDOW], WINDOW).mean(-1)
+    best, last = int(means.argmin()), losses[-WINDOW:]
+    if last.min() > SPIKE * means[best] and last.mean() > means[best] + SPIKE_NATS:
+        return f"was {means[best]:.2f} around step {values[best + WINDOW - 1][0]} and is {last.mean():.2f}"
     return None
 
 
 def _growth(values: Sequence[tuple[int, float]]) -> str | None:
-    norms = [value for _, value in values]
-    medians = [median(norms[end - WINDOW : end]) for end in range(len(norms), WINDOW - 1, -WINDOW)][::-1]
-    if len(medians) < 4:
+    windows = len(values) // WINDOW
+    if windows < 4:
         return None
+    norms = np.array([value for _, value in values[-windows * WINDOW :]], dtype=float)
+    medians = np.median(norms.reshape(windows, WINDOW), axis=1)
     before, middle, last = medians[-3:]
     if last > GROWTH * middle > GROWTH**2 * before and last > GROWN * min(medians):
         return f"grows: {before:.3g}, {middle:.3g}, {last:.3g} (medians of {WINDOW} entries; the lowest was {min(medians):.3g})"

@@ -35,7 +35,9 @@ TASK_COLOURS = {"asr": "C0", "s2tt": "C1", "mt": "C2", "text": "C3"}
 TASK_NAMES = {"asr": "transcription", "s2tt": "speech translation", "mt": "text translation", "text": "text"}
 MOST_LINES = 10  # in one picture; of more languages those with the highest last value are named, the others are grey
 MOST_GROUPS = 40  # languages and directions in the picture of scores
-LOSS = re.compile(r"(?:(?P<dev>eval)_)?(?P<task>asr|s2tt|mt)(?:/(?P<language>[A-Za-z0-9-]+))?(?:_(?P<ctc>ctc))?_loss")
+LOSS = re.compile(
+    rf"(?:(?P<dev>eval)_)?(?P<task>{'|'.join(TASK_NAMES)})(?:/(?P<language>[A-Za-z0-9-]+))?(?:_(?P<ctc>ctc))?_loss"
+)
 
 Points = list[tuple[float, float]]
 

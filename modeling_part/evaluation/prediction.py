@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..alignment_part import align_answers, heard_text
+from ..alignment_part import align_answers, clip_embeds, heard_text
 from ..audio_part import load_clip
 from ..confidence_part import answer_confidence, overall
 from ..prompts_part import TEXT_TASKS
@@ -108,9 +108,7 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
     scores = answer_confidence(model, processor, inputs, aligned)
     outcomes = [{"hypothesis": text, "confidence": overall(one)} for text, one in zip(texts, scores, strict=True)]
     if rows[0]["task"] == "asr" and model.alignment_head is not None:
-        counts = (inputs["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
-        embeds = inputs["mm_encoder_outputs"]["audio"].pooler_output.split(counts)
-        for outcome, audio_embeds in zip(outcomes, embeds, strict=True):
+        for outcome, audio_embeds in zip(outcomes, clip_embeds(model, inputs), strict=True):
             outcome["ctc_hypothesis"] = heard_text(model, processor, audio_embeds)
     return outcomes
 

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..configuration_part import PARTConfig
-from .help import print_help
+from .help import leave_with_help
 from .places import Places, located
 from .precision import choose_frozen_dtype, choose_precision
 from .recipe_files import find_recipe, read_recipe, read_value, replace_settings
@@ -280,9 +280,7 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
         FileNotFoundError: there is no such recipe.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if {"--help", "-h"} & set(argv):
-        print_help()
-        raise SystemExit(0)
+    leave_with_help(argv)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if not names:
         raise SystemExit(

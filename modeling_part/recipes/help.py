@@ -7,7 +7,8 @@ them longer than somebody waits for help.
 
 import argparse
 import ast
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +50,18 @@ class Option:
 
     help: str
     default: object
+
+
+def leave_with_help(argv: Sequence[str], program: str = "train_part.py") -> None:
+    """Print all options and exit, if that is what the words of the command line ask for.
+
+    Args:
+        argv: the words after the program.
+        program: see [`print_help`].
+    """
+    if {"--help", "-h"} & set(argv):
+        print_help(program)
+        sys.exit(0)
 
 
 def print_help(program: str = "train_part.py") -> None:

@@ -241,11 +241,13 @@ def _entries(stages: Sequence[Mapping | str]) -> list[dict]:
     entries = []
     for entry in stages:
         if not isinstance(entry, Mapping | str):
-            raise ValueError(f"A stage of the recipe is {entry!r}; give its name, or a mapping of its fields.")
+            raise ValueError(
+                f"`stages`: A stage of the recipe is {entry!r}; give its name, or a mapping of its fields."
+            )
         entries.append({"name": entry} if isinstance(entry, str) else dict(entry))
         if not isinstance(entries[-1].get("name"), str):
-            raise ValueError(f"A stage of the recipe has no `name`, or one that is no text: {entry}.")
+            raise ValueError(f"`stages`: A stage of the recipe has no `name`, or one that is no text: {entry}.")
     names = [entry["name"] for entry in entries]
     if len(set(names)) != len(names):
-        raise ValueError(f"The recipe names a stage twice: {names}.")
+        raise ValueError(f"`stages`: The recipe names a stage twice: {names}.")
     return entries

@@ -10,6 +10,7 @@ from ..configuration_part import convolved_length
 from ..data.checking import size_parts
 from ..data.downloads import as_lines, planned_downloads
 from ..data.expansion import corpus_specs
+from ..data.loading import check_corpora
 from ..evaluation.tables import duration
 from ..recipes.arguments import Recipe
 from ..recipes.files import read_json
@@ -52,6 +53,7 @@ def needs_download(recipe: Recipe) -> bool:
     Raises:
         CorpusError: a repository, config or split is not there, or the Hub cannot be reached.
     """
+    check_corpora(recipe)
     entries = [
         entry for name in ("train_data", "eval_data", "test_data") for entry in getattr(recipe.data, name) or ()
     ]

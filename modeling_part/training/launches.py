@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from accelerate import PartialState
 from ..publishing.privacy import without_secrets
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.files import read_json, write_json
+from ..recipes.user_errors import mistakes_in_one_message, take_debug
 
 
 INDENT = " " * 9  # below the time that begins a line of the log
@@ -57,6 +59,25 @@ def command(resume: bool = False) -> str:
 def how_to_go_on() -> str:
     """What to say when Ctrl-C came while nothing was training."""
     return f"Interrupted. Go on with:\n{INDENT}{command(resume=True)}"
+
+
+def in_a_process(main: Callable[[list[str]], None], argv: Sequence[str]) -> None:
+    """Run `main` as all that this process does: it leaves the group of ranks before it exits.
+
+    Otherwise the group's threads can end a rank with an error after all is done. A failed rank waits for nobody.
+
+    Args:
+        main: of `train_part.py`.
+        argv: its words; `--debug` shows the traceback of an error.
+    """
+    argv, debug = take_debug(argv)
+    with mistakes_in_one_message("train_part.py", debug, how_to_go_on):
+        try:
+            main(argv)
+        except SystemExit:  # stopped, or not published: the ranks are together
+            PartialState().destroy_process_group()
+            raise
+        PartialState().destroy_process_group()
 
 
 def _launcher() -> list[str] | None:

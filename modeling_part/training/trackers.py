@@ -14,6 +14,7 @@ import numpy as np
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ..data.rows import direction
 from ..evaluation.scoring import PREDICTIONS_FILE, read_predictions
 from ..evaluation.tables import markdown_table
 from ..evaluation.utterances import CLIP_RATE, Clips, choose_utterances
@@ -108,9 +109,8 @@ def _some_answers(folder: Path, rows) -> list[Answer]:
     """The worst of every language and direction, and a sample, as in `report.html`."""
     clips, answers = Clips(rows), []
     for row, which in choose_utterances(read_predictions(folder / PREDICTIONS_FILE), WORST, RANDOM):
-        direction = row["source_lang"] if row["task"] == "asr" else f"{row['source_lang']}-{row['target_lang']}"
-        errors = f"{100 * row['error_rate']:.0f}"
-        cells = [which, row["task"], direction, row["id"], errors, row["reference"], row["hypothesis"]]
+        languages, errors = direction(row["source_lang"], row["target_lang"]), f"{100 * row['error_rate']:.0f}"
+        cells = [which, row["task"], languages, row["id"], errors, row["reference"], row["hypothesis"]]
         answers.append((cells, clips.waveform(row)))
     return answers
 

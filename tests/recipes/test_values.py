@@ -57,12 +57,12 @@ class TestTypesAndBounds:
     @example(name="frozen_dtype", value="float99")
     @example(name="stages", value=[""])
     @example(name="stages", value=[{}])
+    @example(name="stages", value=["", ""])
     def test_an_odd_value_is_refused_by_name_or_valid(self, parsed, name, value):
         try:
             recipe = parsed(**{name: value})
         except ValueError as error:
-            said = "stage" if name == "stages" else name  # which of them, mostly
-            assert said in str(error).lower() and "\n" not in str(error).strip()
+            assert name in str(error) and "\n" not in str(error).strip()
             return
         held = get(recipe, name)
         if name not in ("report_to", "debug", "accelerator_config", "disable_tqdm") and held is not None:

@@ -28,15 +28,8 @@ def read_funasr(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
     path = spec.folder()
     on_broken = partial(report.drop_line, spec.corpus)
     task = spec.tasks[0] if spec.tasks and len(spec.tasks) == 1 else "asr"
-
-    def records() -> Iterator[tuple[str, int, dict]]:
-        for number, line in read_jsonl(path, on_broken):
-            try:
-                yield f"{path}, line {number}", number, {**funasr_record(line), "task": task}
-            except BrokenRowError as error:
-                on_broken(f"{path}, line {number}", error)
-
-    yield from rows_of(records(), spec, None, path.parent, on_broken)
+    lines = ((f"{path}, line {number}", number, line) for number, line in read_jsonl(path, on_broken))
+    yield from rows_of(lines, spec, None, path.parent, on_broken, lambda line: funasr_record(line) | {"task": task})
 
 
 def funasr_record(line: dict) -> dict:

@@ -26,15 +26,8 @@ def read_nemo(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
     """
     path = spec.folder()
     on_broken = partial(report.drop_line, spec.corpus)
-
-    def records() -> Iterator[tuple[str, int, dict]]:
-        for number, line in read_jsonl(path, on_broken):
-            try:
-                yield f"{path}, line {number}", number, nemo_record(line)
-            except BrokenRowError as error:
-                on_broken(f"{path}, line {number}", error)
-
-    yield from rows_of(records(), spec, None, path.parent, on_broken)
+    lines = ((f"{path}, line {number}", number, line) for number, line in read_jsonl(path, on_broken))
+    yield from rows_of(lines, spec, None, path.parent, on_broken, nemo_record)
 
 
 def nemo_record(line: dict) -> dict:
