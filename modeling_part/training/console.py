@@ -114,6 +114,8 @@ class Console(TrainerCallback):
         self.stage = stage
         self.batches = batches
         self.later_steps = estimate_steps(stage, later, batches, rows)
+        # Steps of later stages take longer than these where the language model does not run yet.
+        self.runs_light = not stage.losses.get("nll") and any(one.losses.get("nll") for one in later)
         self._began = self._first_step = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -142,7 +144,8 @@ class Console(TrainerCallback):
         stage = (state.max_steps - state.global_step) * pace
         if not self.later_steps:  # nothing follows, or nothing tells how long that is
             return [f"{duration(stage)} left"]
-        return [f"{duration(stage)} left (run {duration(stage + self.later_steps * pace)})"]
+        run = "run over" if self.runs_light else "run"
+        return [f"{duration(stage)} left ({run} {duration(stage + self.later_steps * pace)})"]
 
 
 def estimate_steps(stage: Stage, later: Sequence[Stage], batches: Batches, rows: Rows) -> int | None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -109,19 +110,24 @@ def test_a_long_message_is_broken_between_words_and_its_command_is_not(monkeypat
     assert console._Format("%(asctime)s %(message)s", datefmt="%H:%M:%S").format(record)[9:] == f"Warning: {message}"
 
 
-def test_the_time_left_is_of_the_stage_and_of_the_run(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("losses", "run"),
+    [({"nll": 1.0}, "run 5 min"), ({"ctc": 1.0}, "run over 5 min")],
+    ids=["steps alike", "the language model joins later"],
+)
+def test_the_time_left_is_of_the_stage_and_of_the_run(losses, run, monkeypatch, caplog):
     clock = iter([100.0, 120.0])
     monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
     (later,) = build_plan([{"name": "joint", "max_steps": 50}])
     batches = Batches(None, None, None)
-    one = Console(ADAPTER, [later], batches, Rows())
+    one = Console(replace(ADAPTER, losses=losses), [later], batches, Rows())
     state = SimpleNamespace(global_step=10, max_steps=110, is_world_process_zero=True)
     one.on_train_begin(SimpleNamespace(stage=None), state, None)
     state.global_step = 20
     with caplog.at_level(logging.INFO):
         one.on_log(None, state, None, {"loss": 1.0})
     (message,) = caplog.messages
-    assert message == "step  20/110  loss 1.000  3 min left (run 5 min)"  # 2 s a step
+    assert message == f"step  20/110  loss 1.000  3 min left ({run})"  # 2 s a step
 
 
 def test_norms_are_means_over_the_steps_that_train_a_part(tmp_path):
