@@ -1,6 +1,9 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Processor of PART: audio, task and languages -> features, prompt with audio placeholders, labels."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 from transformers import BatchFeature
@@ -19,6 +22,7 @@ from .conventions_part import (
 )
 from .damage_part import explain_damage
 from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, TEXT_TASKS, code_of, task_of
+from .saved_prompt_part import RECORD, check_saved, saved_with
 from .templates_part import freeze_clock
 
 
@@ -97,9 +101,39 @@ class PARTProcessor(ConventionalProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *args, **kwargs) -> "PARTProcessor":
-        """See `ProcessorMixin.from_pretrained`; damaged files are a ValueError that names the checkpoint."""
+        """See `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            ValueError: files are damaged, or were changed by hand so that the model would be asked otherwise than it was
+                trained; the message names the checkpoint.
+        """
         with explain_damage(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
+        """See `ProcessorMixin.from_args_and_dict`; what the files hold must be what they were saved with."""
+        loaded = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        if RECORD in processor_dict:  # earlier versions left none
+            now = saved_with(processor_dict, processor.tokenizer, processor._plain_prompt())
+            check_saved(processor_dict[RECORD], now, str(processor.tokenizer.name_or_path), kwargs)
+        return loaded
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """See `ProcessorMixin.to_json_file`; adds what [`check_saved`] compares.
+
+        Raises:
+            ValueError: the chat template refuses the prompt.
+        """
+        settings = json.loads(self.to_json_string())
+        settings[RECORD] = saved_with(settings, self.tokenizer, self._plain_prompt())
+        Path(json_file_path).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _plain_prompt(self) -> list[int]:
+        """Ids of the prompt for a transcript in a language that is not named, with one placeholder."""
+        row = dict.fromkeys(("source_lang", "target_lang", "text"))
+        return self._encode_row({**row, "task": "asr"}, 1)[0]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -4,6 +4,7 @@ The templates are short ones in our words that do what those of the families do.
 """
 
 import datetime
+import json
 import re
 from unittest import mock
 
@@ -227,3 +228,54 @@ def test_a_template_that_draws_is_refused(drawn):
     tokenizer.chat_template = drawn + TURNS + ANSWER
     with pytest.raises(ValueError, match="chat template draws what it writes at random"):
         PARTProcessor(tiny.tiny_feature_extractor(), tokenizer)
+
+
+def saved(folder, **settings):
+    build("qwen2.5", **settings).save_pretrained(folder)
+    return folder
+
+
+def edit(folder, name: str, old: str, new: str) -> None:
+    path = folder / name
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "told"),
+    [
+        ("chat_template.jinja", "You are Qwen.", "You are Owen.", r"trained to answer '.*You are Qwen.*asked '.*You are Owen"),
+        ("processor_config.json", '"system_prompt": null', '"system_prompt": "Listen."', r"after it was saved: system_prompt"),
+        ("processor_config.json", "Transcribe the speech.", "Write it down.", r"after it was saved: instructions.asr_unnamed"),
+        ("processor_config.json", '"variable_length": true', '"variable_length": false', r"after it was saved: variable_length"),
+        ("processor_config.json", '"sampling_rate": 16000', '"sampling_rate": 8000', r"saved: feature_extractor.sampling_rate"),
+    ],
+)  # fmt: skip
+def test_a_processor_that_was_changed_after_it_was_saved_is_refused(name, old, new, told, tmp_path):
+    edit(saved(tmp_path), name, old, new)
+    with pytest.raises(ValueError, match=told) as error:
+        PARTProcessor.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value) and "save_pretrained" in str(error.value)
+
+
+def test_a_chat_template_that_is_gone_is_noticed(tmp_path):
+    (saved(tmp_path) / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="chat template or the tokenizer of .* was changed after it was saved"):
+        PARTProcessor.from_pretrained(tmp_path)
+
+
+def test_what_is_changed_on_purpose_is_kept(tmp_path):
+    loaded = PARTProcessor.from_pretrained(saved(tmp_path), system_prompt="Listen.")
+    loaded.variable_length = False
+    loaded.save_pretrained(tmp_path)
+    again = PARTProcessor.from_pretrained(tmp_path)
+    assert again.system_prompt == "Listen." and not again.variable_length
+
+
+def test_what_an_earlier_version_saved_is_loaded(tmp_path):
+    path = saved(tmp_path) / "processor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    del settings["saved_with"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    assert PARTProcessor.from_pretrained(tmp_path).system_prompt is None

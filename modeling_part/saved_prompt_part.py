@@ -1,0 +1,84 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""What a processor is saved with, so that one whose files were changed by hand does not ask in another way in silence.
+
+A model must be asked, and its audio heard, the way it was trained. `processor_config.json` therefore holds, as
+`saved_with`, the prompt that asks for a transcript, and a checksum of each setting.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+
+
+RECORD = "saved_with"
+# What names code and places, and does not change what the model is asked.
+UNRECORDED = (RECORD, "auto_map", "processor_class", "chat_template", "_name_or_path", "transformers_version")
+# Arguments of `from_pretrained` that are there to change the prompt.
+OF_THE_PROMPT = {"chat_template", "system_prompt", "instructions", "audio_token", "tokenizer"}
+
+
+def saved_with(settings: Mapping, tokenizer, prompt: list[int]) -> dict:
+    """The record of a processor.
+
+    Args:
+        settings: what `processor_config.json` holds.
+        tokenizer: of the language model.
+        prompt: ids of the prompt that asks for a transcript, with one placeholder.
+
+    Returns:
+        `{"prompt": text, "tokens": ids as a text, "settings": {dotted name: checksum}}`.
+    """
+    return {
+        "prompt": tokenizer.decode(prompt),
+        "tokens": " ".join(map(str, prompt)),
+        "settings": {name: _checksum(value) for name, value in _flat(settings).items()},
+    }
+
+
+def check_saved(record: object, now: Mapping, name: str, given: Mapping) -> None:
+    """Compare a processor's record with what its files give now.
+
+    Args:
+        record: `saved_with` in `processor_config.json`.
+        now: [`saved_with`] of the settings as they stand in the file, and of the processor as it was loaded.
+        name: of the checkpoint, for messages.
+        given: arguments of `from_pretrained`, whose change is meant.
+
+    Raises:
+        ValueError: a setting or the prompt is another one; the message names it.
+    """
+    if not isinstance(record, Mapping) or not isinstance(record.get("settings"), Mapping):
+        raise ValueError(f"`{RECORD}` in processor_config.json of {name!r} is damaged. Fetch the checkpoint again.")
+    fix = (
+        "Fetch the file again; to change it on purpose, load with the value as an argument, as in "
+        "`PARTProcessor.from_pretrained(..., system_prompt=...)`, and `save_pretrained` what you have."
+    )
+    edited = [key for key, mark in record["settings"].items() if now["settings"].get(key) != mark]
+    if edited:
+        raise ValueError(
+            f"processor_config.json of {name!r} was changed after it was saved: {', '.join(sorted(edited)[:5])}. The "
+            f"model was trained with the settings that it was saved with. {fix}"
+        )
+    same = all(record.get(key) == now[key] for key in ("prompt", "tokens"))
+    if not same and not OF_THE_PROMPT & set(given):
+        raise ValueError(
+            f"The chat template or the tokenizer of {name!r} was changed after it was saved: the model was trained to answer "
+            f"{record.get('prompt')!r}, and would be asked {now['prompt']!r}. {fix}"
+        )
+
+
+def _flat(settings: Mapping, prefix: str = "") -> dict:
+    """Settings by dotted names."""
+    flat = {}
+    for key, value in settings.items():
+        if key in UNRECORDED:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _checksum(value: object) -> str:
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
