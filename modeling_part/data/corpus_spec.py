@@ -111,6 +111,12 @@ class CorpusSpec:
         return place | ({"config": str(config)} if config else {})
 
     @property
+    def asked_languages(self) -> set[str]:
+        """The codes of `languages`, and of `target_languages` where translations are wanted: each must be somewhere."""
+        translates = self.wants("s2tt") or self.wants("mt")
+        return {*(self.languages or ()), *(self.target_languages or () if translates else ())}
+
+    @property
     def streaming(self) -> bool:
         """Whether the rows are read while training."""
         return bool(self.settings.get("streaming"))

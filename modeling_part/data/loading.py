@@ -125,9 +125,9 @@ def _read_streams(data: DataArguments) -> dict[str, datasets.IterableDataset]:
     streams = {}
     for task in TASKS:
         specs = [
-            {**spec, "tasks": [task], "streaming": True}
-            for spec in data.train_data
-            if task in spec.get("tasks", TASKS)
+            {**entry, "tasks": [task], "streaming": True}
+            for entry in data.train_data
+            if any(spec.wants(task) for spec in corpus_specs([entry]))
         ]
         if specs:
             streams[task], _ = read_corpora(specs, **_filters(data))

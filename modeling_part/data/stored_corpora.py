@@ -71,8 +71,7 @@ def corpus_chunks(
             f"{spec.reader} at {spec.path} gives no rows for split {spec.split!r}, tasks {spec.tasks or 'all'}, "
             f"languages {spec.languages or 'all'}{'; ' + dropped if dropped else ''}"
         )
-    asked = {*(spec.languages or ()), *(spec.target_languages or () if spec.wants("s2tt") or spec.wants("mt") else ())}
-    if missing := sorted(asked - languages):
+    if missing := sorted(spec.asked_languages - languages):
         raise CorpusError(
             f"{spec.reader} at {spec.path} has no rows in {', '.join(missing)}; it has {', '.join(sorted(languages))}"
         )

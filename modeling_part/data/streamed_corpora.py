@@ -81,6 +81,8 @@ class StreamedRows:
         self.spec, self.max_bad_fraction = spec, max_bad_fraction
         self.admission = Admission(filters, unique=False)
         self.report = DataReport()
+        self.records, self.looks_at = 0, ROWS_BEFORE_JUDGEMENT
+        self.languages: set[str] = set()
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
         """Canonical rows of the records in `table`, without those that are broken or filtered out."""
@@ -90,8 +92,21 @@ class StreamedRows:
         before = sum(self.report.broken.values())
         records = ((f"{self.spec.path}, a record of a stream", None, record) for record in table.to_pylist())
         rows = list(rows_of(records, self.spec, columns, folder, partial(self.report.drop_line, self.spec.corpus)))
+        self._look_for_languages(table.num_rows, rows)
         kept = self.admission.admit(rows, self.report)
         if sum(self.report.broken.values()) > before:
             logger.warning("%s: broken rows so far: %s", self.spec.path, dict(self.report.broken))
         refuse_if_broken(self.spec, self.report, self.max_bad_fraction, at_least=ROWS_BEFORE_JUDGEMENT)
         return pyarrow.Table.from_pylist(kept, schema=canonical_features().arrow_schema)
+
+    def _look_for_languages(self, records: int, rows: list[dict]) -> None:
+        """Say from time to time which of the languages that were asked for have not come yet: a stream has no end."""
+        self.records += records
+        self.languages.update(code for row in rows for code in (row["source_lang"], row["target_lang"]))
+        if self.records < self.looks_at:
+            return
+        self.looks_at *= 10
+        if missing := sorted(self.spec.asked_languages - self.languages):
+            message = "%s: none of the first %d records is in %s; so far there are %s. See to `languages` in the recipe."
+            there = ", ".join(sorted(self.languages)) or "none that were asked for"
+            logger.warning(message, self.spec.path, self.records, ", ".join(missing), there)

@@ -230,6 +230,20 @@ def test_texts_that_are_none_are_counted(tmp_path, texts, kept, reason):
     assert len(list(stream)) == kept
 
 
+def test_a_language_that_a_stream_does_not_bring_is_said(tmp_path, caplog):
+    audio = [{"path": None, "bytes": encoded(tone(0.5), format="FLAC")}] * 1100
+    rows = {"audio": audio, "text": ["a"] * 1100, "lang": ["en", "de"] * 550}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "x.parquet")
+    spec = {"reader": "dataset", "path": str(tmp_path / "x.parquet"), "tasks": ["asr"], "streaming": True}
+    spec["columns"] = {"source_lang": "lang"}
+    for languages in (["en", "de"], ["en", "xx", "sv"]):
+        stream, _ = read_corpora([{**spec, "languages": languages}])
+        assert {row["source_lang"] for row in stream} == {"en", "de"} & set(languages)
+        told = [message for message in caplog.messages if "records is in" in message]
+        assert len(told) == (languages[1] == "xx")
+    assert "none of the first 1024 records is in sv, xx; so far there are en" in told[0]
+
+
 def test_an_audiofolder_with_odd_records_is_read_without_them(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(1.0), RATE)
     soundfile.write(tmp_path / "b.wav", tone(1.0), RATE)
