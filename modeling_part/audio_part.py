@@ -5,6 +5,7 @@ What a header says of a file's length is a claim: the samples are those that a w
 much less than its header, its row or the asked piece says is refused.
 """
 
+import logging
 import math
 import os
 import unicodedata
@@ -19,6 +20,7 @@ import numpy as np
 from .formats_part import (
     contradiction,
     decode_media,
+    doubt,
     ends_within_page,
     is_chained,
     last_page_begin,
@@ -40,6 +42,8 @@ try:
     import soxr
 except ImportError:
     soxr = None
+
+logger = logging.getLogger(__name__)
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # Hz; outside it is no speech, and resampling would take for ever
 LOUDEST = 32.0  # full scale is 1; more is samples of integers that lost their type
@@ -128,7 +132,8 @@ def audio_seconds(audio: str | Path | bytes) -> float:
     """Length of an audio file or its bytes without decoding it: from its header, or for MP3 from its frames.
 
     Raises:
-        AudioError: there is no such file, it is no audio, has no samples, or is shorter than its header says.
+        AudioError: there is no such file, it is no audio, has no samples, is shorter than its header says, or
+            nothing tells whether it is whole: an Ogg file that does not mark its end, or a format without a length.
     """
     source = _open_source(audio)
     try:
@@ -136,7 +141,7 @@ def audio_seconds(audio: str | Path | bytes) -> float:
             rate = file.samplerate
             frames = file.frames if file.frames <= UNKNOWN else len(_read_from_beginning(file))
             seconds = frames / rate if source.mp3 is None else min(frames / rate, source.mp3.seconds)
-            source.check_whole(file, seconds)
+            source.check_whole(file, seconds, must_end=True)
     except _decoding_errors() as error:
         waveform, rate = source.decode_otherwise(error)
         seconds = len(waveform) / rate
@@ -287,7 +292,7 @@ def _load_file(audio: object, sampling_rate: int, start: float | None, end: floa
 
 def _read(file: "soundfile.SoundFile", span: _Span, begin: int) -> np.ndarray:
     """Mono samples of an open file, decoded from `begin` on, where the decoder comes into step."""
-    if not file.seekable() or file.frames > UNKNOWN:
+    if not file.seekable() or file.subtype.startswith("DWVW") or file.frames > UNKNOWN:  # DWVW says it were
         return _read_from_beginning(file)[span.begin : span.stop]
     file.seek(min(begin, file.frames))
     stop = file.frames if span.stop is None else min(span.stop, file.frames)
@@ -340,8 +345,12 @@ class _Source(NamedTuple):
             return max(0, min(begin, last_page_begin(self.content) - 1) - round(LEAD * file.samplerate))
         return begin
 
-    def check_whole(self, file: "soundfile.SoundFile", seconds: float) -> None:
-        """Raise `AudioError` if a file of so many seconds should have had more."""
+    def check_whole(self, file: "soundfile.SoundFile", seconds: float, must_end: bool = False) -> None:
+        """Raise `AudioError` if a file of so many seconds should have had more.
+
+        With `must_end`, of a clip whose text would say more than its sound, also where nobody can tell; what a phone records
+        without a mark at its end can be heard all the same.
+        """
         if self.mp3 is not None:
             if self.mp3.other_frames > TOLERANCE * self.mp3.frames:
                 raise AudioError(
@@ -364,6 +373,15 @@ class _Source(NamedTuple):
                     f"Cut off: {self.name} ends within an Ogg page, after {seconds:.2f} s. Fetch it again.",
                     "audio is cut off",
                 )
+        if told := doubt(file, self.content):
+            told = f"{self.name} has {seconds:.2f} s, and {told}: it may be cut off."
+            if must_end:
+                raise AudioError(
+                    f"{told} If it is whole, convert it to FLAC, or give its row a `duration`.",
+                    "nothing says where the audio ends, so that it may be cut off; if it is whole, convert it to FLAC or give "
+                    "its row a duration",
+                )
+            logger.warning("%s", told)
 
     def _compare(self, seconds: float, stated: float | None) -> None:
         breaks_off = stated == math.inf

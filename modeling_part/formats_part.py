@@ -43,6 +43,7 @@ _LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size
 _FRAMES = {format: re.compile(rb"^\s*Frames\s*: (\d+)", re.MULTILINE) for format in ("AVR", "MPC2K")}
 _FRAMES |= {format: re.compile(rb"Cols\s*: (\d+)") for format in ("MAT4", "MAT5")}
 _FRAMES["NIST"] = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+_NO_LENGTH = ("IRCAM", "PAF", "PVF", "WVE", "XI")
 _FLAC_RATES = dict(
     enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
 )
@@ -114,7 +115,8 @@ def contradiction(file: soundfile.SoundFile, content: str | bytes) -> str | None
             said.setdefault(name.strip().lower(), int(word))
     frames = said.get("frames", file.frames)
     tolerance = 0.1 * max(frames, file.samplerate)
-    if file.format == "AIFF" and "(should be" not in file.extra_info and abs(frames - file.frames) > tolerance:
+    packets = file.subtype == "IMA_ADPCM"  # which AIFF counts as frames
+    if file.format == "AIFF" and not packets and "(should be" not in file.extra_info and abs(frames - file.frames) > tolerance:
         return f"{frames} frames of samples, in bytes for {file.frames}"
     names = ("channels", "bit width", "block align", "bytes/sec", "sample rate")
     if file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")) and all(name in said for name in names):
@@ -190,6 +192,15 @@ def ends_within_page(content: str | bytes) -> bool:
     tail = _ends(content)[1]
     page = tail[tail.rfind(b"OggS") :]
     return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def doubt(file: soundfile.SoundFile, content: str | bytes) -> str | None:
+    """Why nobody can tell that a file which reads to its end is whole; None where its header or last page tells."""
+    if file.format == "OGG":
+        tail = _ends(content)[1]
+        is_last = tail[max(0, tail.rfind(b"OggS")) :][5:6]  # of the stream, as RFC 3533 wants it marked
+        return None if is_last and is_last[0] & 4 else "does not mark its end as Ogg files do"
+    return "is of a format that does not say its length" if file.format in _NO_LENGTH else None
 
 
 def _position(data: bytes, page: int) -> int:

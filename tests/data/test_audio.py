@@ -161,6 +161,38 @@ def test_a_rare_format_that_is_cut_is_refused(format):
             read(whole[: len(whole) // 2])
 
 
+@pytest.mark.parametrize(("format", "subtype"), [("PAF", "PCM_16"), ("IRCAM", "FLOAT"), ("PVF", "PCM_S8"), ("XI", "DPCM_16")])
+def test_a_format_that_does_not_say_its_length_needs_a_duration(format, subtype, caplog):
+    whole = made_data.encoded(voice(4.0, 44_100), 44_100, format=format, subtype=subtype)
+    with pytest.raises(AudioError, match=r"a format that does not say its length: .* give its row a `duration`"):
+        audio_seconds(whole)
+    assert len(load_clip({"audio": whole, "duration": 4.0})) == 4 * RATE and "it may be cut off" in caplog.text
+    with pytest.raises(AudioError, match=r"lasts (2.0|1.9)\d s, its `duration` is 4.00 s"):
+        load_clip({"audio": whole[: len(whole) // 2], "duration": 4.0})
+
+
+@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "DWVW_16", "DWVW_24", "ULAW"])
+def test_compressed_aiff_is_read(subtype):
+    """Its frames are packets in IMA's, and in DWVW's one cannot go back."""
+    whole = made_data.encoded(voice(4.0), format="AIFF", subtype=subtype)
+    samples = load_audio(whole)
+    assert abs(audio_seconds(whole) - 4.0) < 0.01 and np.abs(samples[: 4 * RATE] - voice(4.0)).max() < 0.1
+    np.testing.assert_array_equal(load_audio(whole, start=1.0, end=2.0), samples[RATE : 2 * RATE])
+
+
+@pytest.mark.parametrize("kind", ["vorbis", "opus"])
+def test_an_ogg_file_that_is_cut_where_a_page_ends_is_no_clip_of_a_corpus(kind, caplog):
+    """Nothing states its length, but its last page is not marked as the last; what a phone leaves so can be heard."""
+    whole = encoded(kind, voice(20.0) + made_data.tone(20.0) / 4)
+    cut = whole[: whole.index(b"OggS", len(whole) // 2)]
+    assert audio_seconds(whole) == pytest.approx(20.0, abs=0.05) and not caplog.messages
+    with pytest.raises(AudioError, match="does not mark its end as Ogg files do: it may be cut off. If it is whole"):
+        audio_seconds(cut)
+    assert 5.0 < len(load_audio(cut)) / RATE < 19.0 and "it may be cut off" in caplog.text
+    with pytest.raises(AudioError, match="its `duration` is 20.00 s"):
+        load_clip({"audio": cut, "duration": 20.0})
+
+
 def ogg_of_another_stream(ogg: bytes) -> bytes:
     """The same pages under another serial number; libsndfile does not look at their checksums first."""
     pages = ogg.split(b"OggS")
