@@ -135,6 +135,7 @@ class Console(TrainerCallback):
         elif "eval_loss" in logs:
             figures = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
             logger.info("%s", figures_with_table(f"dev at step {state.global_step}", figures, width))
+            write_total(logs)
 
     def _time_left(self, state) -> list[str]:
         done = state.global_step - self._first_step
@@ -194,6 +195,15 @@ def figures_with_table(title: str, figures: Mapping[str, float], width: int | No
     """
     table = language_table(figures, (width or 120) - len(INDENT))
     return f"\n{INDENT}".join([fold([title, *_means(figures)], width), *table])
+
+
+def write_total(logs: Mapping[str, float]) -> None:
+    """In a log file, an evaluation's total as `Trainer` prints it: what reads its logs looks for this.
+
+    It is also what `metric_for_best_model` compares, which the means per task do not tell.
+    """
+    if terminal_width() is None and "eval_loss" in logs:
+        logger.info("%s", {name: logs[name] for name in ("eval_loss", "epoch") if name in logs})
 
 
 def _means(figures: Mapping[str, float]) -> list[str]:

@@ -32,7 +32,7 @@ from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
 from .checks import check_augmentation, check_languages_of, check_optimizer, check_publishable, check_test_rows
-from .console import figures_with_table, terminal_width
+from .console import figures_with_table, terminal_width, write_total
 from .freezing import trainable_per_part
 from .launches import INDENT, command
 from .lock import only_run_in
@@ -285,6 +285,7 @@ class StageRun:
             write_card(self.folder)
             remove_set_aside(self.folder)
             logger.info("Stage %s is finished: %s", self.plan.name, self.folder)
+            write_total({**metrics, "epoch": trainer.state.epoch})
             self._say_what_stays()
         state.wait_for_everyone()
 

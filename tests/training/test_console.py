@@ -130,6 +130,17 @@ def test_the_time_left_is_of_the_stage_and_of_the_run(losses, run, monkeypatch, 
     assert message == f"step  20/110  loss 1.000  3 min left ({run})"  # 2 s a step
 
 
+@pytest.mark.parametrize(("width", "lines"), [(None, 2), (100, 1)])
+def test_a_log_file_has_the_total_as_trainer_prints_it(monkeypatch, caplog, width, lines):
+    monkeypatch.setattr(console, "terminal_width", lambda: width)
+    state = SimpleNamespace(global_step=20, max_steps=110, is_world_process_zero=True)
+    with caplog.at_level(logging.INFO):
+        Console(ADAPTER, [], Batches(None, None, None), Rows()).on_log(
+            None, state, None, {"eval_loss": 1.5, "eval_asr_loss": 1.25, "epoch": 2.0}
+        )
+    assert caplog.messages == ["dev at step 20  loss asr 1.250", "{'eval_loss': 1.5, 'epoch': 2.0}"][:lines]
+
+
 def test_norms_are_means_over_the_steps_that_train_a_part(tmp_path):
     """Three optimizer steps per line, of which the last is transcription: the language model's norm is not 0."""
     trainer = tiny_training.make_trainer(tmp_path, tiny_training.joint_stage(), steps=6, logging_steps=3)
