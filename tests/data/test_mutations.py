@@ -35,6 +35,7 @@ ODD = [text.encode() for text in (*ODD, "9" * 30, "<html>", "../../x", "\r", "a\
     b"\0",
     b"\xed\xa0\x80",
 ]
+OTHERS = ("nemo", "funasr", "kaldi")  # formats of other trainers, whose clips lie beside their files
 HABITS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -105,13 +106,26 @@ def corpora(tmp_path_factory):
             json.dumps({"file_name": f"{i}.wav", "text": f"Hé {i}"}) + "\n" for i in range(5)
         ),
         "stamps/stamps/t.txt": f"{english}\nfr.utf8=Chosé.\n",
+        "nemo/n.json": "".join(
+            json.dumps({"audio_filepath": f"{i}.wav", "duration": 1.0, "text": f"Né {i}", "lang": "fr", "taskname": "asr"}) + "\n"
+            for i in range(5)
+        ),
+        "funasr/f.jsonl": "".join(
+            json.dumps({"key": f"k{i}", "source": f"{i}.wav", "target": f"Né {i}", "text_language": "<|fr|>"}) + "\n"
+            for i in range(5)
+        ),
+        "kaldi/wav.scp": "r0 0.wav\nr1 1.wav\n",
+        "kaldi/segments": "".join(f"u{i} r{i % 2} 0.{i} 0.9\n" for i in range(5)),
+        "kaldi/text": "".join(f"u{i} Né {i}\n" for i in range(5)),
+        "kaldi/utt2lang": "".join(f"u{i} fr\n" for i in range(5)),
+        "kaldi/text.en": "".join(f"u{i} Born {i}\n" for i in range(5)),
     }
     for name, text in texts.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     sounds = dict.fromkeys(
-        ("manifest/a", *(f"{each}/{i}" for each in ("table/train", "records") for i in range(5))), "wav"
+        ("manifest/a", *(f"{each}/{i}" for each in ("table/train", "records", *OTHERS) for i in range(5))), "wav"
     )
     sounds |= {f"fleurs/data/{name}/audio/dev/{i}": "wav" for name in ("de_de", "en_us") for i in range(5)}
     sounds |= {f"{name}/de/clips/c{i}": "mp3" for name in ("voices", "covost") for i in range(5)}
@@ -138,6 +152,9 @@ def corpora(tmp_path_factory):
         "records": {**folder_of_audio, "path": ""},
         "parquet": {**folder_of_audio, "path": "x.parquet"},
         "stamps": {"reader": "tuxpaint", "path": ""},
+        "nemo": {"reader": "nemo", "path": "n.json"},
+        "funasr": {"reader": "funasr", "path": "f.jsonl"},
+        "kaldi": {"reader": "kaldi", "path": "", "translation": "text.en", "target_languages": ["en"]},
     }
     extra = {
         "parquet": ["x.parquet"],

@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Kaldi's data folders, as ESPnet, WeNet and icefall keep them too."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -97,4 +98,4 @@ def sound_of(utterance: str, recordings: dict[str, str], extras: dict[str, dict[
     if re.search(r"\.ark:\d+$", address):
         raise BrokenRowError("a recording inside an archive is not opened; write it to a file", address)
     path = Path(address)
-    return {**found, "audio": str(path if path.is_absolute() or path.exists() else folder / path)}
+    return {**found, "audio": str(path if path.is_absolute() or os.path.exists(path) else folder / path)}

@@ -52,6 +52,6 @@ def nemo_record(line: dict) -> dict:
     if named is None:
         is_translated = record.get("target_lang", record.get("source_lang")) != record.get("source_lang")
         named = "ast" if is_translated else "asr"
-    if named not in TASKS:
+    if not isinstance(named, str) or named not in TASKS:
         raise BrokenRowError(f"'taskname' is none of {', '.join(TASKS)}", repr(named))
     return record | {"task": TASKS[named]}
