@@ -7,8 +7,8 @@ much less than its header, its row or the asked piece says is refused.
 
 import logging
 import math
+import numbers
 import os
-import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .file_names_part import other_form
 from .formats_part import (
     contradiction,
     decode_media,
@@ -91,10 +92,12 @@ def load_audio(
         AudioError: the audio cannot be decoded, is cut off, or the asked piece is empty; the message names the file.
     """
     for name, value in (("start", start), ("end", end)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if value is not None and not (is_number and math.isfinite(value) and value >= 0):
             raise AudioError(
                 f"`{name}` is {value!r}; give seconds into the file, 0 or more.", "start or end is no time"
             )
+    check_rate(sampling_rate, "The result")
     if hasattr(audio, "read") and not (audio := audio.read()):
         raise AudioError("The open file is at its end, or empty. Go back with `seek(0)`.", "audio file is empty")
     samples, rate = _samples_of(audio)
@@ -232,11 +235,10 @@ def _samples_of(audio: object) -> tuple[np.ndarray | None, float | None]:
         audio, rate = decoded.data, decoded.sample_rate
     elif isinstance(audio, Mapping) and audio.get("array") is not None:
         audio, rate = audio["array"], audio.get("sampling_rate")
-        audio = np.asarray(audio) if isinstance(audio, (list, tuple)) else audio
-    if hasattr(audio, "detach"):  # a tensor; numpy has no bfloat16
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-    if not isinstance(audio, np.ndarray):
+        audio = _array_of(audio) if isinstance(audio, (list, tuple)) else audio
+    if hasattr(audio, "detach") or isinstance(audio, np.ndarray):
+        audio = _array_of(audio)
+    else:
         return None, None
     if audio.ndim not in (1, 2):
         raise AudioError(f"Audio array of shape {audio.shape}; give (samples,) or (channels, samples).")
@@ -246,6 +248,20 @@ def _samples_of(audio: object) -> tuple[np.ndarray | None, float | None]:
     if samples.ndim == 2:
         samples = to_mono(samples if samples.shape[0] > samples.shape[1] else samples.T)  # channels: the shorter axis
     return samples, rate
+
+
+def _array_of(values: object) -> np.ndarray:
+    """A list, a tensor or an array (a matrix of numpy, which is one) as a plain array."""
+    try:
+        if hasattr(values, "detach"):  # numpy has no bfloat16
+            values = values.detach().cpu()
+            values = (values.float() if values.is_floating_point() else values).numpy()
+        values = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # sparse, without storage, lists of unequal lengths
+        raise AudioError(
+            f"The audio makes no array of samples: {error}. Give (samples,) or (channels, samples)."
+        ) from error
+    return values
 
 
 def _full_scale(samples: np.ndarray) -> np.ndarray:
@@ -378,8 +394,7 @@ class _Source(NamedTuple):
             if must_end:
                 raise AudioError(
                     f"{told} If it is whole, convert it to FLAC, or give its row a `duration`.",
-                    "nothing says where the audio ends, so that it may be cut off; if it is whole, convert it to FLAC or give "
-                    "its row a duration",
+                    "nothing says where the audio ends: convert it to FLAC, or give its row a duration",
                 )
             logger.warning("%s", told)
 
@@ -414,23 +429,6 @@ class _Source(NamedTuple):
                 self._compare(len(samples) / check_rate(rate, self.name), stated)
                 return samples, rate
         raise AudioError(f"Cannot decode {self.name}: {reason}.") from error
-
-
-def composed(name: str) -> str:
-    """A name of a file in one Unicode form: archives made on macOS hold accents as characters of their own."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def other_form(path: str) -> str | None:
-    """The file or folder whose path is the same in another Unicode form; None if there is none."""
-    folder, name = os.path.split(path)
-    if path.isascii() or not name:
-        return None
-    folder = folder if not folder or os.path.isdir(folder) else other_form(folder)
-    if folder is None or not os.path.isdir(folder or "."):
-        return None
-    names = (one for one in os.listdir(folder or ".") if composed(one) == composed(name))
-    return next((os.path.join(folder, one) for one in names), None)
 
 
 def _open_source(audio: object) -> _Source:

@@ -116,7 +116,12 @@ def contradiction(file: soundfile.SoundFile, content: str | bytes) -> str | None
     frames = said.get("frames", file.frames)
     tolerance = 0.1 * max(frames, file.samplerate)
     packets = file.subtype == "IMA_ADPCM"  # which AIFF counts as frames
-    if file.format == "AIFF" and not packets and "(should be" not in file.extra_info and abs(frames - file.frames) > tolerance:
+    if (
+        file.format == "AIFF"
+        and not packets
+        and "(should be" not in file.extra_info
+        and abs(frames - file.frames) > tolerance
+    ):
         return f"{frames} frames of samples, in bytes for {file.frames}"
     names = ("channels", "bit width", "block align", "bytes/sec", "sample rate")
     if file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")) and all(name in said for name in names):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import regex
 
-from ..audio_part import alike, composed, other_form
+from ..audio_part import alike
+from ..file_names_part import composed, other_form
 from ..prompts_part import TASKS, TEXT_TASKS
 from .corpus_spec import CorpusSpec
 from .rows import (

@@ -107,6 +107,8 @@ class StreamedRows:
             return
         self.looks_at *= 10
         if missing := sorted(self.spec.asked_languages - self.languages):
-            message = "%s: none of the first %d records is in %s; so far there are %s. See to `languages` in the recipe."
+            message = (
+                "%s: none of the first %d records is in %s; so far there are %s. See to `languages` in the recipe."
+            )
             there = ", ".join(sorted(self.languages)) or "none that were asked for"
             logger.warning(message, self.spec.path, self.records, ", ".join(missing), there)

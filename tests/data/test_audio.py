@@ -161,7 +161,9 @@ def test_a_rare_format_that_is_cut_is_refused(format):
             read(whole[: len(whole) // 2])
 
 
-@pytest.mark.parametrize(("format", "subtype"), [("PAF", "PCM_16"), ("IRCAM", "FLOAT"), ("PVF", "PCM_S8"), ("XI", "DPCM_16")])
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("PAF", "PCM_16"), ("IRCAM", "FLOAT"), ("PVF", "PCM_S8"), ("XI", "DPCM_16")]
+)
 def test_a_format_that_does_not_say_its_length_needs_a_duration(format, subtype, caplog):
     whole = made_data.encoded(voice(4.0, 44_100), 44_100, format=format, subtype=subtype)
     with pytest.raises(AudioError, match=r"a format that does not say its length: .* give its row a `duration`"):
@@ -186,10 +188,10 @@ def test_an_ogg_file_that_is_cut_where_a_page_ends_is_no_clip_of_a_corpus(kind, 
     whole = encoded(kind, voice(20.0) + made_data.tone(20.0) / 4)
     cut = whole[: whole.index(b"OggS", len(whole) // 2)]
     assert audio_seconds(whole) == pytest.approx(20.0, abs=0.05) and not caplog.messages
-    with pytest.raises(AudioError, match="does not mark its end as Ogg files do: it may be cut off. If it is whole"):
+    with pytest.raises(AudioError, match=r"does not mark its end as Ogg files do: it may be cut off. If it is whole"):
         audio_seconds(cut)
     assert 5.0 < len(load_audio(cut)) / RATE < 19.0 and "it may be cut off" in caplog.text
-    with pytest.raises(AudioError, match="its `duration` is 20.00 s"):
+    with pytest.raises(AudioError, match=r"its `duration` is 20.00 s"):
         load_clip({"audio": cut, "duration": 20.0})
 
 
@@ -408,6 +410,27 @@ def test_impossible_sampling_rates_are_refused_at_once(rate):
         load_audio(voice(1.0), array_rate=rate)
     with pytest.raises(AudioError, match="it must be a whole number from 1000 on"):
         load_audio({"array": voice(1.0), "sampling_rate": rate})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"start": "0.5"}, "`start` is '0.5'; give seconds"),
+        ({"end": True}, "`end` is True; give seconds"),
+        ({"sampling_rate": 0}, "has a sampling rate of 0 Hz"),
+        ({"sampling_rate": "16000"}, "has a sampling rate of '16000' Hz"),
+        ({"audio": torch.ones(RATE).to_sparse()}, "makes no array of samples"),
+        ({"audio": torch.empty(RATE, device="meta")}, "makes no array of samples"),
+        ({"audio": {"array": [[0.5], [0.5, 0.5]], "sampling_rate": RATE}}, "makes no array of samples"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(files, arguments, told):
+    with pytest.raises(AudioError, match=told):
+        load_audio(**{"audio": files["wav"], **arguments})
+
+
+def test_a_matrix_is_an_array():
+    np.testing.assert_array_equal(load_audio(np.matrix(voice(1.0))), voice(1.0))
 
 
 @pytest.mark.parametrize("rate", [1, 999, 2**30])

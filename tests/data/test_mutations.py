@@ -107,7 +107,10 @@ def corpora(tmp_path_factory):
         ),
         "stamps/stamps/t.txt": f"{english}\nfr.utf8=Chosé.\n",
         "nemo/n.json": "".join(
-            json.dumps({"audio_filepath": f"{i}.wav", "duration": 1.0, "text": f"Né {i}", "lang": "fr", "taskname": "asr"}) + "\n"
+            json.dumps(
+                {"audio_filepath": f"{i}.wav", "duration": 1.0, "text": f"Né {i}", "lang": "fr", "taskname": "asr"}
+            )
+            + "\n"
             for i in range(5)
         ),
         "funasr/f.jsonl": "".join(

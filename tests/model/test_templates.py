@@ -261,7 +261,7 @@ def test_a_processor_that_was_changed_after_it_was_saved_is_refused(name, old, n
 
 def test_a_chat_template_that_is_gone_is_noticed(tmp_path):
     (saved(tmp_path) / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="chat template or the tokenizer of .* was changed after it was saved"):
+    with pytest.raises(ValueError, match=r"chat template or the tokenizer of .* was changed after it was saved"):
         PARTProcessor.from_pretrained(tmp_path)
 
 
