@@ -15,7 +15,7 @@ import regex
 from ..audio_part import alike
 from ..file_names_part import composed, other_form
 from ..prompts_part import TASKS, TEXT_TASKS
-from .corpus_spec import CorpusSpec
+from .corpus_spec import CorpusSpec, fits
 from .rows import (
     EXAMPLES_PER_REASON,
     BrokenRowError,
@@ -261,18 +261,34 @@ def mistyped(row: dict) -> str | None:
             return (
                 f"'{name}' holds control characters or U+FFFD: it was read in another encoding than it was written in"
             )
+        if misread(value):
+            return f"'{name}' is UTF-8 that was read as Latin-1 (cafÃ© for café)"
         if value in WRITTEN_FOR_NOTHING:
             return f"'{name}' is {value!r}, which programs write where there is nothing"
     for name in ("duration", "start", "end"):
         value = row[name]
         if value is None:
             continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not fits(value, float):
             return f"'{name}' is no number of seconds but {type(value).__name__}"
         if not math.isfinite(value):
             return f"'{name}' is {value}, no number of seconds"
     path = (row["audio"] or {}).get("path")
     return None if path is None or isinstance(path, str) else f"'audio' is no path but {type(path).__name__}"
+
+
+def misread(text: str) -> bool:
+    """Whether a text was written as UTF-8 and read as Latin-1 or Windows-1252.
+
+    Every character that is not ASCII must be a part of such a sequence: hardly ever one that was meant.
+    """
+    for encoding in () if text.isascii() else ("cp1252", "latin-1"):
+        try:
+            text.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+        return True
+    return False
 
 
 def measure_durations(rows: Sequence[dict]) -> dict[str | bytes, float | CorpusError]:

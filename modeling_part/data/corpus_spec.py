@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """One entry of `train_data`, `eval_data` or `test_data`: which corpus, and what of it."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -164,11 +165,15 @@ def names_of(key: str, value: object, where: str) -> tuple[str, ...] | None:
 
 
 def fits(value: object, kind: object) -> bool:
-    """Whether a value is of an annotation such as `float | None` or `Mapping[str, str]`; True is no number."""
+    """Whether a value is of an annotation such as `float | None` or `Mapping[str, str]`.
+
+    True is no number, nor is an integer that no float can be.
+    """
     if isinstance(kind, UnionType):
         return any(fits(value, one) for one in get_args(kind))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, float) or (is_integer and abs(value) <= sys.float_info.max)
     return isinstance(value, get_origin(kind) or kind)
 
 

@@ -3,6 +3,7 @@
 
 import codecs
 import csv
+import gzip
 import json
 import lzma
 import os
@@ -51,7 +52,7 @@ def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
 
 
 def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[int, str]]:
-    """Number and text of each line of a UTF-8 file, without its end and a byte order mark at its beginning.
+    """Number and text of each line of a UTF-8 file (`.gz`: compressed), without its end and a byte order mark.
 
     Lines end with a line feed (and maybe a carriage return before it); other separators stay within a text.
 
@@ -65,7 +66,7 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
     if path.exists() and not path.is_file():  # a pipe might never begin, and is read once
         raise CorpusError(f"{path} cannot be read: it is a folder or a pipe, no file")
     try:
-        with path.open("rb") as lines:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1:
                     _check_text(path, line)
@@ -80,8 +81,8 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
                     handle(on_broken, f"{path}, line {number}", fault)
                     continue
                 yield number, text.removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _check_text(path: Path, line: bytes) -> None:

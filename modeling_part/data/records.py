@@ -121,7 +121,7 @@ def first_exchange(messages: object) -> tuple[str, str]:
         message = message if isinstance(message, Mapping) else {}
         role = message.get("role") or message.get("from")
         content = message.get("content") if message.get("content") is not None else message.get("value")
-        turns.append(({"human": "user", "gpt": "assistant"}.get(role, role), content))
+        turns.append(({"human": "user", "gpt": "assistant"}.get(str(role), role), content))
     system = [content for role, content in turns[:1] if role == "system"]
     turns = turns[len(system) :]
     if [role for role, _ in turns[:2]] != ["user", "assistant"]:

@@ -103,6 +103,12 @@ def test_files_that_were_put_one_after_the_other_bring_their_headers_and_marks(c
         ("\u200b\ufeff\u2060", "no text"),
         (" \u3000\u00a0\u00ad", "no text"),
         ("don\x92t", "'text' holds control characters"),  # Windows-1252 as Latin-1
+        ("Voilà le café".encode().decode("latin-1"), "'text' is UTF-8 that was read as Latin-1"),
+        (
+            "“Ça”, c’est".encode().decode("cp1252", "replace").replace("\ufffd", "\x9d"),
+            "'text' holds control characters",
+        ),
+        ("c’est".encode().decode("cp1252"), "'text' is UTF-8 that was read as Latin-1"),
         ("caf\ufffd", "'text' holds control characters or U+FFFD"),
         ("a\0b", "'text' holds control characters"),
         ("\x1b[31mred", "'text' holds control characters"),

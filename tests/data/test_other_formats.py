@@ -1,5 +1,6 @@
 """What others' trainers read: replicas of their files with real sound, and with odd rows, which are counted by reason."""
 
+import gzip
 import io
 import json
 import sys
@@ -77,11 +78,13 @@ def test_odd_lines_of_nemo_are_counted(clips):
         {**good, "audio_filepath": "clips/b.mp3", "text": ""},
         {**good, "audio_filepath": "clips/none.wav"},
         {**good, "target_lang": "some language", "audio_filepath": "clips/b.mp3"},
+        {**good, "taskname": ["asr"]},
+        {**good, "duration": 10**400},
         good,
     ]
     dataset, report = read("nemo", write_lines(clips / "train.json", lines), languages=["fr"])
     assert len(dataset) == 1
-    assert sum(reasons(report).values()) == 10
+    assert sum(reasons(report).values()) == 12
     assert {reason.split(" (")[0] for reason in reasons(report)} >= {
         "no 'audio_filepath'",
         "'duration' must be a number of seconds",
@@ -132,14 +135,18 @@ def test_odd_lines_of_funasr_are_counted(clips):
         turns(("user", "<|startofspeech|>!clips/a.flac<|endofspeech|>")),
         {"messages": "none"},
         {"key": "4", "source": "clips/b.mp3", "target": None},
+        {"key": "5", "source": "clips/b.mp3", "target": "Un.", "text_language": "French"},
+        {"key": "6", "source": "clips/b.mp3", "target": "Un.", "text_language": ["<|fr|>"]},
+        turns((["user"], "<|startofspeech|>!clips/a.flac<|endofspeech|>"), ("assistant", "Un.")),
     ]
     dataset, report = read("funasr", write_lines(clips / "train.jsonl", lines), languages=["fr"])
     assert len(dataset) == 1
     assert reasons(report) == {
         "no 'source'": 2,
         "the user's turn does not hold the path of one audio file": 2,
-        "'messages' are not one turn of the user and one of the assistant": 2,
+        "'messages' are not one turn of the user and one of the assistant": 3,
         "no text": 1,
+        "'text_language' is no language such as <|zh|>": 2,
     }
 
 
@@ -281,6 +288,40 @@ def test_odd_cuts_are_counted(cuts, tmp_path):
         "a cut without a recording": 1,
     }
     with pytest.raises(CorpusError, match=r"holds no Shar \(cuts\.000000\.jsonl\.gz beside recording\.000000\.tar\)"):
+        read("lhotse", tmp_path)
+
+
+def test_odd_lines_of_lhotse_are_counted(cuts, tmp_path):
+    cuts.to_file(tmp_path / "whole.jsonl")
+    first = json.loads((tmp_path / "whole.jsonl").read_text().splitlines()[0])
+    (supervision,) = first["supervisions"]
+    lines = [
+        json.dumps({**first, "supervisions": [{**supervision, "language": "French"}]}),  # as lhotse's recipes write it
+        json.dumps(first)[:-20],
+        json.dumps({name: value for name, value in first.items() if name != "type"}),
+        json.dumps({**first, "recording": None}),
+        json.dumps({**first, "duration": None}),
+        json.dumps({**first, "supervisions": [{**supervision, "language": 5}]}),
+        "[1]",
+    ]
+    (tmp_path / "cuts.jsonl").write_text("\n".join(lines))
+    dataset, report = read("lhotse", tmp_path / "cuts.jsonl")
+    assert said(dataset) == EXPECTED[:1] and sum(reasons(report).values()) == 6
+    assert {"no valid JSON", "no JSON object", "no cut that lhotse reads"} < set(reasons(report))
+    whole = gzip.compress((tmp_path / "cuts.jsonl").read_bytes())
+    for content, told in ((whole[:-40], "cannot be read"), (b"{}", "cannot be read: Not a gzipped file")):
+        (tmp_path / "cuts.jsonl.gz").write_bytes(content)
+        with pytest.raises(CorpusError, match=rf"cuts\.jsonl\.gz {told}"):
+            read("lhotse", tmp_path / "cuts.jsonl.gz")
+    with pytest.raises(CorpusError, match=r"no \.jsonl or \.jsonl\.gz file"):
+        read("lhotse", (tmp_path / "whole.jsonl").rename(tmp_path / "whole.yaml"))
+
+
+def test_a_damaged_shar_is_named(cuts, tmp_path):
+    cuts.to_shar(tmp_path, fields={"recording": "flac"}, shard_size=2, warn_unused_fields=False)
+    archive = next(tmp_path.glob("recording.000000.tar"))
+    archive.write_bytes(archive.read_bytes()[:3000])
+    with pytest.raises(CorpusError, match=r"lhotse: the Shar in .* is damaged"):
         read("lhotse", tmp_path)
 
 

@@ -14,7 +14,7 @@ from ..rows import BrokenRowError, language_code
 
 
 _SPEECH = re.compile(r"<\|startofspeech\|>!?(.+?)<\|endofspeech\|>")  # `!!` before base64 is not a path
-_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+_LANGUAGE = re.compile(r"(?:<\|)?([a-z]{2,3})(?:\|>)?")
 
 
 def read_funasr(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
@@ -41,8 +41,11 @@ def funasr_record(line: dict) -> dict:
     record = {"audio": source, "text": target, "id": PurePath(source).with_suffix("").as_posix()}
     if key is not None:
         record["id"] = str(key)
-    named = _LANGUAGE.fullmatch(line["text_language"]) if isinstance(line.get("text_language"), str) else None
-    return record | ({"source_lang": language_code(named[1])} if named else {})
+    if (language := line.get("text_language")) is None:
+        return record
+    if not isinstance(language, str) or not (named := _LANGUAGE.fullmatch(language)):
+        raise BrokenRowError("'text_language' is no language such as <|zh|>", repr(language))
+    return record | {"source_lang": language_code(named[1])}
 
 
 def _of_messages(line: dict) -> tuple[str, object]:
@@ -50,8 +53,9 @@ def _of_messages(line: dict) -> tuple[str, object]:
     turns: dict[str, list] = {"user": [], "assistant": []}
     messages = line["messages"]
     for message in messages if isinstance(messages, list) else ():
-        if isinstance(message, dict) and message.get("role") in turns:
-            turns[message["role"]].append(message.get("content"))
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role in turns:
+            turns[role].append(message.get("content"))
     if len(turns["user"]) != 1 or len(turns["assistant"]) != 1:
         raise BrokenRowError("'messages' are not one turn of the user and one of the assistant")
     found = _SPEECH.findall(turns["user"][0]) if isinstance(turns["user"][0], str) else []

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ...prompts_part import code_of
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import OnBroken, handle, text_lines
@@ -44,7 +45,7 @@ def read_kaldi(spec: CorpusSpec, report: DataReport, *, translation: str | None 
                 record |= sound_of(utterance, tables["wav.scp"], extras, folder)
                 record["text"] = translations.get(utterance) if translation else transcript
                 if language := extras["utt2lang"].get(utterance):
-                    record["source_lang"] = language_code(language)
+                    record["source_lang"] = language_code(code_of(language))
             except BrokenRowError as error:
                 handle(on_broken, where, error)
             else:

@@ -1,21 +1,29 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Lhotse's cuts, as files of manifests or as Shar."""
 
+import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...prompts_part import code_of
 from ..checking import DataReport
-from ..corpus_spec import CorpusSpec
+from ..corpus_spec import CorpusSpec, fits
+from ..files import OnBroken, read_jsonl
 from ..records import check_columns, rows_of
 from ..rows import BrokenRowError, CorpusError, language_code
 
 
 if TYPE_CHECKING:
-    from lhotse import CutSet, Recording
+    from lhotse import Recording
     from lhotse.cut import Cut
+
+
+# What lhotse raises for a record that is not as it must be.
+NOT_A_CUT = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
 
 def read_lhotse(spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, str] | None = None) -> Iterator[dict]:
@@ -39,8 +47,7 @@ def read_lhotse(spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, s
 
     def records() -> Iterator[tuple[str, int, dict]]:
         number = 0
-        for cut in open_cuts(folder):
-            where = f"{folder}, cut {cut.id}"
+        for where, cut in open_cuts(folder, on_broken):
             try:
                 found = list(supervised(cut))
             except BrokenRowError as error:
@@ -53,17 +60,36 @@ def read_lhotse(spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, s
     yield from rows_of(records(), spec, names, None, on_broken)
 
 
-def open_cuts(path: Path) -> "CutSet":
-    """The cuts of a file, or of a folder of Shar, one by one."""
+def open_cuts(path: Path, on_broken: OnBroken) -> Iterator[tuple[str, "Cut"]]:
+    """The place and the cut of each line of a file, or of each cut of a folder of Shar.
+
+    Raises:
+        CorpusError: lhotse is not there, or the path holds no cuts or damaged archives.
+    """
     try:
         from lhotse import CutSet
+        from lhotse.serialization import deserialize_item
     except ImportError as error:
         raise CorpusError("lhotse: it needs the package lhotse: pip install 'modeling-part[lhotse]'") from error
     if path.is_file():
-        return CutSet.from_file(path)
+        if not path.name.endswith((".jsonl", ".jsonl.gz")):
+            raise CorpusError(f"lhotse: {path} is no .jsonl or .jsonl.gz file, in which cuts stand one a line")
+        for number, record in read_jsonl(path, on_broken):
+            where = f"{path}, line {number}"
+            try:
+                yield where, deserialize_item(record)
+            except NOT_A_CUT as error:
+                on_broken(where, BrokenRowError("no cut that lhotse reads", f"{type(error).__name__}: {error}"))
+        return
     if not list(path.glob("cuts.*.jsonl*")):
         raise CorpusError(f"lhotse: {path} holds no Shar (cuts.000000.jsonl.gz beside recording.000000.tar)")
-    return CutSet.from_shar(in_dir=path, shuffle_shards=False)
+    try:
+        for cut in CutSet.from_shar(in_dir=path, shuffle_shards=False):
+            yield f"{path}, cut {cut.id}", cut
+    except (OSError, *NOT_A_CUT, EOFError, zlib.error, tarfile.TarError) as error:
+        raise CorpusError(
+            f"lhotse: the Shar in {path} is damaged ({type(error).__name__}: {error}). Is it whole?"
+        ) from error
 
 
 def supervised(cut: "Cut") -> Iterator[dict]:
@@ -80,13 +106,18 @@ def supervised(cut: "Cut") -> Iterator[dict]:
         raise BrokenRowError("the recording has several channels", recording.id)
     if not cut.supervisions:
         raise BrokenRowError("a cut without a supervision", cut.id)
+    times = [recording.duration, *(value for one in (cut, *cut.supervisions) for value in (one.start, one.duration))]
+    if odd := [value for value in times if not fits(value, float)]:
+        raise BrokenRowError("a start or duration is no number of seconds", repr(odd[0]))
     audio = sound_of(recording)
     for supervision in cut.supervisions:
         start = cut.start + max(0.0, supervision.start)
         end = cut.start + min(cut.duration, supervision.end)
         is_whole = start == 0 and abs(end - recording.duration) < 0.01
         span = {} if is_whole else {"start": start, "end": end}
-        language = language_code(supervision.language) if supervision.language else None
+        language = supervision.language
+        if isinstance(language, str):  # lhotse's own recipes write names, such as English
+            language = language_code(code_of(language))
         record = {"id": supervision.id, "audio": audio, "duration": end - start, **span, "text": supervision.text}
         record |= {"speaker": supervision.speaker, "custom": supervision.custom or {}}
         yield record | ({"language": language} if language else {})

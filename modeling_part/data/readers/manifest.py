@@ -44,6 +44,8 @@ def read_manifest(
     for name in columns or ():
         if name not in FIELDS:
             raise CorpusError(f"manifest at {path}: 'columns' maps {name!r}, which is none of {', '.join(FIELDS)}")
+        if not isinstance(columns[name], str):
+            raise CorpusError(f"manifest at {path}: 'columns' maps {name!r} to {columns[name]!r}; give a name")
     on_broken = partial(report.drop_line, spec.name or path.stem)
     defaults = [
         code_of(one) if one else several[0] if several and len(several) == 1 else None

@@ -29,7 +29,9 @@ def read_text_pairs(
     """
     path = spec.folder()
     tasks = tuple(task for task in spec.tasks or ("mt",) if task in TEXT_TASKS)
-    spec = replace(spec, tasks=tasks or ("mt",))
+    if not tasks:
+        raise CorpusError(f"text_pairs at {path}: it has mt and text, not {', '.join(spec.tasks)}; name one of these")
+    spec = replace(spec, tasks=tasks)
     on_broken = partial(report.drop_line, spec.corpus)
     if path.suffix == ".tsv":
         lines = read_table(path, on_broken=on_broken)
