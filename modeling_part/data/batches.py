@@ -88,7 +88,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         sampler = _stream(stage, rows.train, processor, budget, recipe, progress)
         report = {"steps": stage.max_steps, "rows": {}, "hours": {}, "padding_share": 0.0}
     else:
-        tokens = row_tokens(rows.train, processor, aligns, rows.folder)
+        tokens = row_tokens(rows.train, processor, aligns, rows.folder, rows.fingerprint)
         table = RowTable.from_dataset(rows.train, tokens.answers, rows.corpus_weights)
         sampler = _sampler(stage, table, budget, recipe, progress.history)
         # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.

@@ -18,7 +18,6 @@ from ..recipes.places import located
 from .corpora import open_corpora, read_corpora
 from .expansion import corpus_specs
 from .readers.registry import FROM_FILES
-from .stored_corpora import fingerprint
 
 
 if TYPE_CHECKING:
@@ -65,9 +64,8 @@ def load_rows(recipe: Recipe) -> Rows:
     if any(spec.get("streaming") for spec in recipe.data.train_data or []):
         streams = _read_streams(recipe.data)
         return Rows(streams, eval_rows, test_rows, fingerprint="streamed", is_streamed=True, folder=folder)
-    train_rows, weights = _read("train", recipe)
-    digest = "" if train_rows is None else fingerprint(train_rows)
-    return Rows(train_rows, eval_rows, test_rows, weights, digest, folder=folder)
+    train_rows, report = _read("train", recipe)
+    return Rows(train_rows, eval_rows, test_rows, report["weights"], report["fingerprint"], folder=folder)
 
 
 def load_test_rows(recipe: Recipe) -> datasets.Dataset:
@@ -103,11 +101,11 @@ def check_corpora(recipe: Recipe) -> None:
                         spec.folder()
 
 
-def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict[str, float]]:
-    """The rows of `train_data`, `eval_data` or `test_data`, and the weights of their corpora."""
+def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict]:
+    """The rows of `train_data`, `eval_data` or `test_data`, and the report on them (see `read_corpora`)."""
     specs = getattr(recipe.data, f"{name}_data")
     if not specs:
-        return None, {}
+        return None, {"weights": {}, "fingerprint": ""}
     folder = Path(recipe.training.output_dir)
     if PartialState().is_main_process:
         report_path = folder / f"data_report_{name}.json"
@@ -117,7 +115,7 @@ def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict[str,
     most = recipe.training.max_eval_rows
     if name == "eval" and most is not None and len(dataset) > most:
         dataset = dataset.shuffle(seed=0).select(range(most))
-    return dataset, report["weights"]
+    return dataset, report
 
 
 def _read_streams(data: DataArguments) -> dict[str, datasets.IterableDataset]:

@@ -1,26 +1,29 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""How many tokens the texts of rows are: counted once for a run, with all threads of the tokenizer, and kept."""
+"""How many tokens the texts of rows are: counted once for a run, and kept."""
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 from accelerate import PartialState
 
 from ..processing_part import PARTProcessor
 from ..prompts_part import TEXT_TASKS
 from .stored_corpora import fingerprint
+from .text_pieces import TextTokens, text_tokens
 
 
 if TYPE_CHECKING:
     import datasets
 
 
-BATCH = 10_000  # rows that the tokenizer's threads share
+BATCH = 500_000  # rows whose words are gathered by one thread: the more, the fewer are met again
 COLUMNS = ["task", "text", "source_text"]
 
 
@@ -62,7 +65,11 @@ def count_tokens(dataset: "datasets.Dataset", processor: PARTProcessor) -> np.nd
 
 
 def row_tokens(
-    dataset: "datasets.Dataset", processor: PARTProcessor, with_transcripts: bool = False, folder: Path | None = None
+    dataset: "datasets.Dataset",
+    processor: PARTProcessor,
+    with_transcripts: bool = False,
+    folder: Path | None = None,
+    digest: str | None = None,
 ) -> RowTokens:
     """The tokens of all rows.
 
@@ -72,11 +79,15 @@ def row_tokens(
         with_transcripts: also what is said.
         folder: where they are kept, by the rows' texts and the tokenizer: counted by the main process, read by the
             others and by later stages. Default: nowhere; every process that asks counts.
+        digest: the rows' `fingerprint`, where it is known; it takes longer than the counting.
     """
     if folder is None:
         return _counted(dataset, processor, with_transcripts)
     with PartialState().main_process_first():
-        path = folder / f"tokens-{_key(dataset, processor)}{'-transcripts' if with_transcripts else ''}.npz"
+        path = (
+            folder
+            / f"tokens-{_key(digest or fingerprint(dataset), processor)}{'-transcripts' if with_transcripts else ''}.npz"
+        )
         if path.is_file():
             with np.load(path, allow_pickle=False) as arrays:
                 return RowTokens(**arrays)
@@ -88,55 +99,53 @@ def row_tokens(
     return found
 
 
-def _key(dataset: "datasets.Dataset", processor: PARTProcessor) -> str:
+def _key(digest: str, processor: PARTProcessor) -> str:
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     tokenizer = backend.to_str() if backend is not None else repr(sorted(processor.tokenizer.get_vocab().items()))
-    digest = hashlib.sha256(tokenizer.encode())
-    digest.update(fingerprint(dataset).encode())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(f"{tokenizer}{digest}".encode()).hexdigest()[:16]
 
 
 def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcripts: bool) -> RowTokens:
-    answers, spoken = [], []
-    occurrences = np.zeros(len(processor.tokenizer), dtype=np.int64)
-    for batch in dataset.select_columns(COLUMNS).with_format("arrow").iter(batch_size=BATCH):
-        tasks, texts, sources = (batch[name].to_pylist() for name in COLUMNS)
-        encoded = _encoded(list(map(_scored_text, tasks, texts, sources)), processor)
-        answers.append(np.fromiter(map(len, encoded), dtype=np.int32, count=len(encoded)) + 1)
-        if with_transcripts:
-            said = _transcript_ids(tasks, sources, encoded, processor)
-            spoken.append(_needed(said))
-            flat = np.fromiter(chain.from_iterable(said), dtype=np.int64)
-            occurrences += np.bincount(flat, minlength=len(occurrences))[: len(occurrences)]
-    counts = np.concatenate(answers) if answers else np.zeros(0, dtype=np.int32)
+    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    columns = dataset.select_columns(COLUMNS).with_format("arrow")
+
+    def of_batch(start: int) -> RowTokens:
+        return _of_batch(columns[start : start + BATCH], processor, with_transcripts)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Arrow, numpy and the tokenizer leave Python's lock to others
+        found = list(pool.map(of_batch, range(0, max(len(dataset), 1), BATCH)))
+    counts = np.concatenate([one.answers for one in found])
     if not with_transcripts:
         return RowTokens(counts)
-    return RowTokens(counts, np.concatenate(spoken) if spoken else np.zeros(0, dtype=np.int32), occurrences)
+    return RowTokens(counts, np.concatenate([one.transcripts for one in found]), sum(one.occurrences for one in found))
 
 
-def _encoded(texts: list[str], processor: PARTProcessor) -> list:
-    """The tokens of each text, without special ones: lists, or what a fast tokenizer has before it makes lists of them."""
-    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    backend.no_truncation()
-    backend.no_padding()
-    return backend.encode_batch_fast(texts, add_special_tokens=False)
+def _of_batch(batch: pyarrow.Table, processor: PARTProcessor, with_transcripts: bool) -> RowTokens:
+    task, text, source = (batch[name].combine_chunks() for name in COLUMNS)
+    scored, rows = _scored_texts(task, text, source), len(batch)
+    if not with_transcripts:
+        return RowTokens(_with_end(text_tokens(scored, processor.tokenizer)))
+    # What is said in the clips of translations, after the answers; of transcriptions, the answer is what is said.
+    is_s2tt = pyarrow.compute.equal(task, "s2tt")
+    both = pyarrow.concat_arrays([scored, source.filter(is_s2tt)])
+    found = text_tokens(both, processor.tokenizer)
+    is_asr, is_s2tt = pyarrow.compute.equal(task, "asr").to_numpy(False), is_s2tt.to_numpy(False)
+    needed = np.where(is_asr, (found.lengths + found.repeats)[:rows], 0)
+    needed[is_s2tt] = (found.lengths + found.repeats)[rows:]
+    is_said = np.concatenate([is_asr, np.ones(len(both) - rows, dtype=bool)])
+    occurrences = found.occurrences(is_said, len(processor.tokenizer))
+    return RowTokens(_with_end(found)[:rows], needed.astype(np.int32), occurrences)
 
 
-def _transcript_ids(tasks: list, sources: list, answers: list, processor: PARTProcessor) -> list[list[int]]:
-    """The tokens of what is said in each row; those of an answer that is the transcript are known already."""
-    translated = [index for index, task in enumerate(tasks) if task == "s2tt" and sources[index]]
-    said: list = [answer if task == "asr" else [] for task, answer in zip(tasks, answers, strict=True)]
-    for index, one in zip(translated, _encoded([sources[index] for index in translated], processor), strict=True):
-        said[index] = one
-    return [getattr(one, "ids", one) for one in said]
+def _with_end(found: TextTokens) -> np.ndarray:
+    return (found.lengths + 1).astype(np.int32)
 
 
-def _needed(said: list) -> np.ndarray:
-    """`(rows,)`: tokens of each transcript, and the neighbours in it that are the same."""
-    lengths = np.fromiter(map(len, said), dtype=np.int64, count=len(said))
-    flat = np.fromiter(chain.from_iterable(said), dtype=np.int64, count=int(lengths.sum()))
-    row = np.repeat(np.arange(len(said)), lengths)
-    alike = (flat[1:] == flat[:-1]) & (row[1:] == row[:-1])
-    return (lengths + np.bincount(row[1:][alike], minlength=len(said))).astype(np.int32)
+def _scored_texts(task: pyarrow.Array, text: pyarrow.Array, source: pyarrow.Array) -> pyarrow.Array:
+    """[`_scored_text`] of rows."""
+    is_text = pyarrow.compute.is_in(task, pyarrow.array(TEXT_TASKS))
+    both = pyarrow.compute.binary_join_element_wise(source, text, " ")
+    return pyarrow.compute.if_else(is_text, both, text)

@@ -55,7 +55,7 @@ def count_too_long(rows: Rows, processor: PARTProcessor) -> dict[str, tuple[int,
 def _text_rows(rows: Rows, processor: PARTProcessor) -> tuple[datasets.Dataset, RowTokens]:
     """The training rows without their audio, and their tokens; of streams, those at their beginning."""
     if not rows.is_streamed:
-        return rows.train, row_tokens(rows.train, processor, True, rows.folder)
+        return rows.train, row_tokens(rows.train, processor, True, rows.folder, rows.fingerprint)
     from datasets import Dataset
 
     first = chain.from_iterable(islice(stream, STREAMED_ROWS) for stream in rows.train.values())

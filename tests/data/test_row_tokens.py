@@ -1,15 +1,22 @@
 """Tokens of rows: counted as the tokenizer counts them one by one, once for a run."""
 
+import random
 from collections import Counter
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
+import pyarrow
 import pytest
 import tiny_training
 from datasets import concatenate_datasets
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_part.data import row_tokens as module
 from modeling_part.data.row_tokens import count_row_tokens, row_tokens, transcript
+from modeling_part.data.text_pieces import splits_at_spaces, text_tokens
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def test_what_is_counted_is_kept_for_these_rows_and_this_tokenizer(dataset, proc
     answers = row_tokens(dataset, processor, False, tmp_path)
     assert answers.transcripts is None and len(list(tmp_path.iterdir())) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_encoded", lambda *_: pytest.fail("tokenised again"))
+        patch.setattr(module, "text_tokens", lambda *_: pytest.fail("tokenised again"))
         again = row_tokens(dataset, processor, True, tmp_path)
         assert all(np.array_equal(getattr(again, name), array) for name, array in vars(found).items())
     other = dataset.map(lambda row: {"text": f"{row['text']} more"})
@@ -55,3 +62,93 @@ def test_what_is_counted_is_kept_for_these_rows_and_this_tokenizer(dataset, proc
 def test_no_rows_have_no_tokens(dataset, processor):
     found = row_tokens(dataset.select([]), processor, True)
     assert len(found.answers) == len(found.transcripts) == found.occurrences.sum() == 0
+
+
+TEXTS = (
+    *(
+        "",
+        " ",
+        "a",
+        "a b",
+        " a",
+        "a ",
+        "a  b",
+        "it's John's  o'clock",
+        "x\u00a0y z",
+        "e\u0301 \u0301 e",
+        "a\nb c\td",
+        "12 34 5",
+    ),
+    *(
+        "<|x|> a <|x|>",
+        "a<|x|>b c",
+        "早上好 窗户 开着",
+        "это книга",
+        "a\u200b b",
+        "  ",
+        "aa aa a aa",
+        "- a -b c- d",
+        "½ ⅷ a½",
+    ),
+)
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+QWEN = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
+DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
+
+
+def trained(pre_tokenizer, normalizer=None, **of_token):
+    """A tokenizer whose vocabulary has pieces of many bytes, spaces in front among them."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.normalizer = pre_tokenizer, normalizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([*TEXTS, "a b a b it's John's o'clock this is a book"] * 20, trainer)
+    backend.add_special_tokens([AddedToken("<|x|>", **of_token)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize(
+    "tokenizer, by_words",
+    [
+        (trained(GPT2), True),
+        (trained(QWEN, normalizers.NFC()), True),
+        (trained(DIGITS), True),
+        (trained(GPT2, lstrip=True), False),  # an added token takes the space before it
+        (trained(GPT2, normalizers.Prepend("x")), False),
+        (trained(pre_tokenizers.ByteLevel(add_prefix_space=True)), False),
+        (trained(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)), False),  # pieces of several words
+        (trained(pre_tokenizers.Metaspace()), False),
+    ],
+)
+def test_tokens_of_texts_are_those_of_the_tokenizer(tokenizer, by_words):
+    assert splits_at_spaces(tokenizer) == by_words
+    generator = random.Random(0)
+    alphabet = "".join(TEXTS) + " " * 40
+    texts = [*TEXTS, *("".join(generator.choices(alphabet, k=generator.randint(1, 30))) for _ in range(500))]
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    found = text_tokens(pyarrow.array(texts), tokenizer)
+    pieces = np.split(found.ids, found.bounds[1:-1])
+    ids = [
+        [int(token) for code in codes for token in pieces[code]] for codes in np.split(found.codes, found.pieces[1:-1])
+    ]
+    assert ids == expected
+    assert found.lengths.tolist() == [len(one) for one in expected]
+    assert found.repeats.tolist() == [sum(a == b for a, b in pairwise(one)) for one in expected]
+    chosen = np.arange(len(texts)) % 2 == 0
+    counts = Counter(token for one in expected[::2] for token in one)
+    assert {t: int(n) for t, n in enumerate(found.occurrences(chosen, len(tokenizer))) if n} == counts
+    assert len(found.bounds) - 1 < len(found.codes)  # what stands there twice was tokenised once
+
+
+def test_the_known_patterns_are_those_of_the_tokenizers_of_transformers():
+    for module_name in ("qwen2", "qwen3_5"):
+        source = import_module(f"transformers.models.{module_name}.tokenization_{module_name}")
+        split = pre_tokenizers.Split(Regex(source.PRETOKENIZE_REGEX), "isolated")
+        assert splits_at_spaces(
+            trained(pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, True, False)]))
+        )
