@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_part import PARTConfig, convolved_length
 from .encoder_part import lengths_to_mask, pack_clips, zero_padding
-from .layout_part import clip_positions, take_positions
+from .layout_part import OTHER_AUDIO_TOKENS, clip_positions, take_positions
 
 
 class PARTAdapterAttention(nn.Module):
@@ -147,6 +147,9 @@ class PARTAdapter(nn.Module):
 
         Returns:
             `(sum of A, H)` audio embeddings, clip after clip.
+
+        Raises:
+            RuntimeError: these are not as many as `audio_tokens`; on a GPU maybe at a later operation.
         """
         hidden_states = self.input_norm(frames.to(self.conv.weight.dtype)).transpose(1, 2)
         hidden_states = zero_padding(hidden_states, frame_lengths)
@@ -159,11 +162,16 @@ class PARTAdapter(nn.Module):
                 hidden_states, mask, bounds = pack_clips(self.config, hidden_states, lengths, audio_tokens)
             else:
                 valid = lengths_to_mask(lengths, hidden_states.shape[1])
-                mask = create_bidirectional_mask(self.config, hidden_states, valid)
+                # Without the number of audio tokens the device is asked anyway, and maybe no mask is needed.
+                mask = create_bidirectional_mask(
+                    self.config, hidden_states, valid, allow_is_bidirectional_skip=audio_tokens is None
+                )
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **bounds)
         if lengths is None or padding_free:
             hidden_states = hidden_states.flatten(0, 1)
+            if audio_tokens not in (None, len(hidden_states)):
+                raise RuntimeError(OTHER_AUDIO_TOKENS)
         else:
             kept = clip_positions(lengths, hidden_states.shape[1], audio_tokens)
             hidden_states = take_positions(hidden_states, kept)

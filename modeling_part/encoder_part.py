@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_part import ENCODER_CONVOLUTIONS, PARTConfig, convolved_length
-from .layout_part import clip_positions, put_positions, take_positions
+from .layout_part import clip_positions, put_positions, row_bounds, take_positions
 from .san_m_part import SAN_M_ENCODERS
 
 
@@ -55,10 +55,7 @@ def pack_clips(
     packed = take_positions(hidden_states, kept)[None]
     clips = (kept // size)[None]
     mask = create_bidirectional_mask(config, packed, None, and_mask_function=packed_sequence_mask_function(clips))
-    ends = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    # No clip is longer than its padded row, whose length Python knows; the kernels need no exact one.
-    bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": size, "max_length_k": size}
-    return packed, mask, bounds
+    return packed, mask, row_bounds(lengths, size)
 
 
 def unpack_clips(packed: torch.Tensor, lengths: torch.Tensor, size: int) -> torch.Tensor:
@@ -104,6 +101,7 @@ class VariableLengthEncoderMixin:
         attention_mask: torch.Tensor | None = None,
         padding_free: bool = False,
         packed_frames: int | None = None,
+        is_padded: bool = False,
         **kwargs,
     ) -> BaseModelOutput:
         """Features -> encoder frames.
@@ -113,6 +111,7 @@ class VariableLengthEncoderMixin:
             attention_mask: `(B, T)`, 1 for valid input steps; None when every step is valid.
             padding_free: the layers get the clips packed into one row; the same frames, without computing padding.
             packed_frames: how many these are, where it is known; None: the device is asked.
+            is_padded: it is known that some clip is shorter than T; else transformers asks the device.
 
         Returns:
             `last_hidden_state` of shape `(B, F, hidden)`.
@@ -140,7 +139,10 @@ class VariableLengthEncoderMixin:
             hidden_states, mask, bounds = pack_clips(self.config, hidden_states, lengths, packed_frames)
             kwargs |= bounds
         elif lengths is not None:
-            mask = create_bidirectional_mask(self.config, hidden_states, lengths_to_mask(lengths, frames))
+            valid = lengths_to_mask(lengths, frames)
+            mask = create_bidirectional_mask(
+                self.config, hidden_states, valid, allow_is_bidirectional_skip=not is_padded
+            )
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
         if packed:

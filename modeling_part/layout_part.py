@@ -12,8 +12,19 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
 
 from .configuration_part import ENCODER_CONVOLUTIONS, convolved_length
+
+
+# Language models of which it is known that a mask `(B, 1, L, L)` is all that they make of one `(B, L)`.
+TAKE_PREPARED_MASKS = ("llama", "qwen2", "qwen3")
+
+OTHER_AUDIO_TOKENS = (
+    "The audio gives another number of audio tokens than its `layout` says, which is the number of placeholders. Build "
+    "both with the model's own PARTProcessor; its `audio_token_convolutions` must be those of the model's config."
+)
 
 
 class BatchLayout(TypedDict, total=False):
@@ -25,8 +36,9 @@ class BatchLayout(TypedDict, total=False):
         positions: `(valid,)`, those that are not padding.
         predicting: `(targets,)`, those whose hidden state predicts a label.
         targets: `(targets,)` token ids of these labels.
-        placeholders: `(sum of A,)`, those of the audio. This and the next four: with audio.
+        placeholders: `(sum of A,)`, those of the audio. This and the next five: with audio.
         feature_lengths: `(B,)` array, input steps of each clip.
+        has_padded_clips: whether one is shorter than the batch's T.
         audio_lengths: `(B,)` array, audio tokens of each clip.
         longest_clip: the most of them.
         packed_frames: frames of all clips where Whisper's kind of encoder attends to them.
@@ -41,6 +53,7 @@ class BatchLayout(TypedDict, total=False):
     targets: torch.Tensor
     placeholders: torch.Tensor
     feature_lengths: np.ndarray
+    has_padded_clips: bool
     audio_lengths: np.ndarray
     longest_clip: int
     packed_frames: int
@@ -77,6 +90,7 @@ def batch_layout(batch: dict, audio_token_id: int) -> BatchLayout:
     layout |= {
         "placeholders": true_positions(placeholders),
         "feature_lengths": feature_lengths.numpy(),
+        "has_padded_clips": int(feature_lengths.min()) < clips.shape[1],
         "audio_lengths": audio_lengths.numpy(),
         "longest_clip": int(audio_lengths.max()),
         "packed_frames": int(frames.sum()),
@@ -133,12 +147,7 @@ def clip_positions(lengths: torch.Tensor, size: int, total: int | None = None) -
     """
     if total is None:
         return true_positions(torch.arange(size, device=lengths.device) < lengths[:, None])
-    torch._assert_async(
-        lengths.sum() == total,
-        "The audio gives another number of audio tokens than its `layout` says, which is the number of placeholders. "
-        "Build both with the model's own PARTProcessor; its `audio_token_convolutions` must be those of the model's "
-        "config.",
-    )
+    torch._assert_async(lengths.sum() == total, OTHER_AUDIO_TOKENS)
     firsts = torch.arange(len(lengths), device=lengths.device) * size  # the position where each row begins
     before = lengths.cumsum(0) - lengths  # of the clips before
     shifts = torch.repeat_interleave(firsts - before, lengths, output_size=total)
@@ -153,3 +162,32 @@ def take_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tenso
 def put_positions(values: torch.Tensor, positions: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """`(B, size, ...)` with `new` `(n, ...)` at the positions `(n,)`, counted row after row; the rest as it was."""
     return values.flatten(0, 1).index_copy(0, positions, new).view_as(values)
+
+
+def row_bounds(lengths: torch.Tensor, size: int) -> dict:
+    """Where rows of these lengths `(B,)` begin and end when they are packed into one, as flash attention's kernels ask.
+
+    Left to find them from positions that begin again, transformers asks the device, in every layer.
+
+    Args:
+        lengths: of the rows.
+        size: no row is longer; the kernels need no exact maximum.
+    """
+    ends = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": size, "max_length_k": size}
+
+
+def prepared_mask(
+    config: PreTrainedConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, layout: BatchLayout
+) -> torch.Tensor:
+    """The mask `(B, L)` as the language model's layers get it, `(B, 1, L, L)`, where some position is padding.
+
+    transformers makes the same, but first asks the device whether any is: the batch knows. Where none is, and where the
+    language model may do more with its mask, it stays as it is.
+    """
+    is_padded = len(layout["positions"]) < attention_mask.numel()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    is_known = config.model_type in TAKE_PREPARED_MASKS and kinds == {"full_attention"}
+    if not is_padded or not is_known or config._attn_implementation not in ("sdpa", "eager"):
+        return attention_mask
+    return create_causal_mask(config, inputs_embeds, attention_mask, None, allow_is_causal_skip=False)

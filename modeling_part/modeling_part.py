@@ -20,7 +20,15 @@ from .alignment_part import AlignmentMixin, PARTAlignmentHead
 from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
 from .generation_part import AudioGenerationMixin
-from .layout_part import BatchLayout, predicting_positions, put_positions, take_positions, true_positions
+from .layout_part import (
+    BatchLayout,
+    predicting_positions,
+    prepared_mask,
+    put_positions,
+    row_bounds,
+    take_positions,
+    true_positions,
+)
 from .loading_part import has_learned_positions, load_parts, tied_weights_keys
 from .logits_part import chunked_token_losses, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
@@ -117,8 +125,11 @@ class PARTModel(PARTPreTrainedModel):
             input_features_mask = torch.stack(input_features_mask)
         layout = layout or {}
         if encoder_frames is None:
-            if padding_free and isinstance(self.audio_tower, VariableLengthEncoderMixin):
-                kwargs |= {"padding_free": True, "packed_frames": layout.get("packed_frames")}
+            if layout.get("has_padded_clips") is False:
+                input_features_mask = None
+            if isinstance(self.audio_tower, VariableLengthEncoderMixin):
+                kwargs |= {"padding_free": padding_free, "packed_frames": layout.get("packed_frames")}
+                kwargs["is_padded"] = layout.get("has_padded_clips", False)
             output = self.encode(input_features, input_features_mask, layout.get("feature_lengths"), **kwargs)
         else:
             output = BaseModelOutput(last_hidden_state=encoder_frames)
@@ -212,7 +223,12 @@ class PARTModel(PARTPreTrainedModel):
             # transformers knows rows packed into one by their positions, which begin again (no mask, no cache).
             valid = true_positions(attention_mask != 0) if layout is None else layout["positions"]
             position_ids = take_positions(attention_mask.cumsum(-1) - 1, valid)[None]
+            if self.language_model.config._attn_implementation not in ("eager", "sdpa", "flex_attention"):
+                # Flash attention's kernels know them by their bounds.
+                kwargs |= row_bounds(attention_mask.sum(-1), attention_mask.shape[1])
             inputs_embeds, attention_mask, use_cache = take_positions(inputs_embeds, valid)[None], None, False
+        elif layout is not None and attention_mask is not None and past_key_values is None:
+            attention_mask = prepared_mask(self.language_model.config, inputs_embeds, attention_mask, layout)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

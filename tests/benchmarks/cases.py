@@ -25,7 +25,7 @@ class Case:
         all_logits: logits at every position, as transformers' classes compute them, instead of at targets.
         compiled: by `torch.compile`, as `torch_compile: true` does.
         dtype: of weights and activations.
-    device: `cpu` or `cuda`.
+        device: `cpu` or `cuda`.
         tiny: two narrow layers, for tests.
     """
 

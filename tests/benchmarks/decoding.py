@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from side_by_side import show, write
+from side_by_side import now, show, to_device, write
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.rows import speech_bounds
@@ -92,12 +92,17 @@ def draft_of(model, tokens: list[int] | None) -> Iterator[None]:
 
 
 def timed(model, **options) -> tuple[torch.Tensor, float, int]:
-    """What is generated, seconds of the processor (others may use the machine), forward passes of the language model."""
+    """What is generated, seconds, forward passes of the language model.
+
+    Seconds are those of the processor, which others may use too; on a GPU by the clock.
+    """
     passes = []
     hook = model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
-    start = time.process_time()
+    options = to_device(options, model.device.type)
+    clock = time.process_time if model.device.type == "cpu" else lambda: now(model.device.type)
+    start = clock()
     ids = model.generate(**options)
-    seconds = time.process_time() - start
+    seconds = clock() - start
     hook.remove()
     return ids, seconds, len(passes)
 
@@ -216,23 +221,24 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--tokens", type=int, default=24, help="written, with random weights")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     result: dict = {"settings": {key: str(value) for key, value in vars(args).items() if key != "output"}}
     if args.shape:
-        model = random_model(args.shape, getattr(torch, args.dtype))
+        model = random_model(args.shape, getattr(torch, args.dtype)).to(args.device)
         options = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "do_sample": False, "pad_token_id": 0}
         prompts, kinds = [random_prompt(model, args.seconds)], {"the right draft": lambda written: written}
     else:
-        model = PARTForSpeechSeq2Seq.from_pretrained(args.checkpoint).eval()
+        model = PARTForSpeechSeq2Seq.from_pretrained(args.checkpoint).eval().to(args.device)
         processor = PARTProcessor.from_pretrained(args.checkpoint)
         rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
         rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows if row["task"] == "asr"]
         rows = rows[: args.rows]
         options = {"max_new_tokens": 64}
         prompts = [processor(row["audio"], source_lang=row["source_lang"]) for row in rows]
-        pipe = PARTPipeline(model=model, processor=processor, device="cpu", max_new_tokens=64)
+        pipe = PARTPipeline(model=model, processor=processor, device=args.device, max_new_tokens=64)
         result["word_times"] = word_errors(pipe, rows)
         print(json.dumps(result["word_times"], indent=1))
         kinds = {"the head's draft": lambda written: None, "the right draft": lambda written: written}

@@ -2,11 +2,15 @@
 
     make gpu                                              # or python tests/benchmarks/gpu.py
     python tests/benchmarks/gpu.py --parts step classes --minutes 10
+    python tests/benchmarks/gpu.py --packages DIR         # .deb files of the sounds, where none can be downloaded
     python tests/benchmarks/gpu.py --device cpu --tiny --folder /tmp/gpu    # tries the program itself
 
 Each part is a process of its own. It leaves `NAME.log`, `NAME.json` (how it ended, its last lines) and, where it measures,
 `NAME.figures.json`. A part that fails does not stop the others; one that the time ends, or Ctrl-C, begins again in the next
 run, and what has passed is not run again. Delete the folder to measure anew.
+
+The experiments need recordings (the Asterisk core sounds, Tux Paint's stamps): what lies under data/ already, or comes
+from `--packages`, or can be downloaded; without, they are not run, and the rest is.
 """
 
 import argparse
@@ -28,6 +32,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 LAST_LINES = 12
 GRACE_SECONDS = 20  # from the request to stop to the end
 PRETRAINED = ["--audio_model", "models/whisper-base", "--language_model", "models/SmolLM2-135M-Instruct"]
+DIGITS = ["--train", "600", "--dev", "8", "--test", "12"]
 
 
 @dataclass(frozen=True)
@@ -54,41 +59,81 @@ def benchmark(name: str, program: str, folder: Path, options: Sequence[str], min
     return Part(name, (sys.executable, str(BENCHMARKS / program), *options, "--output", str(figures)), minutes)
 
 
-def all_parts(folder: Path, device: str, tiny: bool) -> list[Part]:
-    """What is run, in this order."""
+def benchmarks(folder: Path, device: str, tiny: bool, memory_gib: float) -> list[Part]:
+    """What measures. Whatever compiles, or comes from other packages, has a process of its own, as it may take that down."""
     common = ["--device", device, *(["--tiny"] if tiny else [])]
     few = ["--rounds", "1"] if tiny else []
     step = [*common, "--rows", "2", "--seconds", "1", "--steps", "2"] if tiny else common
-    dtype = ["--dtype", "bfloat16"] if device == "cuda" else []
-    decodings = ["part_sanm", "part_sanm_static"] if tiny else []
-    classes = ["--parts", "gate"] if tiny else ["--parts", "classes", "gate", "tasks", "logits"]
-    part = [sys.executable, "-m", "modeling_part"]
-    experiment = [*part, "experiment", "--folder", str(folder / "runs")]
-    passed_on = ["--", *PRETRAINED, "--precision", "auto", "--resume", "true"]
-    prepared = ("speech", "digits", "models")
-    ablations = ["part", "baseline_2stage", "no_task_gate", "llm_always", "llm_frozen"]
+    decodings = [
+        "part_sanm",
+        "part_sanm_static",
+        *([] if tiny else ["part_sanm_compiled", "part_whisper", "qwen3_asr"]),
+    ]
+    decodings += [] if tiny else ["fun_asr_nano", "granite_speech", "qwen2_audio", "voxtral"]
+    # Batches that keep a GPU busy: with few rows these small models wait for Python, all equally. Transformers' classes
+    # need 1 GiB for a row of 20 s at the large vocabulary.
+    rows = 48 if memory_gib > 70 else 12
+    large = ["--rows", str(rows), "--padded_rows", str(rows // 4), "--memory_rows", str(rows), "--dtype", "bfloat16"]
+    large = large if device == "cuda" else []
+    classes = ["--parts", "gate"] if tiny else ["--parts", "classes", "gate", "memory", "tasks", "logits"]
+    several = ["--rows", "16", "--seconds", "2", "6", "20"] if device == "cuda" else ["--seconds", "2"]
+    drafts = ["--device", device, "--shape", "tiny" if tiny else "qwen2.5-1.5b", "--rounds", "1" if tiny else "3"]
+    others = ["flex", "liger", "flash"]
     return [
-        Part("tests", (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests")),
-        benchmark("step", "training_step.py", folder, step, 6.0),
-        benchmark(
-            "inference", "inference.py", folder, [*common, *few, *(["--models", *decodings] if decodings else [])]
-        ),
-        benchmark("classes", "training.py", folder, [*common, *few, *dtype, *classes], 6.0),
-        Part("speech", (*part, "quickstart", "speech", "data/asterisk")),
-        Part("models", (*part, "quickstart", "models", "models")),
-        Part(
-            "digits",
-            (*part, "quickstart", "digits", "data/asterisk", "--train", "600", "--dev", "8", "--test", "12"),
-            needs=("speech",),
-        ),
-        Part("aligned", (*experiment, "part_aligned", "--seeds", "42", "43", "44", *passed_on), 25.0, prepared),
-        Part("ablations", (*experiment, *ablations, "--seeds", "42", "43", "44", *passed_on), 25.0, prepared),
-        Part(
-            "sentences",
-            (*experiment, *ablations, "--overlays", "data/sentences", "--seeds", "42", "43", "44", *passed_on),
-            25.0,
-            prepared,
-        ),
+        benchmark("step", "training_step.py", folder, [*step, "--skip", *others, "compiled"]),
+        benchmark("classes", "training.py", folder, [*common, *few, *large, *classes]),
+        benchmark("inference", "inference.py", folder, [*common, *few, *several, "--models", *decodings]),
+        benchmark("drafts", "decoding.py", folder, drafts, 2.0),
+        benchmark("kernels", "training_step.py", folder, [*step, "--only", *others], 3.0),
+        benchmark("compiled", "training_step.py", folder, [*step, "--only", "compiled"]),
+    ]
+
+
+def experiments(folder: Path, packages: Path | None) -> list[Part]:
+    """What trains on real speech: first one seed of each, whose figures are then there whatever the time that is left."""
+    part = (sys.executable, "-m", "modeling_part")
+    given = () if packages is None else ("--packages", str(packages))
+    stamps = sorted(packages.glob("tuxpaint-stamps-default_*.deb")) if packages else []
+    unpack = ("dpkg-deb", "-x", str(stamps[-1]), "data/tuxpaint") if stamps else ("ls", "data/tuxpaint")
+    ablations = ("part", "baseline_2stage", "no_task_gate", "llm_always", "llm_frozen")
+    sentences = ("--overlays", "data/sentences")
+
+    def runs(
+        name: str, recipes: Sequence[str], needs: tuple[str, ...], *options: str, seeds=("42", "43", "44")
+    ) -> Part:
+        # Recipes on other data have a folder of their own: a run's is called after recipe and seed.
+        where = str(folder / "runs" / ("sentences" if options else "digits"))
+        words = [*part, "experiment", *recipes, "--folder", where, *options, "--seeds", *seeds]
+        return Part(name, (*words, "--", *PRETRAINED, "--precision", "auto", "--resume", "true"), 25.0, needs)
+
+    on_digits, on_sentences = ("models", "digits"), ("models", "speech", "stamps")
+    first = {"seeds": ("42",)}
+    return [
+        Part("speech", (*part, "quickstart", "speech", "data/asterisk", *given), 2.0),
+        Part("stamps", unpack, 1.0),
+        Part("models", (*part, "quickstart", "models", "models"), 3.0),
+        Part("digits", (*part, "quickstart", "digits", "data/asterisk", *DIGITS), 2.0, ("speech",)),
+        runs("digits_aligned", ("part_aligned",), on_digits, **first),
+        runs("digits_recipes", ablations, on_digits, **first),
+        runs("sentences_recipes", ablations, on_sentences, *sentences, **first),
+        runs("digits_aligned_3", ("part_aligned",), on_digits),
+        runs("digits_recipes_3", ablations, on_digits),
+        runs("sentences_recipes_3", ablations, on_sentences, *sentences),
+    ]
+
+
+def all_parts(
+    folder: Path, device: str, tiny: bool, memory_gib: float = 0.0, packages: Path | None = None
+) -> list[Part]:
+    """What is run, in this order."""
+    files = [
+        path for path in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()
+    ]
+    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *map(str, files))
+    return [
+        Part("tests", (sys.executable, *tests)),
+        *benchmarks(folder, device, tiny, memory_gib),
+        *experiments(folder, packages),
     ]
 
 
@@ -164,23 +209,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", help="all unless given")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all of them (25)")
     parser.add_argument("--folder", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--packages", type=Path, help="folder with the .deb files of the recordings")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try this program")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device; `--device cpu --tiny` tries this program without one.")
     folder = options.folder.resolve()
-    parts = all_parts(folder, options.device, options.tiny)
+    machine, memory = {"torch": torch.__version__, "device": options.device}, 0.0
+    if options.device == "cuda":
+        machine["device"] = torch.cuda.get_device_name()
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    packages = None if options.packages is None else options.packages.resolve()
+    parts = all_parts(folder, options.device, options.tiny, memory, packages)
     if unknown := set(options.parts or ()) - {part.name for part in parts}:
         raise SystemExit(f"There are no parts {sorted(unknown)}; there are {[part.name for part in parts]}.")
     chosen = [part for part in parts if options.parts is None or part.name in options.parts]
-    machine = {"torch": torch.__version__, "device": options.device}
-    if options.device == "cuda":
-        machine["device"] = torch.cuda.get_device_name()
     outcomes = run_parts(chosen, folder, options.minutes, machine)
     print(f"{machine['device']}, torch {machine['torch']}; logs and figures are in {folder}")
     for name, outcome in outcomes.items():
-        print(f"{name:12} {outcome}")
+        print(f"{name:20} {outcome}")
     return 0 if set(outcomes.values()) <= {"passed"} else 1
 
 

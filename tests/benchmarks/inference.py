@@ -9,8 +9,8 @@ tokens per second of speech, 8 at least). A batch holds equal clips. The real-ti
 time (below 1: faster than the speech); the time to the first token is that of a single clip, encoder and prompt
 included. Every model has a process of its own; they take turns, and a ratio is the median over the rounds. A static
 cache, and one with the decoding step compiled (minutes, before anything is timed, hence not among the defaults), must
-give the tokens of the dynamic cache; transformers compiles on a CPU only where its private `_compile_all_devices` says
-so.
+give the tokens of the dynamic cache (in bfloat16, on a GPU, it is said how many differ); transformers compiles on a CPU
+only where its private `_compile_all_devices` says so.
 
 Prediction, before the first run: on 2 s clips decoding weighs most, and it costs every class the same, so that PART is
 as fast as Fun-ASR-Nano and 2 to 3 times as fast as the classes that encode 30 s; on 20 s clips the prompt weighs more,
@@ -99,8 +99,10 @@ def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads
     torch.manual_seed(0)
     vocabulary = 512 if tiny else 49_152
     model = build(decoding.model, vocabulary, tiny).eval()
-    batch, one = (to_device(prompts(decoding.model, model, vocabulary, seconds, count), device) for count in (rows, 1))
-    model.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    made = (prompts(decoding.model, model, vocabulary, seconds, count) for count in (rows, 1))
+    batch, one = (to_device(inputs, device, dtype) for inputs in made)
+    model.to(device, dtype)
 
     def generate(inputs: dict, tokens: int, options: dict) -> torch.Tensor:
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
@@ -115,8 +117,11 @@ def run_model(connection, decoding: Decoding, seconds: float, rows: int, threads
 
     if decoding.is_variant:
         answers = [generate(batch, new_tokens(seconds), options) for options in ({}, decoding.options)]
-        if not torch.equal(*answers):
+        differ = (answers[0] != answers[1]).sum().item()
+        if differ and dtype == torch.float32:
             raise RuntimeError(f"{decoding.label}: other tokens than with the dynamic cache.")
+        if differ:  # random weights: the best two tokens are often nearer to each other than bfloat16 can tell
+            print(f"{decoding.label}: {differ} tokens are others than with the dynamic cache.", flush=True)
         timed(one, 1)  # another shape, to be compiled too
     timed(one, 2)
     connection.send("ready")

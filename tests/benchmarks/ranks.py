@@ -17,7 +17,9 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -25,17 +27,17 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.distributed._tools.fake_collectives  # what collectives do to fake tensors
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from memory import AUDIO_SECONDS, CLIP_SECONDS, PROMPT_TOKENS, QWEN, TEXT_TOKENS, WHISPER_LARGE_V3
 from side_by_side import show
 from tiny_training import free_port
 from torch import nn
-from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -77,9 +79,9 @@ class Meter(TorchDispatchMode):
         calls, sent: of each kind of collective, how often and the bytes that this rank sends in it.
     """
 
-    def __init__(self, fake_mode: FakeTensorMode | None):
+    def __init__(self):
         super().__init__()
-        self.fake_mode = fake_mode
+        self.is_counting = True
         self.live = self.peak = 0
         self.calls, self.sent = Counter(), Counter()
         self._sizes: dict[int, int] = {}  # of each storage that lives, by id
@@ -92,14 +94,25 @@ class Meter(TorchDispatchMode):
             # The norm is finite; of ranks that are asked for integers, all say the same.
             return 1.0 if args[0].is_floating_point() else 0
         result = func(*args, **(kwargs or {}))
-        # What DTensor tries out to find shapes is in a mode of its own.
-        if active_fake_mode() is self.fake_mode:
+        if self.is_counting:
             if func.namespace in ("c10d", "_c10d_functional"):
                 self._count(func.overloadpacket.__name__, args)
             for value in tree_leaves(result):
                 if isinstance(value, torch.Tensor):
                     self.hold(value)
         return result
+
+    def not_counting(self, function):
+        """`function`, whose tensors a real run does not hold."""
+
+        def call(*args, **kwargs):
+            before, self.is_counting = self.is_counting, False
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.is_counting = before
+
+        return call
 
     def hold(self, tensor: torch.Tensor):
         """Count what a tensor holds, until nothing does."""
@@ -321,7 +334,10 @@ def run_step(size: str, tuning: str, wrapper: str, checkpointing: bool, task: st
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))  # which is computed, before what computes nothing
         stack.enter_context(patch.object(_fully_shard, "_init_default_mesh", lambda *_, **__: mesh))
         mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True)) if is_fake else None
-        meter = stack.enter_context(Meter(mode))
+        meter = stack.enter_context(Meter())
+        # DTensor finds shapes by trying an operation on fakes of the whole tensors: of AdamW's, all weights at once.
+        trying = meter.not_counting(ShardingPropagator._propagate_tensor_meta_non_cached)
+        stack.enter_context(patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", trying))
         if is_fake:
             stack.enter_context(patch.object(nn.parallel, "DistributedDataParallel", PythonDDP))
             # All is where it belongs, and the parameters of fakes cannot be swapped.
@@ -350,8 +366,16 @@ def run_step(size: str, tuning: str, wrapper: str, checkpointing: bool, task: st
     }
 
 
+def run_cases(cases: list[dict], rank: int, is_fake: bool):
+    """What a child process does: the figures of each case as a line of JSON."""
+    for case in cases:
+        run_one(case, rank, is_fake)
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+
+
 def run_one(case: dict, rank: int, is_fake: bool):
-    """What a child process does: the figures of a case as a line of JSON."""
+    """A case from the process group to its end."""
     settings = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "FSDP_VERSION": "2"}
     settings |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     settings |= {"FSDP_ACTIVATION_CHECKPOINTING": str(case["wrapper"] == "fsdp2" and case["checkpointing"]).lower()}
@@ -362,28 +386,30 @@ def run_one(case: dict, rank: int, is_fake: bool):
         dist.init_process_group("fake", rank=rank, world_size=case["world"], store=FakeStore())
     else:
         dist.init_process_group("gloo")
-    world = case.pop("world")
-    result = run_step(**case, is_fake=is_fake)
-    assert result["world"] == world
+    result = run_step(**{name: value for name, value in case.items() if name != "world"}, is_fake=is_fake)
+    assert result["world"] == case["world"]
     if dist.get_rank() == (rank if is_fake else 0):
         print(MARK + json.dumps(result), flush=True)
     dist.destroy_process_group()
 
 
-def measure(case: dict, rank: int, is_fake: bool) -> dict:
-    """The figures of a case, from a process (or as many as there are ranks) of its own."""
+def measure(cases: list[dict], rank: int, is_fake: bool) -> Iterator[dict]:
+    """The figures of cases of one world size, from a process (or as many as there are ranks): importing takes longest."""
     command = [sys.executable]
     if not is_fake:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(case["world"])]
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(cases[0]["world"])]
         command += ["--master_port", str(free_port())]
-    command += [__file__, "--one", json.dumps(case), "--rank", str(rank), *([] if is_fake else ["--real"])]
+    command += [__file__, "--these", json.dumps(cases), "--rank", str(rank), *([] if is_fake else ["--real"])]
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
-        if line.startswith(MARK):
-            return json.loads(line.removeprefix(MARK))
-    raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            for line in process.stdout:
+                if line.startswith(MARK):
+                    yield json.loads(line.removeprefix(MARK))
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-4000:]}")
 
 
 def differences(fake: dict, real: dict) -> list[str]:
@@ -433,27 +459,29 @@ def main():
     parser.add_argument("--check", action="store_true", help="run real ranks over gloo too, and compare (tiny sizes)")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a case, of a child process
+    parser.add_argument("--these", help=argparse.SUPPRESS)  # cases, of a child process
     parser.add_argument("--real", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        return run_one(json.loads(arguments.one), arguments.rank, not arguments.real)
-    rows = [
-        dict(zip(("size", "tuning", "wrapper", "checkpointing"), row, strict=True)) | {"task": task, "world": world}
-        for row in (*ROWS, *TINY_ROWS)
-        for task in arguments.tasks
-        for world in arguments.worlds
-        if row[0] in arguments.sizes and row[1] in arguments.tunings and row[2] in arguments.wrappers
-    ]
+    if arguments.these:
+        return run_cases(json.loads(arguments.these), arguments.rank, not arguments.real)
     results, wrong = [], []
-    for case in rows:
-        results.append(measure(case, arguments.rank, is_fake=True))
-        if arguments.check:
-            found = differences(results[-1], measure(case, arguments.rank, is_fake=False))
-            print(f"{case}: {'as real ranks' if not found else '; '.join(found)}", flush=True)
-            wrong += found
-        if arguments.output:
-            arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    for world in arguments.worlds:
+        cases = [
+            dict(zip(("size", "tuning", "wrapper", "checkpointing"), row, strict=True))
+            | {"task": task, "world": world}
+            for row in (*ROWS, *TINY_ROWS)
+            for task in arguments.tasks
+            if row[0] in arguments.sizes and row[1] in arguments.tunings and row[2] in arguments.wrappers
+        ]
+        real = measure(cases, arguments.rank, is_fake=False) if arguments.check else repeat(None)
+        for case, fake, one in zip(cases, measure(cases, arguments.rank, is_fake=True), real, strict=False):
+            results.append(fake)
+            if one is not None:
+                found = differences(fake, one)
+                print(f"{case}: {'as real ranks' if not found else '; '.join(found)}", flush=True)
+                wrong += found
+            if arguments.output:
+                arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
     show_results(results)
     return 1 if wrong else 0
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -13,6 +14,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+
+
+# A process that has asked CUDA's driver leaves its forks without a GPU; asked so, torch finds out otherwise whether there is one.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 
 class Worker:
@@ -41,11 +46,13 @@ class Worker:
         return self.receive()
 
 
-def to_device(value, device: str):
-    """Tensors of a batch on the device; arrays and numbers stay."""
+def to_device(value, device: str, dtype: torch.dtype | None = None):
+    """Tensors of a batch on the device, numbers with a fraction in the dtype if one is given; arrays and the rest stay."""
     if isinstance(value, dict):
-        return {name: to_device(one, device) for name, one in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+        return {name: to_device(one, device, dtype) for name, one in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
 
 
 def now(device: str = "cpu") -> float:

@@ -162,11 +162,12 @@ def make_step(case: Case) -> tuple[Callable[[tuple[float, ...]], float], dict[st
     model = build(case.model, case.vocabulary, case.tiny).train()
     counts = parameter_counts(model)  # before LoRA
     trained = set_training(case, model)
-    model.to(case.device, getattr(torch, case.dtype))
+    dtype = getattr(torch, case.dtype)
+    model.to(case.device, dtype)
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if case.optimizer else None
     forward = torch.compile(model) if case.compiled else model
     batches = {
-        seconds: to_device(make_batch(case.model, model, case.vocabulary, seconds), case.device)
+        seconds: to_device(make_batch(case.model, model, case.vocabulary, seconds), case.device, dtype)
         for seconds in case.batches
     }
 
@@ -203,10 +204,15 @@ def run_case(connection, case: Case, threads: int):
     flops = counter.get_total_flops()
     connection.send({"loss": statistics.mean(losses), "gflop_per_clip": flops / clips / 1e9, "parameters": counts})
     while connection.recv() == "round":
+        if case.device == "cuda":  # what the last round has left to the other processes is taken again first
+            for seconds in case.batches:
+                step(seconds)
         start, cpu_start = now(case.device), time.process_time()
         for seconds in case.batches:
             step(seconds)
         connection.send((now(case.device) - start, time.process_time() - cpu_start))
+        if case.device == "cuda":
+            torch.cuda.empty_cache()
     connection.send({"peak_gib": peak_gib(case.device), "before_model_gib": before})
 
 

@@ -1,11 +1,14 @@
 """A training step waits for the device once: where, is found on the CPU by watching what would ask a GPU for a value."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import tiny_training
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 from waits import Waits
 
 from modeling_part.data.collator import PARTCollator
@@ -67,9 +70,10 @@ def test_a_step_waits_once_whatever_the_number_of_its_batches(shared, tmp_path, 
     waits = waits_of_training(shared, tmp_path, stage, **options)
     (place,) = waits.ours
     assert "_get_grad_norm" in place and waits.ours[place] == STEPS, waits.ours
-    # What is left is transformers' own look at the masks; how its trainer filters losses is not among it.
+    # What is left is transformers' own look at packed rows; how its trainer filters losses is not among it.
     repeated = {place for place, count in waits.theirs.items() if count >= STEPS}
-    assert {place.split(":")[0] for place in repeated} <= {"masking_utils.py"}, repeated
+    assert {place.split()[1] for place in repeated} <= {"find_packed_sequence_indices"}, repeated
+    assert bool(repeated) == bool(options.get("padding_free"))
 
 
 def test_the_watch_sees_what_it_is_for():
@@ -141,6 +145,60 @@ def test_the_layout_changes_no_bit(shared, task, padding_free):
     assert (given.ctc_losses is None) == (task == "mt")
     if task != "mt":
         assert torch.equal(given.ctc_losses, asked.ctc_losses) and torch.equal(given.ctc_counted, asked.ctc_counted)
+
+
+def unpacked_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=None, **kwargs):
+    """What flash attention's kernels do with the bounds of packed rows, one row after the other."""
+    assert attention_mask is None and kwargs["max_length_q"] >= cu_seq_lens_q.diff().max()
+    groups = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(groups, 1) for one in (key, value))
+    rows = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(one[:, :, start:end] for one in (query, key, value)), scale=scaling, is_causal=module.is_causal
+        )
+        for start, end in pairwise(cu_seq_lens_q.tolist())
+    ]
+    return torch.cat(rows, 2).transpose(1, 2), None
+
+
+def test_flash_attention_is_told_where_rows_end(shared):
+    """Otherwise transformers asks the device, in every layer; the stand-in computes what sdpa does on padded rows."""
+    model, processor = shared
+    rows = [row for row in tiny_training.tiny_dataset() if row["task"] == "s2tt"][:4]
+    batch = PARTCollator(processor)(rows)
+    del batch["batch_info"]
+    expected = model.eval()(**batch, loss_chunk_size=8)
+    AttentionInterface.register("stand_in", unpacked_attention)
+    AttentionMaskInterface.register("stand_in", flash_attention_mask)
+    packed = copy.deepcopy(model)
+    packed.set_attn_implementation("stand_in")
+    waits = Waits()
+    with waits:
+        found = packed(**batch, loss_chunk_size=8, padding_free=True)
+    torch.testing.assert_close(found.token_losses, expected.token_losses, rtol=1e-4, atol=1e-5)
+    asked = {place for place in (waits.ours | waits.theirs) if "test_synchronization" not in place}
+    assert {place.split()[1] for place in asked} == {"find_packed_sequence_indices"}, asked
+
+
+def test_a_batch_without_padding_has_no_masks(shared, monkeypatch):
+    """Known from the batch: attention may take the kernels that know no mask; with padding, a mask made once."""
+    model, processor = shared
+    rows = [row for row in tiny_training.tiny_dataset() if row["task"] == "asr"][:2]
+    for chosen, is_padded in ((rows[:1] * 2, False), (rows, True)):
+        batch = PARTCollator(processor, pad_seconds_multiple=0.01, pad_tokens_multiple=1)(chosen)
+        del batch["batch_info"]
+        assert batch["layout"]["has_padded_clips"] == is_padded
+        masks = []
+        attention = torch.nn.functional.scaled_dot_product_attention
+
+        def note(*args, attn_mask=None, masks=masks, attention=attention, **kwargs):
+            masks.append(attn_mask)
+            return attention(*args, attn_mask=attn_mask, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
+            model.eval()(**batch)
+        assert len(masks) > 4 and {mask is not None for mask in masks} == {is_padded}
 
 
 def test_a_processor_that_counts_otherwise_is_refused(shared, tmp_path):
