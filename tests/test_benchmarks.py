@@ -322,6 +322,26 @@ class TestEverythingThatWaitsForAGpu:
         assert again["slow"] == "passed" and again["bad"] == "failed"
         assert (tmp_path / "gpu" / "good.log").read_text() == "fine\n", "what has passed is not run again"
 
+    @pytest.mark.parametrize(("device", "tiny"), [("cuda", False), ("cpu", True)])
+    def test_what_is_run(self, load, tmp_path, device, tiny):
+        """Options that the programs know; what a part needs comes before it; runs on other data have another folder."""
+        parts = load("gpu").all_parts(tmp_path, device, tiny, 79.0)
+        names = [part.name for part in parts]
+        assert len(set(names)) == len(names)
+        for number, part in enumerate(parts):
+            assert set(part.needs) <= set(names[:number])
+            program = Path(part.command[1])
+            if program.parent == BENCHMARKS:
+                source = program.read_text()
+                assert all(f'"{word}"' in source for word in part.command if word.startswith("--"))
+        folders = {
+            part.name: part.command[part.command.index("--folder") + 1]
+            for part in parts
+            if part.needs[:1] == ("models",)
+        }
+        assert folders["digits_recipes"] == folders["digits_recipes_3"] != folders["sentences_recipes"]
+        assert str(REPOSITORY / "tests" / "training" / "test_gpu.py") in parts[0].command
+
     def test_no_time_left(self, load, tmp_path):
         gpu = load("gpu")
         part = gpu.Part("late", (sys.executable, "-c", "pass"))
