@@ -49,7 +49,33 @@ def chunked_token_losses(
     def token_losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(logits_of(hidden_states).float(), targets, reduction="none")
 
-    chunks = list(zip(hidden_states.split(size), targets.split(size), strict=True))
+    return _in_chunks(token_losses, hidden_states, targets, size)
+
+
+def chunked_divergences(
+    logits_of: Callable, hidden_states: torch.Tensor, start_states: torch.Tensor, size: int
+) -> torch.Tensor:
+    """KL divergence of what the language model predicts from what it predicted at its start, `KL(start || now)`.
+
+    Args:
+        logits_of, size: see [`chunked_token_losses`].
+        hidden_states: `(targets, H)`.
+        start_states: `(targets, H)`, those of the language model at its start; no gradient goes there.
+
+    Returns:
+        `(targets,)` nats in float32.
+    """
+
+    def divergences(hidden_states: torch.Tensor, start_states: torch.Tensor) -> torch.Tensor:
+        start, now = (logits_of(states).float().log_softmax(-1) for states in (start_states, hidden_states))
+        return nn.functional.kl_div(now, start, reduction="none", log_target=True).sum(-1)
+
+    return _in_chunks(divergences, hidden_states, start_states.detach(), size)
+
+
+def _in_chunks(nats_of: Callable, hidden_states: torch.Tensor, others: torch.Tensor, size: int) -> torch.Tensor:
+    """`(targets,)` nats, of `size` targets at a time."""
+    chunks = list(zip(hidden_states.split(size), others.split(size), strict=True))
     if len(chunks) == 1:  # small enough to be kept for the backward pass
-        return token_losses(*chunks[0])
-    return torch.cat([checkpoint(token_losses, *chunk, use_reentrant=False) for chunk in chunks])
+        return nats_of(*chunks[0])
+    return torch.cat([checkpoint(nats_of, *chunk, use_reentrant=False) for chunk in chunks])

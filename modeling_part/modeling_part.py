@@ -5,6 +5,8 @@ Shapes are written with B clips, T input steps (mel frames or samples), F encode
 L positions of the language model's sequence, H its width, V its vocabulary.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +32,7 @@ from .layout_part import (
     true_positions,
 )
 from .loading_part import has_learned_positions, load_parts, tied_weights_keys
-from .logits_part import chunked_token_losses, keep_positions, scale_logits
+from .logits_part import chunked_divergences, chunked_token_losses, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
 from .pretrained_part import PARTPreTrainedModel
 from .processing_part import PARTProcessor
@@ -311,6 +313,8 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
         transcript_ids: torch.LongTensor | None = None,
         nll_weight: float = 1.0,
         ctc_weight: float = 0.0,
+        kl_weight: float = 0.0,
+        at_start: Callable[[], AbstractContextManager] | None = None,
         layout: BatchLayout | None = None,
         **kwargs,
     ) -> PARTCausalLMOutputWithPast:
@@ -335,7 +339,10 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             transcript_ids: `(B, U)` tokens of what is said, -100 elsewhere: with `ctc_weight`, the audio tokens are
                 aligned with them (see [`PARTAlignmentHead`]; batches without audio are not).
             nll_weight: of the answer's negative log-likelihood in the loss. With 0 the language model does not run.
-            ctc_weight: of the alignment in the loss; both are divided by the same number of answer tokens.
+            ctc_weight: of the alignment in the loss; all are divided by the same number of answer tokens.
+            kl_weight: with `labels` and `at_start`, of the divergence of the answer's predictions from those of the language
+                model at its start, `KL(start || now)`: it runs a second time, without gradient.
+            at_start: opens a context in which the language model is what it was at its start.
             layout: where audio and labels are in the batch, made on the CPU with it ([`batch_layout`]; the collator does):
                 nothing has to wait until a GPU has counted them. None: it is asked, with the same result.
             kwargs: `num_items_in_batch` reaches the loss, `encoder_frames` [`PARTModel.get_audio_features`]; the rest
@@ -355,21 +362,22 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             alignment = self._align(audio.pooler_output, input_ids, transcript_ids, layout)
         if not nll_weight:
             return self._alignment_only(alignment, labels, ctc_weight, num_items_in_batch)
-        outputs = self.model(
-            input_ids=input_ids,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs,
-            use_cache=use_cache,
-            padding_free=padding_free,
-            layout=layout,
+        inputs = {
+            "input_ids": input_ids,
+            "input_features": input_features,
+            "input_features_mask": input_features_mask,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "mm_encoder_outputs": mm_encoder_outputs,
+            "use_cache": use_cache,
+            "padding_free": padding_free,
+            "layout": layout,
             **kwargs,
-        )
-        loss = logits = token_losses = None
+        }
+        outputs = self.model(**inputs)
+        loss = logits = token_losses = divergences = None
         if labels is not None:
             if layout is None:
                 predicting, targets = predicting_positions(labels)
@@ -395,6 +403,14 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             if alignment:
                 items = len(targets) if num_items_in_batch is None else num_items_in_batch
                 loss = loss + ctc_weight * alignment["ctc_losses"].sum() / items
+            if kl_weight and at_start is not None:
+                # After the pass with gradients: what autocast keeps of the weights would otherwise have none.
+                with torch.no_grad(), at_start():
+                    start_states = take_positions(self.model(**inputs).last_hidden_state, predicting)
+                size = loss_chunk_size or max(1, len(targets))
+                divergences = chunked_divergences(self._logits, hidden_states, start_states, size)
+                items = len(targets) if num_items_in_batch is None else num_items_in_batch
+                loss, divergences = loss + kl_weight * divergences.sum() / items, divergences.detach()
         if labels is None or logits_to_keep is not None:
             logits = self._logits(
                 keep_positions(outputs.last_hidden_state, 0 if logits_to_keep is None else logits_to_keep)
@@ -403,6 +419,7 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             loss=loss,
             logits=logits,
             token_losses=token_losses,
+            kl_divergences=divergences,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -40,6 +40,7 @@ class PARTCausalLMOutputWithPast(ModelOutput):
             `logits_to_keep` only the positions that predict a label reach the vocabulary matrix: `(targets, V)`, or
             None with `loss_chunk_size`.
         token_losses: `(targets,)` nats in float32, without gradient, with `loss_chunk_size`.
+        kl_divergences: `(targets,)` nats in float32, without gradient, with `kl_weight`.
         past_key_values, hidden_states, attentions: those of the language model.
         audio_hidden_states: `(sum of A, H)` audio embeddings that were placed.
         ctc_losses, ctc_counted: `(B,)` nats of each clip and whether it counts, with `ctc_weight` and audio.
@@ -49,6 +50,7 @@ class PARTCausalLMOutputWithPast(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     token_losses: torch.Tensor | None = None
+    kl_divergences: torch.Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None

@@ -10,6 +10,7 @@ reference. Writes `OUT/weights.safetensors` (gathered), `OUT/export` (a checkpoi
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import tiny_training
@@ -25,6 +26,7 @@ from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.collator import PARTCollator
 from modeling_part.recipes.stages import part_of
 from modeling_part.training.freezing import LanguageModelGate, named_parameters
+from modeling_part.training.lora import without_lora
 
 
 TASKS = ("asr", "s2tt", "asr", "mt", "asr", "s2tt")
@@ -49,7 +51,7 @@ def main(checkpoint: str, out: Path):
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint)
     processor = PARTProcessor.from_pretrained(checkpoint)
-    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5})
+    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5, "kl": 0.5})
     # Builds LoRA, freezes what the stage does not train, and is what saves in the end.
     trainer = tiny_training.make_trainer(out / "run", stage, model=model, processor=processor, max_rows=2)
     if world > 1:
@@ -75,6 +77,8 @@ def main(checkpoint: str, out: Path):
         mine = batches[rank::world]
         for index, batch in enumerate(mine):
             inputs = {key: value for key, value in batch.items() if key != "batch_info"}
+            if task == "mt":
+                inputs |= {"kl_weight": 0.5, "at_start": partial(without_lora, model.model.language_model)}
             if world > 1:
                 model.set_requires_gradient_sync(index == len(mine) - 1)
             # FSDP averages over the ranks; the loss is divided by the tokens of all of them.

@@ -18,8 +18,9 @@ PARTS = {
 }
 GATES = ("task_gated", "frozen", "always")
 TUNINGS = ("lora", "full")
-# Of the answer given audio and prompt (the paper's only one), and of the transcript given audio (see alignment_part.py).
-LOSSES = ("nll", "ctc")
+# Of the answer given audio and prompt (the paper's only one), of the transcript given audio (see alignment_part.py), and of
+# what the language model answered to text before the stage.
+LOSSES = ("nll", "ctc", "kl")
 
 # Tasks whose answer is in another language than the input: the ones that may train the language model.
 CROSS_LANGUAGE_TASKS = ("s2tt", "mt")
@@ -58,7 +59,11 @@ class Stage:
             The paper names no values.
         losses: weight of each loss. `nll`: the answer's negative log-likelihood, the paper's only loss. `ctc`: alignment
             of the audio with the transcript's tokens in the language model's embedding space (ours, see
-            `alignment_part.py`). Without `nll` the language model does not run in the stage.
+            `alignment_part.py`). Without `nll` the language model does not run in the stage. `kl`: in batches of text tasks,
+            the divergence of the language model's answers from those that it would have given at the stage's start,
+            `KL(start || now)` for each token of the answer, as InstructGPT (arXiv 2203.02155) holds a policy to its start, and
+            in the direction and on the tokens that ultravox takes. It costs one more forward pass of the language model.
+            The start is the language model without the stage's LoRA, which takes no memory.
     """
 
     name: str
@@ -104,6 +109,7 @@ class Stage:
             raise ValueError(
                 f"Stage {self.name!r}: `losses` is {self.losses}; give {' or '.join(LOSSES)} a positive weight."
             )
+        self._check_kl()
         of_text = [task for task in TEXT_TASKS if task in self.active_tasks]
         if not self.losses.get("nll") and (of_text or "language_model" in self.learning_rates):
             raise ValueError(
@@ -116,6 +122,22 @@ class Stage:
                     f"Stage {self.name!r}: `{task}` can only train the language model, which stays frozen; leave `{task}` out "
                     "of `tasks`."
                 )
+
+    def _check_kl(self) -> None:
+        """Raise ValueError where `kl` has no start to hold the language model to, or nothing to hold it by."""
+        if not self.losses.get("kl"):
+            return
+        if not self.trains_language_model or self.tuning != "lora":
+            raise ValueError(
+                f"Stage {self.name!r}: `kl` in `losses` holds the language model to its start, which is there beside it only "
+                "with LoRA (a frozen copy would take the language model's memory twice): set `tuning: lora` and a learning "
+                "rate for `language_model`, or leave `kl` out."
+            )
+        if not set(TEXT_TASKS) & set(self.active_tasks):
+            raise ValueError(
+                f"Stage {self.name!r}: `kl` in `losses` is of text tasks: add {' or '.join(TEXT_TASKS)} to `tasks`, or leave "
+                "`kl` out."
+            )
 
     @property
     def trains_language_model(self) -> bool:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,23 @@ def add_lora(stage: Stage, model: nn.Module, autocast: bool = False) -> None:
     for module in language_model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = not autocast
+
+
+@contextmanager
+def without_lora(language_model: nn.Module) -> Iterator[None]:
+    """Inside it, a language model with LoRA is the one under it, and as in evaluation: nothing is dropped at random.
+
+    peft's `disable_adapter` would also freeze LoRA, which DDP and the gate must not see.
+    """
+    from peft.helpers import rescale_adapter_scale
+
+    was_training = language_model.training
+    language_model.eval()
+    try:
+        with rescale_adapter_scale(language_model, 0.0):
+            yield
+    finally:
+        language_model.train(was_training)
 
 
 def save_lora(lora: Mapping[str, torch.Tensor], stage: Stage, transposed: Collection[str], folder: Path) -> None:

@@ -89,7 +89,7 @@ class StepStatistics:
 
     def reset(self) -> None:
         """Begin a new line."""
-        self.losses, self.ctc_losses = LossSums(), LossSums()
+        self.losses, self.ctc_losses, self.divergences = LossSums(), LossSums(), LossSums()
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
         self.part_norms: list[tuple[str, torch.Tensor]] = []  # of every step, on the device
         self.open_batches = self.batches = 0
@@ -98,6 +98,9 @@ class StepStatistics:
     def add_batch(self, info: dict, inputs: dict, outputs: dict, gate_is_open: bool) -> None:
         """Add a batch of the collator: its `batch_info`, the model's inputs and outputs."""
         add_output(self.losses, self.ctc_losses, info, outputs)
+        if outputs.get("kl_divergences") is not None:
+            counts = info["target_counts"]
+            self.divergences.add(info["groups"], counts, row_sums(outputs["kl_divergences"], counts))
         positions, valid = inputs["attention_mask"].numel(), len(inputs["layout"]["positions"])
         padded = info["padded_seconds"] * len(info["ids"])
         sums = [positions, valid, sum(info["audio_seconds"]), padded]
@@ -132,6 +135,7 @@ class StepStatistics:
         positions, valid, audio, padded = totals.tolist()
         figures = mean_losses(losses_over_ranks(self.losses.sums()), "")
         figures |= mean_losses(losses_over_ranks(self.ctc_losses.sums()), "", "ctc_loss")
+        figures |= mean_losses(losses_over_ranks(self.divergences.sums()), "", "kl")
         figures |= {f"grad_norm/{part}": norm for part, norm in self._mean_norms().items()}
         return figures | {
             "tokens_per_second": valid / seconds,

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_
 from .dev_loss import DevSums, dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
 from .kernels import COMPILED_VARIANTS, use_liger_kernels
+from .lora import without_lora
 from .losses import StepStatistics
 from .stopping import StopCallback
 
@@ -299,6 +301,8 @@ class PARTTrainer(Trainer):
                 if not any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
                     module.eval()
         inputs |= self.loss_options
+        if self.stage.losses.get("kl") and info["task"] in TEXT_TASKS:
+            inputs["at_start"] = partial(without_lora, self.model.model.language_model)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self._statistics.add_batch(info, inputs, outputs, self.gate.is_open and bool(self.gate.parameters))
         # Trainer multiplies by the world size because DDP averages gradients; that is the loss it wants back.

@@ -33,7 +33,7 @@ STAGES = [
         "max_steps": 8,
         "learning_rates": RATES,
         "warmup_ratio": 0.0,
-        "losses": {"nll": 1.0, "ctc": 0.5},
+        "losses": {"nll": 1.0, "ctc": 0.5, "kl": 0.5},
     },
 ]
 
