@@ -167,8 +167,8 @@ class PARTProcessor(ConventionalProcessor):
                 prompt, as other processors take it and `apply_chat_template` gives it: one placeholder per clip.
             source_text: the sentence to translate, for `"mt"`; what is asked, for `"text"`.
             prompt: replaces the instruction of the task.
-            context: names, terms or sentences that what is said may be about; a line after the instruction. Of use where
-                training had such lines.
+            context: names, terms or sentences that what is said may be about, one on each line; put after the instruction,
+                with commas between. Of use where training had such rows.
             kwargs: as of any processor, flat or in `text_kwargs`, `audio_kwargs` and `common_kwargs`. The defaults:
                 `return_tensors="pt"` (also `"np"`; None: lists), `padding=True`, `padding_side` `"right"` with answers,
                 else `"left"`, as generation needs; `sampling_rate` of arrays, the encoder's (files carry their own). For
@@ -320,6 +320,7 @@ class PARTProcessor(ConventionalProcessor):
         context = row.get("context")
         if context is None or not context.strip():
             return question
+        context = ", ".join(filter(None, map(str.strip, context.splitlines())))
         return f"{question}\n".lstrip("\n") + f"{self.instructions['context'].format(context=context)}"
 
     def _encode_row(self, row: dict, num_audio_tokens: int) -> tuple[list[int], list[int]]:

@@ -107,6 +107,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
             augmentation,
             seed,
             unnamed_share=data.unnamed_share,
+            context_drop_rate=data.context_drop_rate,
             skip_broken=True,
             with_transcripts=aligns,
         ),

@@ -247,9 +247,9 @@ class Admission:
 
 def mistyped(row: dict) -> str | None:
     """What is wrong with the types of a row's values; None if each is of its column's."""
-    for name in ("id", "corpus", "text", "source_text"):
+    for name in ("id", "corpus", "text", "source_text", "prompt", "context"):
         value = row[name]
-        if value is None and name in ("text", "source_text"):
+        if value is None and name not in ("id", "corpus"):
             continue
         if not isinstance(value, str):
             return f"'{name}' is no text but {type(value).__name__}"

@@ -42,6 +42,8 @@ class PARTCollator:
         seed: of the augmentation, which depends on it, the row and the rows beside it only.
         unnamed_share: share of the rows whose prompt does not name the source language, so that the model can be asked
             without it; drawn by seed, batch and row, as the augmentation is.
+        context_drop_rate: share of the rows with a `context` whose prompt is without it, so that the model does not lean on it;
+            drawn in the same way, as is the order of what stays.
         skip_broken: leave a row whose audio cannot be used out of the loss (silence stands in for it, and its labels
             are -100), and say in `batch_info["broken"]` what is wrong. Default: such a row raises.
         with_transcripts: also give the tokens of what is said, for the alignment loss.
@@ -61,6 +63,7 @@ class PARTCollator:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         unnamed_share: float = 0.0,
+        context_drop_rate: float | None = None,
         skip_broken: bool = False,
         with_transcripts: bool = False,
         encoder_outputs: EncoderOutputs | None = None,
@@ -73,6 +76,7 @@ class PARTCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.unnamed_share = unnamed_share
+        self.context_drop_rate = context_drop_rate
         self.skip_broken = skip_broken
         self.with_transcripts = with_transcripts
         self.encoder_outputs = encoder_outputs
@@ -155,16 +159,20 @@ class PARTCollator:
         return batch
 
     def _prompt_rows(self, rows: list[dict]) -> list[dict]:
-        """The rows as they are asked: some without the name of their source language."""
-        if not self.unnamed_share:
-            return rows
+        """The rows as they are asked: some without the name of their source language, some without their context."""
         batch_key = "/".join(row["id"] for row in rows)
-        return [
-            {**row, "source_lang": None}
-            if row_generator(self.seed, "unnamed", batch_key, row["id"]).random() < self.unnamed_share
-            else row
-            for row in rows
-        ]
+        asked = []
+        for row in rows:
+            if self.unnamed_share:
+                draw = row_generator(self.seed, "unnamed", batch_key, row["id"]).random()
+                row = {**row, "source_lang": None} if draw < self.unnamed_share else row
+            if self.context_drop_rate is not None and row.get("context"):
+                generator = row_generator(self.seed, "context", batch_key, row["id"])
+                words = row["context"].splitlines()
+                kept = generator.random() >= self.context_drop_rate
+                row = {**row, "context": "\n".join(generator.permutation(words)) if kept else None}
+            asked.append(row)
+        return asked
 
     def _transcript_ids(self, rows: list[dict]) -> torch.Tensor:
         """`(B, U)` tokens of what is said."""

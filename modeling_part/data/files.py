@@ -249,7 +249,7 @@ def write_manifest(rows: Iterable[dict], path: str | Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as manifest:
         for row in rows:
-            record = {name: row[name] for name in COLUMNS if row[name] is not None}
+            record = {name: row[name] for name in COLUMNS if row.get(name) is not None}
             if "audio" in record:
                 record["audio"] = Path(os.path.relpath(record["audio"]["path"], path.parent)).as_posix()
                 record["duration"] = round(record["duration"], 4)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..prompts_part import TEXT_TASKS
 from .corpus_spec import CorpusSpec
 from .files import OnBroken, handle
-from .rows import COLUMNS, BrokenRowError, CorpusError, check_direction, speech_row, text_row
+from .rows import COLUMNS, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
 
 
 TEXTS = ("id", "task", "source_lang", "target_lang", "text", "source_text")
@@ -59,6 +59,7 @@ def record_rows(
     for name in TEXTS:
         if isinstance(value[name], (Mapping, list, bytes)):
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
+    question = question_of(value["prompt"], value["context"])
     source_lang = value["source_lang"] or only(spec, "languages", "source_lang", names["source_lang"] in record)
     for task in (value["task"],) if value["task"] else spec.tasks or ():
         if task in ("asr", "text"):
@@ -73,12 +74,12 @@ def record_rows(
         text = transcript if task == "asr" and not value["task"] else value["text"]
         row_id = str(value["id"]) if value["id"] is not None else record_id(value, number)
         if task in TEXT_TASKS:
-            yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"], task)
+            yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"], task, question)
             continue
         source_text = text if task == "asr" else value["source_text"]
         speech = (source_lang, target_lang, text, source_text, value["duration"])
         audio = audio_source(value["audio"], names["audio"], folder)
-        yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]))
+        yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]), question=question)
 
 
 def column_value(record: Mapping, column: str) -> object:

@@ -14,6 +14,8 @@ A row is one training or test example. Its columns:
     duration     float   seconds of audio; 0.0 for mt and text
     audio        struct  {"path": str or None, "bytes": binary or None}, still compressed; None without
     start, end   float   seconds, for a part of a long file; None for a whole file
+    prompt       str     what is asked instead of the task's instruction; None: that
+    context      str     names, terms or sentences that what is said may be about, one on each line; None without
 
 Nothing here decodes audio: `audio_part.load_audio` does, row by row, when a batch is made.
 """
@@ -49,6 +51,8 @@ COLUMNS = (
     "audio",
     "start",
     "end",
+    "prompt",
+    "context",
 )
 EXAMPLES_PER_REASON = 5
 ROWS_BEFORE_JUDGEMENT = 1000  # a few broken rows at the start of a corpus or a run say nothing about their share
@@ -92,6 +96,7 @@ def canonical_features() -> "datasets.Features":
     features["duration"] = Value("float32")
     features["audio"] = {"path": Value("string"), "bytes": Value("binary")}
     features["start"] = features["end"] = Value("float64")
+    features["prompt"] = features["context"] = Value("string")
     return Features(features)
 
 
@@ -149,10 +154,12 @@ def speech_row(
     duration: float | None,
     audio: str | Path | bytes | None = None,
     span: tuple[float | None, float | None] = (None, None),
+    question: tuple[str | None, str | None] = (None, None),
 ) -> dict:
     """One asr row (`source_lang == target_lang`) or s2tt row.
 
-    A `duration` of None is measured later from the file; `span` is the seconds of a long file where it starts and ends.
+    A `duration` of None is measured later from the file; `span` is the seconds of a long file where it starts and ends;
+    `question` the row's own prompt and context.
     """
     encoded = isinstance(audio, bytes)
     path = None if audio is None or encoded else str(audio)
@@ -168,15 +175,40 @@ def speech_row(
         "audio": {"path": path, "bytes": audio if encoded else None},
         "start": span[0],
         "end": span[1],
+        "prompt": question[0],
+        "context": question[1],
     }
 
 
 def text_row(
-    row_id: str, corpus: str, source_lang: str, target_lang: str, text: str, source_text: str, task: str = "mt"
+    row_id: str,
+    corpus: str,
+    source_lang: str,
+    target_lang: str,
+    text: str,
+    source_text: str,
+    task: str = "mt",
+    question: tuple[str | None, str | None] = (None, None),
 ) -> dict:
-    """One mt or text row: `source_text` in, `text` out, no audio."""
-    row = speech_row(row_id, corpus, source_lang, target_lang, text, source_text, 0.0)
+    """One mt or text row: `source_text` in, `text` out, no audio; `question` as in [`speech_row`]."""
+    row = speech_row(row_id, corpus, source_lang, target_lang, text, source_text, 0.0, question=question)
     return {**row, "task": task, "audio": None}
+
+
+def question_of(prompt: object, context: object) -> tuple[str | None, str | None]:
+    """A record's own prompt and context; a list of words is a context of a line each.
+
+    Raises:
+        BrokenRowError: they are no texts.
+    """
+    if isinstance(context, (list, tuple)):
+        if strange := [word for word in context if not isinstance(word, str) or not word.strip()]:
+            raise BrokenRowError("'context' must be a text or a list of words", repr(strange[0]))
+        context = "\n".join(" ".join(word.split()) for word in context) or None
+    for name, value in (("prompt", prompt), ("context", context)):
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise BrokenRowError(f"{name!r} must be a text, or left out", repr(value))
+    return prompt, context
 
 
 def direction(source_lang: str, target_lang: str) -> str:

@@ -123,7 +123,7 @@ def fingerprint(dataset: "datasets.Dataset") -> str:
     import pandas
 
     digest = hashlib.sha256()
-    columns = [name for name in COLUMNS if name != "audio"]
+    columns = [name for name in COLUMNS if name != "audio" and name in dataset.column_names]
     for batch in dataset.select_columns(columns).with_format("pandas").iter(batch_size=100_000):
         digest.update(pandas.util.hash_pandas_object(batch[columns], index=False).to_numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -83,7 +83,7 @@ def plan_prediction_batches(
 
 @torch.inference_mode()
 def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) -> list[dict]:
-    """`hypothesis` and `confidence` of each row, of transcription by a model with an alignment head also `ctc_hypothesis`.
+    """`hypothesis` of each row, of transcription also `confidence`, and `ctc_hypothesis` where the model has an alignment head.
 
     All rows are of one task, so all have audio or none has.
     """
@@ -96,6 +96,8 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
         source_lang=[row["source_lang"] for row in rows],
         target_lang=[row["target_lang"] for row in rows],
         source_text=[row["source_text"] for row in rows] if audio is None else None,
+        prompt=[row.get("prompt") for row in rows],
+        context=[row.get("context") for row in rows],
         padding_side="left",
     ).to(model.device, model.dtype)
     if audio is not None:
@@ -104,10 +106,13 @@ def _generate(model, processor, rows: Sequence[Mapping], max_new_tokens: int) ->
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     answers = ids[:, inputs["input_ids"].shape[1] :]
     texts = [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
-    aligned = align_answers(model, processor, inputs, texts, [row["task"] for row in rows])
-    scores = answer_confidence(model, processor, inputs, aligned)
-    outcomes = [{"hypothesis": text, "confidence": overall(one)} for text, one in zip(texts, scores, strict=True)]
-    if rows[0]["task"] == "asr" and model.alignment_head is not None:
+    outcomes: list[dict] = [{"hypothesis": text} for text in texts]
+    if rows[0]["task"] != "asr":
+        return outcomes
+    aligned = align_answers(model, processor, inputs, texts, ["asr"] * len(rows))
+    for outcome, units in zip(outcomes, answer_confidence(model, processor, inputs, aligned), strict=True):
+        outcome["confidence"] = overall(units)
+    if model.alignment_head is not None:
         for outcome, audio_embeds in zip(outcomes, clip_embeds(model, inputs), strict=True):
             outcome["ctc_hypothesis"] = heard_text(model, processor, audio_embeds)
     return outcomes

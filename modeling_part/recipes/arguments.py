@@ -120,6 +120,13 @@ class DataArguments:
             "without it too."
         },
     )
+    context_drop_rate: float = field(
+        default=0.15,
+        metadata={
+            "help": "Share of the training rows with a `context` (words that may be said) whose prompt leaves it out, so that "
+            "the model does not lean on it."
+        },
+    )
     augmentation: None | str | dict = field(
         default=None, metadata={"help": "Training only: fields of modeling_part.data.augmentation.Augmentation."}
     )

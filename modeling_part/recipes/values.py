@@ -35,6 +35,7 @@ BOUNDS = {
     "max_characters_per_second": ABOVE_0,
     "max_bad_fraction": Field(ge=0, le=1),
     "unnamed_share": Field(ge=0, le=1),
+    "context_drop_rate": Field(ge=0, le=1),
     "temperature": Field(ge=0.1, le=10**6),
     "max_audio_seconds": Field(gt=0, le=10**5),
     "max_tokens": Field(ge=1, le=10**7),

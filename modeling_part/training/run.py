@@ -65,6 +65,7 @@ DATA_SETTINGS = (
     "direction_weights",
     "augmentation",
     "unnamed_share",
+    "context_drop_rate",
     "pad_seconds_multiple",
     "pad_tokens_multiple",
 )

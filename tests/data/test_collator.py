@@ -66,3 +66,45 @@ def test_groups_still_say_which_language_it_is():
     assert batch["input_ids"].shape[1] < named["input_ids"].shape[1] or not torch.equal(
         batch["input_ids"], named["input_ids"]
     )
+
+
+def asked(words: str | None, *, rate: float | None = None, seed: int = 0, count: int = 200) -> list[str]:
+    """The prompts of rows with this context."""
+    _, processor = tiny_training.tiny_model()
+    rows = [row for row in tiny_training.tiny_dataset(("mt",), count=count) if row["task"] == "mt"]
+    rows = [{**row, "id": f"{number}", "context": words} for number, row in enumerate(rows)]
+    collator = PARTCollator(processor, seed=seed, context_drop_rate=rate)
+    batches = [collator(rows[start : start + 8]) for start in range(0, len(rows), 8)]
+    return [text for batch in batches for text in processor.tokenizer.batch_decode(batch["input_ids"])]
+
+
+def test_the_words_of_some_rows_are_left_out_and_the_others_stand_in_any_order():
+    some = asked("Anna\nBerta\nCara", rate=0.25)
+    with_words = [text for text in some if "Context: " in text]
+    assert 0.65 < len(with_words) / len(some) < 0.85
+    orders = {text.split("Context: ")[1].split("\n")[0].split("<")[0] for text in with_words}
+    assert len(orders) == 6 and {word.strip() for one in orders for word in one.split(",")} == {
+        "Anna",
+        "Berta",
+        "Cara",
+    }
+    assert some == asked("Anna\nBerta\nCara", rate=0.25) != asked("Anna\nBerta\nCara", rate=0.25, seed=1)
+    assert not any("Context: " in text for text in asked("Anna", rate=1.0))
+
+
+def test_dev_rows_keep_their_words_in_order_and_rows_without_any_are_as_before():
+    assert all("Context: Anna, Berta" in text for text in asked("Anna\nBerta", count=16))
+    assert asked(None, rate=0.5, count=16) == asked(None, count=16)
+
+
+def test_training_asks_as_people_do():
+    """A row's words and prompt give the prompt that the processor makes of the same words, token for token."""
+    _, processor = tiny_training.tiny_model()
+    row = next(iter(tiny_training.tiny_dataset(("asr",), count=2)))
+    batch = PARTCollator(processor)([{**row, "context": "Anna\nBerta", "prompt": "Write it down."}])
+    audio = row["audio"]["path"] or row["audio"]["bytes"]
+    called = processor(audio, text=row["text"], prompt="Write it down.", context="Anna, Berta", task="asr")
+    length = called["input_ids"].shape[1]
+    assert torch.equal(batch["input_ids"][:, :length], called["input_ids"])
+    keywords = processor.apply_transcription_request(audio, keywords=["Anna", "Berta"], prompt="Write it down.")
+    assert torch.equal(keywords["input_ids"][0], called["input_ids"][0, : keywords["input_ids"].shape[1]])

@@ -66,6 +66,17 @@ def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
     assert all(load_audio(row["audio"]).any() for row in again if row["audio"])
 
 
+def test_a_row_may_say_what_is_asked_of_it(clips):
+    words = [asr("a", context=["Anna  Maria", "Berta"], prompt="Write it down."), asr("b", context="Anna\nBerta")]
+    none = [asr("c"), asr("d", context=[], prompt=None), MT | {"prompt": "Say it in English."}]
+    dataset, _ = read_lines(clips, [*words, *none])
+    assert dataset["context"][:] == ["Anna Maria\nBerta", "Anna\nBerta", None, None, None]
+    assert dataset["prompt"][:] == ["Write it down.", None, None, None, "Say it in English."]
+    path = write_lines(clips / "train.jsonl", [asr("a", names={"said": ["Anna"]})])
+    renamed, _ = read_corpora([{"reader": "manifest", "path": path, "columns": {"context": "names.said"}}])
+    assert renamed["context"][:] == ["Anna"]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -86,6 +97,10 @@ def test_writing_and_reading_a_manifest_again_changes_nothing(clips):
         (asr("a", audio=None), "an asr row needs 'audio'"),
         (asr("a", audio=""), "an asr row needs 'audio'"),
         ({**MT, "audio": "clips/a.flac"}, "an mt row has a 'source_text' and no 'audio'"),
+        (asr("a", context=7), "'context' must be a text, or left out|7"),
+        (asr("a", context=["Anna", None]), "'context' must be a text or a list of words|None"),
+        (asr("a", prompt=["Anna"]), "'prompt' must be a text, or left out|['Anna']"),
+        (asr("a", prompt=" "), "'prompt' must be a text, or left out|' '"),
     ],
 )
 def test_a_row_of_another_shape_is_named_with_its_line_and_counted(clips, record, message):

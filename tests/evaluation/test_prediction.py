@@ -93,6 +93,20 @@ def test_batched_predictions_equal_one_by_one(model_and_processor, rows, tmp_pat
     assert len({row["hypothesis"] for row in predictions}) > 4  # or the comparison above would say little
 
 
+def test_rows_are_asked_with_their_own_words(model_and_processor, rows, tmp_path):
+    model, processor = model_and_processor
+    speech = [row for row in rows if row["task"] == "asr"][:3]
+    own = [{**speech[0], "context": "Anna\nBerta"}, {**speech[1], "prompt": "Write it down."}, speech[2]]
+    asked = CountingModel(model)
+    predict(asked, processor, own, output_path=tmp_path / "predictions.jsonl", **FAST)
+    prompts = processor.batch_decode(asked.prompts)
+    assert [["Context: Anna, Berta" in prompt, "Write it down." in prompt] for prompt in prompts].count(
+        [False, False]
+    ) == 1
+    assert sum("Context: Anna, Berta" in prompt for prompt in prompts) == 1
+    assert sum("Write it down." in prompt for prompt in prompts) == 1
+
+
 def test_transcripts_are_asked_for_with_and_without_the_language(model_and_processor, rows, tmp_path):
     model, processor = model_and_processor
     for dataset, name in ((Dataset.from_list(rows), "dataset"), (rows, "list")):

@@ -90,10 +90,11 @@ def test_predictions_hold_what_both_heads_say(tmp_path):
     report = predict_and_report(model, processor, dataset, tmp_path / "without", **options)
     rows = read_predictions(tmp_path / "without" / "predictions.jsonl")
     assert "disagreements" not in report and not any("ctc_hypothesis" in row for row in rows)
+    assert {row["id"] for row in rows if "confidence" in row} == {row["id"] for row in rows if row["task"] == "asr"}
     assert all(
         row["confidence"]["ctc"] is None and row["confidence"]["language_model"] > 0
         for row in rows
-        if row["hypothesis"]
+        if row["hypothesis"] and row["task"] == "asr"
     )
     model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
     report = predict_and_report(model, processor, dataset, tmp_path / "with", **options)

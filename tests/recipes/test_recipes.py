@@ -63,7 +63,7 @@ def on_any_machine(monkeypatch):
 
 
 def test_the_recipes_of_the_issue_are_there():
-    aligned = {"part_aligned", "part_2b_aligned", "part_8b_aligned"}
+    aligned = {"part_aligned", "part_2b_aligned", "part_8b_aligned", "sentences_aligned"}
     sizes, san_m = {"part_2b", "part_8b"}, {"part_sensevoice", "san_m_from_sound"}
     others = {"part", "new_language", "prompts", "quickstart"}
     hub = {"part_2b_hub", "part_8b_hub", "part_single_gpu"}

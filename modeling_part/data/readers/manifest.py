@@ -13,11 +13,22 @@ from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
 from ..files import read_jsonl
 from ..records import column_value
-from ..rows import COLUMNS, FOR_PEOPLE, BrokenRowError, CorpusError, check_direction, shortened, speech_row, text_row
+from ..rows import (
+    COLUMNS,
+    FOR_PEOPLE,
+    BrokenRowError,
+    CorpusError,
+    check_direction,
+    question_of,
+    shortened,
+    speech_row,
+    text_row,
+)
 
 
 REQUIRED = frozenset({"id", "task", "source_lang", "target_lang", "text"})  # when the record is completed
 NUMBERS = frozenset({"duration", "start", "end"})
+QUESTION = ("prompt", "context")
 KNOWN = frozenset({*COLUMNS, *FOR_PEOPLE})
 FIELDS = (*COLUMNS, "language", "translation")  # as they may stand in a file
 
@@ -129,7 +140,7 @@ def manifest_row(record: dict, folder: Path) -> dict:
         hint = f", or the corpus in the recipe a `{setting}`, such as fr" if setting else ""
         raise BrokenRowError(f"no {missing!r}; give the row one{hint}")
     for name, value in record.items():
-        if value is None and name not in REQUIRED:
+        if name in QUESTION or (value is None and name not in REQUIRED):
             continue
         if name in NUMBERS:
             if not fits(value, float) or not math.isfinite(value):
@@ -137,6 +148,7 @@ def manifest_row(record: dict, folder: Path) -> dict:
         elif not isinstance(value, str):
             raise BrokenRowError(f"{name!r} must be a string", repr(value))
     check_direction(record["task"], record["source_lang"], record["target_lang"])
+    question = question_of(*map(record.get, QUESTION))
     audio = record.get("audio")
     if record["task"] in TEXT_TASKS:
         if audio is not None or record.get("source_text") is None:
@@ -144,10 +156,12 @@ def manifest_row(record: dict, folder: Path) -> dict:
                 f"{'an mt' if record['task'] == 'mt' else 'a text'} row has a 'source_text' and no 'audio'"
             )
         languages = record["source_lang"], record["target_lang"]
-        return text_row(record["id"], "", *languages, record["text"], record["source_text"], record["task"])
+        return text_row(record["id"], "", *languages, record["text"], record["source_text"], record["task"], question)
     if not audio:
         raise BrokenRowError(f"an {record['task']} row needs 'audio'")
     speech = (record[name] for name in ("source_lang", "target_lang", "text"))
     span = (record.get("start"), record.get("end"))
     path = os.path.join(folder, audio)
-    return speech_row(record["id"], "", *speech, record.get("source_text"), record.get("duration"), path, span)
+    return speech_row(
+        record["id"], "", *speech, record.get("source_text"), record.get("duration"), path, span, question
+    )
