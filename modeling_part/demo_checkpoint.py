@@ -1,7 +1,6 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What the web page knows of the checkpoint that it serves: where it is, its languages, clips to try."""
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from .evaluation.run_files import stage_folders
 from .pipeline_part import PARTPipeline
 from .prompts_part import LANGUAGE_NAMES, TEXT_TASKS
 from .publishing.cards import HUB_ID, group_languages
+from .recipes.files import CheckpointError, read_json
 
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,11 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
 def _with_languages(source: str, title: str, run: Path | None, revision: str | None) -> Checkpoint:
     """Read from `stage.json`, where it is there, which languages were trained."""
     path = cached_file(source, "stage.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    record = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    groups = [(group.partition("/")[0], group_languages(group)) for group in record.get("data", {}).get("rows", {})]
+    record = {"data": {"rows": {}}} if path is None else read_json(Path(path))
+    data = record.get("data") if isinstance(record, dict) else None
+    if not isinstance(data, dict) or not isinstance(data.get("rows"), dict):
+        raise CheckpointError(f"{path} has no `data` with `rows`: it is damaged. Fetch it again, or remove it.")
+    groups = [(group.partition("/")[0], group_languages(group)) for group in data["rows"]]
     languages = {codes[0] for task, codes in groups if codes and task not in TEXT_TASKS}
     targets = {codes[1] for task, codes in groups if task == "s2tt" and len(codes) == 2}
     return Checkpoint(source, title, sorted(languages), sorted(targets), run)

@@ -18,6 +18,7 @@ from transformers.pipelines.base import ChunkPipeline
 from .alignment_part import align_answers, clip_embeds
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
+from .features_part import MINIMUM_SECONDS
 from .language_part import language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
@@ -264,10 +265,12 @@ class PARTPipeline(ChunkPipeline):
             )
         if stride_length_s is None:
             strides = [chunk_length_s / 12] * 2
-        if not (0 < chunk_length_s < float("inf") and min(strides) >= 0 and sum(strides) < chunk_length_s):
+        if not (
+            MINIMUM_SECONDS <= chunk_length_s < float("inf") and min(strides) >= 0 and sum(strides) < chunk_length_s
+        ):
             raise ValueError(
                 f"`chunk_length_s` is {chunk_length_s} and `stride_length_s` {stride_length_s}: the first must be "
-                "positive and the second at least 0 and less than half of the first (of two: their sum less than it)."
+                f"{MINIMUM_SECONDS} or more and the second at least 0 and less than half of the first (of two: their sum less than it)."
             )
         if longest is not None and round(chunk_length_s * rate) > longest:
             raise ValueError(
@@ -324,7 +327,8 @@ class PARTPipeline(ChunkPipeline):
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
 
     def _known_languages(self, languages) -> tuple[str, ...]:
-        if isinstance(languages, str) or len(set(languages)) < 2:
+        is_list = isinstance(languages, Iterable) and not isinstance(languages, str)
+        if not is_list or len({str(one) for one in languages}) < 2:
             raise ValueError(
                 f"`languages` is {languages!r}; give the codes of two languages or more, such as ['en', 'fr']."
             )

@@ -4,7 +4,6 @@
 `part analyze drift runs/part/joint --since runs/part/encoder --output runs/part/analysis`
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from ..evaluation.run_files import read_history
+from ..recipes.files import CheckpointError, read_json
 from ..recipes.stage_files import INDEX, shards_of
 from .files import write_result
 
@@ -84,9 +85,7 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor:
 
 
 def _gate_open_share(checkpoint: Path) -> float | None:
-    path = checkpoint / "log_history.json"
-    history = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    shares = [entry["gate_open_share"] for entry in history if "gate_open_share" in entry]
+    shares = [entry["gate_open_share"] for entry in read_history(checkpoint) if "gate_open_share" in entry]
     return float(np.mean(shares)) if shares else None
 
 
@@ -94,7 +93,10 @@ def _unexpected(checkpoint: Path, parts: Mapping[str, Mapping]) -> list[str]:
     path = checkpoint / "stage.json"
     if not path.is_file():
         return []
-    trained = json.loads(path.read_text(encoding="utf-8"))["trainable_parameters"]
+    record = read_json(path)
+    trained = record.get("trainable_parameters") if isinstance(record, dict) else None
+    if not isinstance(trained, dict):
+        raise CheckpointError(f"{path} has no `trainable_parameters`: it is damaged. Put it back, or remove it.")
     return [part for part, found in parts.items() if found["changed"] and not trained.get(part)]
 
 

@@ -2,7 +2,10 @@
 """How many tokens the texts of rows are: counted once for a run, and kept."""
 
 import hashlib
+import logging
 import os
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 
+logger = logging.getLogger(__name__)
 BATCH = 500_000  # rows whose words are gathered by one thread: the more, the fewer are met again
 COLUMNS = ["task", "text", "source_text"]
 
@@ -89,8 +93,11 @@ def row_tokens(
             / f"tokens-{_key(digest or fingerprint(dataset), processor)}{'-transcripts' if with_transcripts else ''}.npz"
         )
         if path.is_file():
-            with np.load(path, allow_pickle=False) as arrays:
-                return RowTokens(**arrays)
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    return RowTokens(**arrays)
+            except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                logger.warning("%s is damaged (%s): the tokens are counted again", path, error)
         found = _counted(dataset, processor, with_transcripts)
         arrays = {name: array for name, array in vars(found).items() if array is not None}
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")

@@ -384,8 +384,12 @@ def finished_stages(folder: str | Path, names: Sequence[str] | None = None) -> l
                 f"{other} and {path} are both stage {record['stage']!r}. Give the folder of one of them."
             )
     missing = sorted(set(names or ()) - set(by_name))
-    if not by_name or missing:
-        raise CheckpointError(f"{folder} holds the finished stages {sorted(by_name)}, not {missing or 'any'}.")
+    if not by_name:
+        raise CheckpointError(
+            f"{folder} holds no finished stage (no stage.json). Give the folder of a run or of a stage."
+        )
+    if missing:
+        raise CheckpointError(f"{folder} holds the finished stages {sorted(by_name)}, not {missing}.")
     parents = {name: {Path(records[path]["parent"] or "").name} & set(by_name) for name, path in by_name.items()}
     try:
         ordered = graphlib.TopologicalSorter(parents).static_order()

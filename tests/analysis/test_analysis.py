@@ -30,6 +30,7 @@ from modeling_part.analysis.probes import (
 )
 from modeling_part.analysis.text_loss import text_loss
 from modeling_part.audio_part import load_audio
+from modeling_part.recipes.files import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,12 @@ def moved(tiny_checkpoint, tmp_path):
 
 
 class TestDrift:
+    @pytest.mark.parametrize("content", ["{", "[]", '{"trainable_parameters": null}'])
+    def test_a_damaged_record_is_named(self, moved, tiny_checkpoint, content):
+        (moved / "stage.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"stage\.json (is not JSON|has no `trainable_parameters`)"):
+            weight_drift(moved, tiny_checkpoint)
+
     def test_says_what_moved_and_by_how_much(self, moved, tiny_checkpoint):
         found = weight_drift(moved, tiny_checkpoint)
         assert found["parts"]["adapter"]["drift"] == pytest.approx(0.1, rel=1e-5)

@@ -59,6 +59,18 @@ def test_what_is_counted_is_kept_for_these_rows_and_this_tokenizer(dataset, proc
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:200], lambda data: b"", lambda data: data.replace(b"\1", b"\2")]
+)
+def test_tokens_whose_file_is_damaged_are_counted_again(dataset, processor, tmp_path, caplog, damage):
+    found = row_tokens(dataset, processor, True, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    again = row_tokens(dataset, processor, True, tmp_path)
+    assert all(np.array_equal(getattr(again, name), array) for name, array in vars(found).items())
+    assert f"{path} is damaged" in caplog.text
+
+
 def test_no_rows_have_no_tokens(dataset, processor):
     found = row_tokens(dataset.select([]), processor, True)
     assert len(found.answers) == len(found.transcripts) == found.occurrences.sum() == 0

@@ -35,6 +35,7 @@ from modeling_part.demo_checkpoint import (
     find_examples,
     language_choices,
 )
+from modeling_part.recipes.files import CheckpointError
 
 
 try:
@@ -387,6 +388,11 @@ class TestCheckpoint:
             find_checkpoint(str(tmp_path / "empty"))
         with pytest.raises(FileNotFoundError, match=r"There is no folder .*USER/NAME"):
             find_checkpoint(str(tmp_path / "nowhere"))
+        (tmp_path / "empty" / "config.json").write_text("{}")
+        (tmp_path / "empty" / "stage.json").write_text('{"data": {"rows": [1]}}')
+        monkeypatch.undo()
+        with pytest.raises(CheckpointError, match=r"stage\.json has no `data` with `rows`"):
+            find_checkpoint(str(tmp_path / "empty"))
 
     def test_what_was_not_trained_is_not_offered(self):
         pipe = Pipe()

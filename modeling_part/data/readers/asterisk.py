@@ -2,8 +2,10 @@
 """The Asterisk core sounds: recorded prompts in five languages."""
 
 import gzip
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def read_texts(path: Path, language: str, report: DataReport) -> dict[str, str |
     try:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
             entries = [line.partition(":")[::2] for line in lines if ":" in line and not line.startswith(";")]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} could not be read as UTF-8 text ({error}); unpack it again") from error
     texts: dict[str, str | None] = {}
     for prompt_id, text in entries:
@@ -72,7 +74,7 @@ def unpack_tarball(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise CorpusError(f"{archive} could not be unpacked ({error}); delete it to fetch it again") from error
 
 
