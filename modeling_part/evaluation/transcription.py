@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..audio_part import AudioError
+from ..data.rows import audio_durations
 from ..subtitles_part import FORMATS
 
 
@@ -59,6 +60,12 @@ def output_paths(files: Sequence[Path], formats: Sequence[str], folder: Path | N
     return places
 
 
+def longest_first(files: Sequence[Path]) -> list[int]:
+    """The places of the files in this order, so that what is decoded at once is alike in length; last what has none."""
+    durations = audio_durations([str(file) for file in files])
+    return sorted(range(len(files)), key=lambda at: -durations[at] if isinstance(durations[at], float) else 0.0)
+
+
 class Readable:
     """The sound of the files that can be read, one after the other; why the others cannot is kept."""
 
@@ -88,7 +95,10 @@ def transcribe_files(
     overwrite: bool = False,
     **options,
 ) -> dict[Path, str]:
-    """Print the texts of files, or write them, one after the other: an interrupted call goes on where it stopped.
+    """Print the texts of files, or write them: an interrupted call goes on where it stopped.
+
+    Texts are printed in the order of the files. What is written has no order: the longest files come first, so that little
+    is padded, and what does not fit into memory is met at once.
 
     Args:
         pipe: a `PARTPipeline`.
@@ -107,6 +117,8 @@ def transcribe_files(
     ]
     if len(chosen) < len(files):
         print(f"{len(files) - len(chosen)} files are transcribed already.", file=sys.stderr)
+    if formats and options.get("batch_size", 1) > 1:
+        chosen = [chosen[at] for at in longest_first([files[at] for at in chosen])]
     readable = Readable([files[at] for at in chosen], pipe)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

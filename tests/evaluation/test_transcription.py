@@ -8,7 +8,7 @@ import soundfile
 from transformers import pipeline
 
 from modeling_part.__main__ import main
-from modeling_part.evaluation.transcription import find_files, output_paths, transcribe_files
+from modeling_part.evaluation.transcription import find_files, longest_first, output_paths, transcribe_files
 
 
 RATE = 16_000
@@ -44,6 +44,11 @@ def test_files_folders_and_patterns_are_found(folder):
     for nothing in ("empty", "*.ogg"):
         with pytest.raises(FileNotFoundError, match="holds, or fits, no audio file"):
             find_files([str(folder / nothing)])
+
+
+def test_the_longest_files_come_first_and_those_without_length_last(folder):
+    files = find_files([str(folder)])
+    assert names(files[at] for at in longest_first(files)) == ["b.flac", "c.WAV", "a.wav", "bad.mp3"]
 
 
 def test_two_files_have_their_texts_in_two_places(folder):
