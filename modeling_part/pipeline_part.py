@@ -23,6 +23,7 @@ from .language_part import language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
 from .prompts_part import TEXT_TASKS, code_of, task_of
+from .repetition_part import cut_loops
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
 from .word_times_part import word_chunks, word_times
 
@@ -90,7 +91,9 @@ class PARTPipeline(ChunkPipeline):
     Returns:
         `{"text": str, "chunks": [{"text": str, "timestamp": (start, end)}]}`, seconds. The chunks' texts, joined, are
         the text; windows meet in the middle of their overlap. A translated text has no chunks. A word has the times
-        (None, None) where its window's text has more tokens than the window has audio tokens.
+        (None, None) where its window's text has more tokens than the window has audio tokens. Where greedy decoding did not
+        end but said the same again and again, this is cut after the first time, and `"repetitions"` holds the windows'
+        (start, end); None for text.
     """
 
     _load_processor = True
@@ -310,9 +313,9 @@ class PARTPipeline(ChunkPipeline):
         sequences = self.model.generate(**inputs, **generate_kwargs)
         if not isinstance(sequences, torch.Tensor):  # return_dict_in_generate
             sequences = sequences.sequences
-        answers = sequences[:, inputs["input_ids"].shape[1] :]
+        answers, looped = cut_loops(sequences[:, inputs["input_ids"].shape[1] :].tolist(), self._end_ids())
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
-        outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last}
+        outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last, "looped": looped}
         if with_words or return_confidence:
             tasks = [row["task"] for row in rows]
             aligned = align_answers(self.model, self.processor, inputs, outputs["text"], tasks)
@@ -325,6 +328,12 @@ class PARTPipeline(ChunkPipeline):
         if languages:
             outputs["languages"] = self._language_log_probs(inputs, mask, outputs["text"], rows, languages)
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
+
+    def _end_ids(self) -> set[int]:
+        """Tokens that end an answer, or fill the room behind its end."""
+        settings = self.model.generation_config
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        return {token for token in (*ends, settings.pad_token_id) if token is not None}
 
     def _known_languages(self, languages) -> tuple[str, ...]:
         is_list = isinstance(languages, Iterable) and not isinstance(languages, str)
@@ -364,6 +373,8 @@ class PARTPipeline(ChunkPipeline):
             if "words" not in model_outputs[0]:
                 for chunk, units in zip(answer["chunks"], of_windows, strict=False):
                     chunk["confidence"] = overall(units)
+        if looped := [output["span"] for output in model_outputs if output["looped"]]:
+            answer["repetitions"] = looped
         if model_outputs[0].get("languages") is not None:
             answer |= spoken_language([output["languages"] for output in model_outputs])
         return answer

@@ -131,6 +131,11 @@ def transcribe_files(
                 aside = path.with_name(f"{path.name}.new")
                 aside.write_text(FORMATS[form](answer), encoding="utf-8")
                 aside.replace(path)
+            for start, end in answer.get("repetitions", ()):
+                print(
+                    f"{files[at]}: a repetition without end was cut between {start:.1f} and {end:.1f} s",
+                    file=sys.stderr,
+                )
             progress.update(readable.read[done] + 1 - progress.n)
     failed = {readable.files[number]: reason for number, reason in readable.failed.items()}
     for file, reason in failed.items():
