@@ -15,6 +15,7 @@ import regex
 from ..audio_part import alike
 from ..file_names_part import composed, other_form
 from ..prompts_part import TASKS, TEXT_TASKS
+from .addresses import UNLISTED, is_address, names_in
 from .corpus_spec import CorpusSpec, fits
 from .rows import (
     EXAMPLES_PER_REASON,
@@ -173,13 +174,20 @@ class FolderListings:
         self._composed: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str | None:
-        """The path itself, or where its name is written in another Unicode form, that; None if there is no such file."""
+        """The path itself, or where its name is written in another Unicode form, that; None if there is no such file.
+
+        What is at a web address is only known when it is fetched.
+        """
+        if path.startswith(UNLISTED):
+            return path
         folder, name = os.path.split(path)
+        if folder not in self._names and is_address(folder):
+            self._names[folder] = names_in(folder)
         if folder not in self._names:
             self._names[folder] = frozenset(os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
         if name in self._names[folder]:
             return path
-        if path.isascii():
+        if path.isascii() or is_address(path):
             return None
         if not self._names[folder]:
             return other_form(path)

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import get_args, get_origin
+from typing import TYPE_CHECKING, get_args, get_origin
 
 from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
+from .addresses import is_address, path_of
 from .readers.registry import FROM_FILES, READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
 from .where_to_get import how_to_get
 
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 HIGHEST_WEIGHT = 1000  # an epoch that draws rows more often than this never ends
 LISTS = ("tasks", "languages", "target_languages")
@@ -25,7 +29,8 @@ class CorpusSpec:
 
     Args:
         reader: one of `READERS`.
-        path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs").
+        path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs"). For readers of files and dataset also
+            an address that fsspec knows, such as `s3://bucket/train.jsonl`.
         split: train, dev or test; for common_voice also validated, for dataset any that it has. Of no use to manifest
             and text_pairs, where a file is one split.
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
@@ -96,6 +101,11 @@ class CorpusSpec:
             raise CorpusError(f"{where}: 'split' must be text, not {self.split!r}")
         if splits and self.split not in splits:
             raise CorpusError(f"{where}: split {self.split!r} is none of {', '.join(splits)}")
+        for key, value in {"path": self.path, **self.settings}.items():
+            if isinstance(value, str) and is_address(value) and self.reader not in (*FROM_FILES, "dataset"):
+                raise CorpusError(
+                    f"{where}: {key!r} is the address {value}; this reader's corpora must lie here: copy it and give the folder"
+                )
         if not fits(self.name, str | None):
             raise CorpusError(f"{where}: 'name' must be text, not {self.name!r}")
 
@@ -122,10 +132,14 @@ class CorpusSpec:
         """Whether the rows are read while training."""
         return bool(self.settings.get("streaming"))
 
-    def folder(self) -> Path:
-        """`path` as a folder or file that exists; else `CorpusError`."""
-        folder = Path(self.path).expanduser()
-        if not folder.exists():
+    def folder(self) -> "Path | UPath":
+        """`path` as a folder or file that exists, here or at an address; else `CorpusError`."""
+        try:
+            folder = path_of(self.path)
+            exists = folder.exists()
+        except OSError as error:
+            raise CorpusError(f"{self.reader}: {error}") from error
+        if not exists:
             what = "file or folder" if self.reader in FROM_FILES else "folder"
             where = how_to_get(self.reader)
             raise CorpusError(

@@ -11,6 +11,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from .rows import COLUMNS, BrokenRowError, CorpusError
@@ -66,7 +67,7 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
     if path.exists() and not path.is_file():  # a pipe might never begin, and is read once
         raise CorpusError(f"{path} cannot be read: it is a folder or a pipe, no file")
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1:
                     _check_text(path, line)

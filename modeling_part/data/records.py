@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..prompts_part import TEXT_TASKS
+from .addresses import joined, without_suffix
 from .corpus_spec import CorpusSpec
 from .files import OnBroken, handle
 from .rows import COLUMNS, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
@@ -158,8 +159,7 @@ def record_id(value: dict, number: int | None) -> str:
     audio = value["audio"]
     path = audio.get("path") if isinstance(audio, dict) else audio
     if isinstance(path, str):
-        path = Path(path)
-        return path.stem if path.is_absolute() else path.with_suffix("").as_posix()
+        return Path(path).stem if Path(path).is_absolute() else without_suffix(path)
     if number is not None:
         return str(number)
     content = (
@@ -181,7 +181,7 @@ def audio_source(audio: object, column: str, folder: Path | None) -> str | bytes
     if audio is not None and not isinstance(audio, (str, bytes)):
         raise _no_audio(column, kind_of(audio))
     if isinstance(audio, str) and folder is not None:
-        return str(folder / audio)
+        return joined(folder, audio)
     return audio
 
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from ..audio_part import AudioError, audio_seconds
 from ..prompts_part import TASKS
+from .addresses import AddressError, fetched
 
 
 if TYPE_CHECKING:
@@ -239,9 +240,11 @@ def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | Corpus
 
     def measure(audio: str | Path | bytes) -> float | CorpusError:
         try:
-            return audio_duration(audio)
+            return audio_duration(fetched(audio))
         except CorpusError as error:
             return error
+        except AddressError:
+            return CorpusError("audio could not be fetched")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(measure, audios))

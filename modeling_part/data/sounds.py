@@ -1,19 +1,25 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""The sounds of rows that hold them as bytes, each kept once, however many rows ask for it.
+"""The sounds of rows that hold them as bytes, each kept once, however many rows ask for it, and those at an address.
 
 A clip of a translation corpus stands in several rows: its transcript, a translation, or one of each direction. Their `audio`
-in the rows' file is `{"path": "sounds.arrow#17", "bytes": None}`; whoever reads a row gets the bytes.
+in the rows' file is `{"path": "sounds.arrow#17", "bytes": None}`; whoever reads a row gets the bytes. So it is with a sound
+at an address, such as `s3://bucket/a.flac`, which is fetched whenever its row is read.
 """
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .addresses import AddressError, fetched, is_address
+
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 
 FILE = "sounds.arrow"
@@ -69,10 +75,13 @@ class SoundStore:
 
 
 class SoundsOfRows:
-    """Puts the sounds of a folder into batches of rows that refer to them; a transform of `datasets`."""
+    """Puts the sounds of a folder (None: of none) and of addresses into batches of rows that refer to them.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder).resolve() / FILE
+    A transform of `datasets`.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.path = None if folder is None else Path(folder).resolve() / FILE
         self._sounds = None
 
     def __getstate__(self) -> dict:
@@ -85,9 +94,10 @@ class SoundsOfRows:
         return {**batch, "audio": [self._resolved(audio) for audio in batch["audio"]]}
 
     def _resolved(self, audio: dict | None) -> dict | None:
-        match = _REFERENCE.fullmatch((audio or {}).get("path") or "")
+        path = (audio or {}).get("path") or ""
+        match = _REFERENCE.fullmatch(path)
         if match is None:
-            return audio
+            return from_address(audio) if is_address(path) else audio
         if self._sounds is None:
             from datasets import Dataset
 
@@ -95,6 +105,21 @@ class SoundsOfRows:
         return {"path": None, "bytes": self._sounds[int(match[1])]["bytes"]}
 
 
-def with_sounds(dataset: "datasets.Dataset", folder: Path) -> "datasets.Dataset":
-    """The rows of a folder; those that refer to a sound of it hold its bytes when they are read."""
-    return dataset.with_transform(SoundsOfRows(folder)) if (Path(folder) / FILE).is_file() else dataset
+def from_address(audio: dict) -> dict:
+    """`audio` with the bytes at its address; where they cannot be had it stays, and the row turns out as broken."""
+    try:
+        return {"path": None, "bytes": fetched(audio["path"])} if audio["bytes"] is None else audio
+    except AddressError as error:
+        logger.warning("%s", error)
+        return audio
+
+
+def with_sounds(dataset: "datasets.Dataset", folder: Path | None) -> "datasets.Dataset":
+    """The rows of a folder; those that refer to a sound of it, or to an address, hold its bytes when they are read."""
+    import pyarrow.compute
+
+    paths = (pyarrow.compute.struct_field(chunk, "path") for chunk in dataset.data.column("audio").chunks)
+    refers = folder is not None and (Path(folder) / FILE).is_file()
+    if refers or any(pyarrow.compute.any(pyarrow.compute.match_substring(one, "://")).as_py() for one in paths):
+        return dataset.with_transform(SoundsOfRows(folder))
+    return dataset

@@ -99,7 +99,7 @@ def write_arrow(chunks: Iterable[list[dict]], cache_dir: str | Path | None) -> "
     if cache_dir is None:
         with pyarrow.BufferOutputStream() as sink:
             _write(chunks, sink, schema)
-            return Dataset.from_buffer(sink.getvalue())
+            return with_sounds(Dataset.from_buffer(sink.getvalue()), None)
     folder = Path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "rows.arrow"

@@ -228,6 +228,12 @@ class PARTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "logging_dir"):
+            if "://" in str(getattr(self, name, None) or ""):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}: checkpoints and logs are written to this machine's disks alone. Give a "
+                    "folder here (or one that is mounted), and copy it afterwards."
+                )
         # What the launcher passes on (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         if self.precision == "auto":

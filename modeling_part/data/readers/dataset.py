@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..addresses import AddressError, is_address, path_of
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import OnBroken, handle, read_csv, read_jsonl
@@ -118,7 +119,7 @@ def errors_of_dataset(spec: CorpusSpec) -> Iterator[None]:
 def local_folder(spec: CorpusSpec) -> Path | None:
     """The folder to which relative audio paths in the dataset refer; None for a dataset on the Hub."""
     path = Path(spec.path).expanduser()
-    if not path.exists():
+    if is_address(spec.path) or not path.exists():
         return None
     return path if path.is_dir() else path.parent
 
@@ -134,7 +135,7 @@ def open_dataset(
     import datasets
 
     path = Path(spec.path).expanduser()
-    if "://" in spec.path:
+    if is_address(spec.path):
         return open_files(spec, spec.path)
     if not path.exists():
         return open_hub_dataset(spec, streaming, config, revision, data_files)
@@ -163,10 +164,10 @@ def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
             "use the reader 'manifest'"
         )
     try:
-        found = datasets.load_dataset(kind, data_files={"train": path}, split="train", streaming=True)
-    except ImportError as error:  # fsspec's own, which names the package, such as s3fs
-        raise CorpusError(f"dataset: {path} needs a package more: {error}") from error
-    return in_one_order(found)
+        path_of(path)
+    except AddressError as error:
+        raise CorpusError(f"dataset: {error}") from error
+    return in_one_order(datasets.load_dataset(kind, data_files={"train": path}, split="train", streaming=True))
 
 
 def open_hub_dataset(
@@ -286,7 +287,7 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
     Read here because 🤗 Datasets wants torchcodec even for the paths. None if the folder is no audiofolder.
     """
     folder = Path(spec.path).expanduser()
-    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+    if is_address(spec.path) or (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return None
     if not any(folder.rglob("metadata.jsonl")) and not any(folder.rglob("metadata.csv")):
         return None

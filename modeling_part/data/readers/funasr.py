@@ -4,8 +4,8 @@
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePath
 
+from ..addresses import without_suffix
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import read_jsonl
@@ -38,7 +38,7 @@ def funasr_record(line: dict) -> dict:
     if not isinstance(source, str) or not source:
         raise BrokenRowError("no 'source'", repr(source))
     key = line.get("key")
-    record = {"audio": source, "text": target, "id": PurePath(source).with_suffix("").as_posix()}
+    record = {"audio": source, "text": target, "id": without_suffix(source)}
     if key is not None:
         record["id"] = str(key)
     if (language := line.get("text_language")) is None:

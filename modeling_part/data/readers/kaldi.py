@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...prompts_part import code_of
+from ..addresses import is_address, joined
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import OnBroken, handle, text_lines
@@ -98,5 +99,5 @@ def sound_of(utterance: str, recordings: dict[str, str], extras: dict[str, dict[
         raise BrokenRowError("a command in wav.scp is not run; write its output to a file", address)
     if re.search(r"\.ark:\d+$", address):
         raise BrokenRowError("a recording inside an archive is not opened; write it to a file", address)
-    path = Path(address)
-    return {**found, "audio": str(path if path.is_absolute() or os.path.exists(path) else folder / path)}
+    is_here = not is_address(folder) and os.path.exists(address)
+    return {**found, "audio": address if is_here else joined(folder, address)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...prompts_part import code_of
+from ..addresses import is_address
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
 from ..files import OnBroken, read_jsonl
@@ -81,6 +82,10 @@ def open_cuts(path: Path, on_broken: OnBroken) -> Iterator[tuple[str, "Cut"]]:
             except NOT_A_CUT as error:
                 on_broken(where, BrokenRowError("no cut that lhotse reads", f"{type(error).__name__}: {error}"))
         return
+    if is_address(path):
+        raise CorpusError(
+            f"lhotse: Shar is read from a folder here, not from {path}; its cuts in a .jsonl.gz file may lie there"
+        )
     if not list(path.glob("cuts.*.jsonl*")):
         raise CorpusError(f"lhotse: {path} holds no Shar (cuts.000000.jsonl.gz beside recording.000000.tar)")
     try:
@@ -128,6 +133,6 @@ def sound_of(recording: "Recording") -> str | bytes:
     if len(recording.sources) != 1:
         raise BrokenRowError("the recording has several sources", recording.id)
     source = recording.sources[0]
-    if source.type not in ("file", "memory"):
-        raise BrokenRowError(f"a source of type {source.type!r}; it must be a file or in Shar", recording.id)
+    if source.type not in ("file", "url", "memory"):
+        raise BrokenRowError(f"a source of type {source.type!r}; it must be a file, a URL or in Shar", recording.id)
     return source.source

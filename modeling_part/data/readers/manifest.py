@@ -2,13 +2,13 @@
 """JSONL manifests of canonical rows."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from ...prompts_part import TEXT_TASKS, code_of, task_of
 from ...recipes.suggestions import did_you_mean
+from ..addresses import joined, without_suffix
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
 from ..files import read_jsonl
@@ -125,7 +125,7 @@ def _id_of(row: dict, number: int) -> str:
     if not isinstance(row.get("audio"), str):
         return f"line-{number}"
     span = [f"{row[name]:g}" for name in ("start", "end") if fits(row.get(name), float)]
-    return "-".join([PurePath(row["audio"]).with_suffix("").as_posix(), *span])
+    return "-".join([without_suffix(row["audio"]), *span])
 
 
 def manifest_row(record: dict, folder: Path) -> dict:
@@ -161,7 +161,7 @@ def manifest_row(record: dict, folder: Path) -> dict:
         raise BrokenRowError(f"an {record['task']} row needs 'audio'")
     speech = (record[name] for name in ("source_lang", "target_lang", "text"))
     span = (record.get("start"), record.get("end"))
-    path = os.path.join(folder, audio)
+    path = joined(folder, audio)
     return speech_row(
         record["id"], "", *speech, record.get("source_text"), record.get("duration"), path, span, question
     )

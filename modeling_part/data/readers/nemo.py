@@ -3,9 +3,9 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePath
 
 from ...prompts_part import code_of
+from ..addresses import without_suffix
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
 from ..files import read_jsonl
@@ -39,7 +39,7 @@ def nemo_record(line: dict) -> dict:
         if value is not None and not fits(value, float):
             raise BrokenRowError(f"{name!r} must be a number of seconds", repr(value))
     record = {"audio": audio, "duration": duration, "text": line.get("text", line.get("answer"))}
-    record["id"] = PurePath(audio).with_suffix("").as_posix()
+    record["id"] = without_suffix(audio)
     if offset is not None:
         if duration is None:
             raise BrokenRowError("an 'offset' without a 'duration'", repr(offset))

@@ -1,0 +1,83 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Files wherever fsspec reaches: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, beside those here.
+
+Paths to corpora and, within them, to sounds may be such addresses. `pathlib.Path` would make one slash of their two.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+
+UNLISTED = ("http://", "https://")  # a web server need not say what it has
+
+
+class AddressError(OSError):
+    """A file at an address cannot be had: the message says why and what to do."""
+
+
+def is_address(path: object) -> bool:
+    """Whether a path, as text or as an object, is one of another file system than this machine's."""
+    return "://" in str(path)
+
+
+def path_of(place: str) -> "Path | UPath":
+    """A path here, `~` resolved, or the same for an address.
+
+    Raises:
+        AddressError: there is no such protocol, or its package is not installed.
+    """
+    if not is_address(place):
+        return Path(place).expanduser()
+    from fsspec.registry import get_filesystem_class, known_implementations
+    from upath import UPath
+
+    protocol = place.split("://", maxsplit=1)[0].split("::", maxsplit=1)[0]
+    try:
+        get_filesystem_class(protocol)
+    except ImportError as error:
+        package = known_implementations[protocol]["class"].split(".")[0]
+        raise AddressError(f"{place} needs a package more: pip install {package}") from error
+    except ValueError as error:
+        raise AddressError(f"{place}: fsspec has no protocol {protocol!r}; write s3, gs, hf or https") from error
+    return UPath(place)
+
+
+def joined(folder: "str | Path | UPath", name: str) -> str:
+    """`name` in a folder, if it is not a whole path or address itself."""
+    if is_address(name) or os.path.isabs(name):
+        return name
+    return str(folder / PurePosixPath(name)) if is_address(folder) else os.path.join(folder, name)
+
+
+def without_suffix(path: str) -> str:
+    """A path or address without its ending."""
+    protocol, slashes, rest = path.rpartition("://")
+    return protocol + slashes + PurePosixPath(Path(rest).as_posix()).with_suffix("").as_posix()
+
+
+def names_in(folder: str) -> frozenset[str]:
+    """The names of what is in a folder at an address; none where there is no such folder."""
+    place = path_of(folder)
+    return frozenset(one.name for one in place.iterdir()) if place.is_dir() else frozenset()
+
+
+def fetched(audio: str | Path | bytes) -> str | Path | bytes:
+    """The content of a file at an address; all else as it is.
+
+    Raises:
+        AddressError: it cannot be had.
+    """
+    if isinstance(audio, bytes) or not is_address(audio):
+        return audio
+    try:
+        return path_of(str(audio)).read_bytes()
+    except AddressError:
+        raise
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AddressError(f"{audio} could not be fetched: {reason}") from error
