@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 
 RECORD = "saved_with"
-# What names code and places, and does not change what the model is asked.
-UNRECORDED = (RECORD, "auto_map", "processor_class", "chat_template", "_name_or_path", "transformers_version")
+# What names code and places, which publishing takes out, and does not change what the model is asked.
+UNRECORDED = (RECORD, "auto_map", "processor_class", "chat_template", "transformers_version", "_name_or_path")
+UNRECORDED += ("name_or_path", "is_local", "local_files_only", "_commit_hash")
 # Arguments of `from_pretrained` that are there to change the prompt.
 OF_THE_PROMPT = {"chat_template", "system_prompt", "instructions", "audio_token", "tokenizer"}
 
@@ -53,8 +54,7 @@ def check_saved(record: object, now: Mapping, name: str, given: Mapping) -> None
         "Fetch the file again; to change it on purpose, load with the value as an argument, as in "
         "`PARTProcessor.from_pretrained(..., system_prompt=...)`, and `save_pretrained` what you have."
     )
-    edited = [key for key, mark in record["settings"].items() if now["settings"].get(key) != mark]
-    if edited:
+    if edited := [key for key, mark in record["settings"].items() if now["settings"].get(key) != mark]:
         raise ValueError(
             f"processor_config.json of {name!r} was changed after it was saved: {', '.join(sorted(edited)[:5])}. The "
             f"model was trained with the settings that it was saved with. {fix}"
@@ -65,6 +65,13 @@ def check_saved(record: object, now: Mapping, name: str, given: Mapping) -> None
             f"The chat template or the tokenizer of {name!r} was changed after it was saved: the model was trained to answer "
             f"{record.get('prompt')!r}, and would be asked {now['prompt']!r}. {fix}"
         )
+
+
+def edited_settings(settings: Mapping) -> list[str]:
+    """Dotted names of what `processor_config.json` holds otherwise than it was saved; none where nothing was recorded."""
+    marks = (settings.get(RECORD) or {}).get("settings") or {}
+    flat = _flat(settings)
+    return sorted(key for key, mark in marks.items() if key not in flat or _checksum(flat[key]) != mark)
 
 
 def _flat(settings: Mapping, prefix: str = "") -> dict:

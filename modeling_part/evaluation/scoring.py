@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import sacrebleu
 
+from ..data.corpus_spec import fits
 from ..data.rows import group_name, shortened
 from ..prompts_part import TASKS
 from .bootstrap import CONFIDENCE, bootstrap_sums, interval, ratio_statistics, score_statistics, sufficient_statistics
@@ -220,7 +221,7 @@ def check_prediction(row: Mapping) -> None:
         raise ValueError(
             f"Prediction {row.get('id')!r} has no {', '.join(missing)}; every row needs {REQUIRED_FIELDS}."
         )
-    for field in (*REQUIRED_FIELDS, "source_text", "error"):
+    for field in (*REQUIRED_FIELDS, "source_text", "error", "ctc_hypothesis"):
         value = row.get(field)
         if value is not None and not isinstance(value, str):
             raise ValueError(
@@ -231,6 +232,13 @@ def check_prediction(row: Mapping) -> None:
                 f"Prediction {row['id']!r}: {field!r} holds half of a surrogate pair ({shortened(value)}), which is no "
                 "text; repair or leave out the row."
             )
+    confidence = row.get("confidence")
+    values = list(confidence.values()) if isinstance(confidence, Mapping) else []
+    is_share = all(one is None or (fits(one, float) and 0 <= one <= 1 + 1e-6) for one in values)
+    if not (confidence is None or isinstance(confidence, Mapping)) or not is_share:
+        raise ValueError(
+            f"Prediction {row['id']!r}: 'confidence' is {shortened(confidence)}; it holds numbers from 0 to 1, or leave it out."
+        )
     if row["task"] not in TASKS:
         raise ValueError(
             f"Prediction {row['id']!r}: task {row['task']!r} is none of {', '.join(TASKS)}; correct it in the file."

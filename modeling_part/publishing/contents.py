@@ -19,8 +19,10 @@ from ..evaluation.pictures import picture_bytes, plot_losses
 from ..evaluation.report_file import read_report
 from ..evaluation.run_files import is_number, read_history, read_stage
 from ..modeling_part import PARTForSpeechSeq2Seq
+from ..processing_part import PARTProcessor
 from ..recipes.files import CheckpointError, read_json, to_json
 from ..recipes.stage_record import read_stage_json
+from ..saved_prompt_part import edited_settings
 from .cards import check_record, render_card, stage_tag
 from .privacy import check_nothing_private, check_vocabulary, without_local_paths
 from .remote_code import CODE_FILES, add_remote_code, check_links, matches
@@ -142,7 +144,21 @@ def prepare(
             check_vocabulary(name, content, folder)
         elif isinstance(content, bytes) and name != CURVE_FILE:
             check_nothing_private(name, _decoded(content, folder / name), folder)
+    _check_processor(folder, json.loads(contents["processor_config.json"]))
     return contents
+
+
+def _check_processor(folder: Path, cleaned: dict) -> None:
+    """The processor asks as the model was trained, also where local paths were taken out of its settings."""
+    try:
+        PARTProcessor.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder} is not published: {error}") from error
+    if edited := edited_settings(cleaned):
+        raise CheckpointError(
+            f"{folder / 'processor_config.json'} holds a local path in {', '.join(edited)}, and the model was trained with it, "
+            "so that it cannot be taken out. Train with another wording."
+        )
 
 
 def _loss_picture(folder: Path) -> bytes | None:

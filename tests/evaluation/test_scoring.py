@@ -159,6 +159,11 @@ def test_rows_that_cannot_be_scored_are_named():
         ({"target_lang": True}, r"'target_lang' is True"),
         ({"corpus": None}, r"has no corpus"),
         ({"error": 1}, r"'error' is 1"),
+        ({"ctc_hypothesis": 5}, r"'ctc_hypothesis' is 5"),
+        ({"confidence": 0.5}, r"'confidence' is 0\.5; it holds numbers from 0 to 1"),
+        ({"confidence": {"ctc": "0.5"}}, r"'confidence' is \{'ctc': '0\.5'\}"),
+        ({"confidence": {"ctc": float("nan")}}, r"'confidence' is \{'ctc': nan\}"),
+        ({"confidence": {"product": 7}}, r"'confidence' is \{'product': 7\}"),
         ({"hypothesis": "a\ud800"}, r"'hypothesis' holds half of a surrogate pair"),
     ],
 )

@@ -19,7 +19,7 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from tiny import REPOSITORY
 
-from modeling_part import PARTForSpeechSeq2Seq
+from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.__main__ import main
 from modeling_part.publishing.contents import prepare
 from modeling_part.publishing.hub import PublishingError, finished_stages, preview, publish
@@ -443,6 +443,22 @@ def test_a_prompt_is_not_changed_but_a_path_in_it_refused(checkpoint):
     assert without_local_paths({"system_prompt": prompt}, Path("x")) == {"system_prompt": prompt}
     (checkpoint / "processor_config.json").write_text(json.dumps(config | {"system_prompt": prompt}))
     with pytest.raises(CheckpointError, match=r"processor_config\.json holds the local path /home/ada/notes"):
+        prepare(checkpoint, REPO)
+
+
+def test_a_processor_that_asks_otherwise_than_it_was_trained_is_not_published(checkpoint):
+    template = checkpoint / "chat_template.jinja"
+    whole = template.read_text()
+    template.write_text(whole + "Answer:")
+    with pytest.raises(
+        CheckpointError, match=r"is not published: The chat template .* was changed after it was saved"
+    ):
+        prepare(checkpoint, REPO)
+    template.write_text(whole)
+    processor = PARTProcessor.from_pretrained(checkpoint)
+    processor.instructions["asr"] = "/mnt/corpus/asr"
+    processor.save_pretrained(checkpoint)
+    with pytest.raises(CheckpointError, match=r"a local path in instructions\.asr, and the model was trained with it"):
         prepare(checkpoint, REPO)
 
 
