@@ -13,11 +13,15 @@ GPU_OPTIONS ?=
 
 .PHONY: quickstart test conformance gpu style format
 
+# A torch of the interpreter's own that sees a GPU is kept: it fits the driver, and need not be downloaded.
+VENV_OPTIONS = $(shell $(PYTHON) -c "import torch; print('--system-site-packages' * torch.cuda.is_available())" 2> /dev/null)
+
 # Made again when the requirements change.
 $(VENV)/installed: setup.cfg pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'PART needs Python 3.10 or newer.')"
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c .ci/constraints.txt -e ".[dev]"
+	$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
+	grep -v $(if $(VENV_OPTIONS),"^torch==","^#") .ci/constraints.txt > $(VENV)/constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c $(VENV)/constraints.txt -e ".[dev]"
 	touch $@
 
 data/asterisk/digits/train.jsonl: | $(VENV)/installed
@@ -46,9 +50,12 @@ conformance: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet parameterized kaldialign num2words
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal tests/conformance $(PYTEST_OPTIONS)
 
-# Run again it goes on with what has not passed. Liger's kernels are tried where they can be had.
+# Run again it goes on with what has not passed. Kernels of other packages are tried where they can be had as wheels.
 gpu: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet "liger-kernel >= 0.8" || echo "Without liger-kernel."
+	for package in "liger-kernel >= 0.8" "flash-attn-4 >= 4.0.0b30"; do \
+		$(VENV)/bin/python -m pip install --quiet --only-binary :all: -c $(VENV)/constraints.txt "$$package" \
+			|| echo "Without $$package."; \
+	done
 	$(VENV)/bin/python tests/benchmarks/gpu.py $(GPU_OPTIONS)
 
 style: $(VENV)/installed

@@ -3,7 +3,8 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
@@ -37,6 +38,24 @@ def use_liger_kernels(language_model: PreTrainedModel, settings: dict | None) ->
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise ValueError(f"Liger has no kernels for a language model of type {kind!r}: leave `use_liger_kernel` out.")
     apply_liger_kernel(language_model, {**settings, **dict.fromkeys(LIGER_LOSSES, False)})
+
+
+def let_flex_attention_autocast() -> None:
+    """Make `flex_attention` cast what it gets, as sdpa and flash attention do under autocast.
+
+    Rotations leave queries and keys in float32 beside values in bfloat16, and torch's kernel refuses such a mixture.
+    """
+    AttentionInterface.register("flex_attention", autocast_flex_attention)
+
+
+def autocast_flex_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As transformers' `flex_attention_forward`; query, key and value in the dtype of autocast where that is on."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (one.to(torch.get_autocast_dtype(device)) for one in (query, key, value))
+    return flex_attention_forward(module, query, key, value, *args, **kwargs)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from .broken_rows import BrokenRows
 from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
 from .dev_loss import DevSums, dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
-from .kernels import COMPILED_VARIANTS, use_liger_kernels
+from .kernels import COMPILED_VARIANTS, let_flex_attention_autocast, use_liger_kernels
 from .lora import without_lora
 from .losses import StepStatistics
 from .stopping import StopCallback
@@ -87,6 +87,8 @@ class PARTTrainer(Trainer):
         if args.use_liger_kernel:
             use_liger_kernels(model.model.language_model, args.liger_kernel_config)
             args.use_liger_kernel = False  # done: `Trainer` would look for kernels of the whole model's type
+        if model.config._attn_implementation == "flex_attention":
+            let_flex_attention_autocast()
         self._filters_losses = args.logging_nan_inf_filter
         args.logging_nan_inf_filter = False  # done by `training_step`: `Trainer` waits for each loss to look at it
         if args.torch_compile:

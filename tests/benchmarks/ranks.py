@@ -373,28 +373,25 @@ def run_step(size: str, tuning: str, wrapper: str, checkpointing: bool, task: st
 
 def run_cases(cases: list[dict], rank: int, is_fake: bool):
     """What a child process does: the figures of each case as a line of JSON."""
-    for case in cases:
-        run_one(case, rank, is_fake)
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
-
-
-def run_one(case: dict, rank: int, is_fake: bool):
-    """A case from the process group to its end."""
-    settings = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "FSDP_VERSION": "2"}
-    settings |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
-    settings |= {"FSDP_ACTIVATION_CHECKPOINTING": str(case["wrapper"] == "fsdp2" and case["checkpointing"]).lower()}
-    os.environ |= settings | {"ACCELERATE_USE_FSDP": str(case["wrapper"] == "fsdp2").lower()}
+    world = cases[0]["world"]
     if is_fake:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % 8), "WORLD_SIZE": str(case["world"])}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % 8), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # nobody listens
-        dist.init_process_group("fake", rank=rank, world_size=case["world"], store=FakeStore())
+        dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     else:
         dist.init_process_group("gloo")
-    result = run_step(**{name: value for name, value in case.items() if name != "world"}, is_fake=is_fake)
-    assert result["world"] == case["world"]
-    if dist.get_rank() == (rank if is_fake else 0):
-        print(MARK + json.dumps(result), flush=True)
+    for case in cases:
+        settings = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "FSDP_VERSION": "2"}
+        settings |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+        is_sharded = case["wrapper"] == "fsdp2"
+        settings |= {"FSDP_ACTIVATION_CHECKPOINTING": str(is_sharded and case["checkpointing"]).lower()}
+        os.environ |= settings | {"ACCELERATE_USE_FSDP": str(is_sharded).lower()}
+        result = run_step(**{name: value for name, value in case.items() if name != "world"}, is_fake=is_fake)
+        assert result["world"] == case["world"] == world
+        if dist.get_rank() == (rank if is_fake else 0):
+            print(MARK + json.dumps(result), flush=True)
+        for state in (AcceleratorState, PartialState, GradientState):  # the next is wrapped otherwise
+            state._reset_state()
     dist.destroy_process_group()
 
 

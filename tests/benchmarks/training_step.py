@@ -26,7 +26,7 @@ from modeling_part.configuration_part import convolved_length
 from modeling_part.layout_part import batch_layout
 from modeling_part.recipes.stages import BUILT_IN_STAGES, build_plan
 from modeling_part.training.freezing import LanguageModelGate, cast_frozen, parameters_per_part, set_trainable
-from modeling_part.training.kernels import use_liger_kernels
+from modeling_part.training.kernels import let_flex_attention_autocast, use_liger_kernels
 from modeling_part.training.lora import add_lora
 
 
@@ -170,6 +170,8 @@ def measure(variant: Variant, arguments) -> dict:
             model.to(device)
     names = set_trainable(stage, model)
     cast_frozen(model, torch.bfloat16)
+    if variant.attention == "flex_attention":
+        let_flex_attention_autocast()
     if variant.liger:
         use_liger_kernels(model.model.language_model, None)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -178,7 +180,7 @@ def measure(variant: Variant, arguments) -> dict:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     inputs, opens = batch(model, variant, arguments), gate.set_task(variant.task)
     forward = torch.compile(model) if variant.compiled else model
-    options = {"padding_free": variant.padding_free, "loss_chunk_size": variant.loss_chunk_size}
+    options = {"padding_free": variant.padding_free, "loss_chunk_size": variant.loss_chunk_size, "use_cache": False}
     labels = inputs.pop("labels") if variant.all_logits else None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -9,11 +9,17 @@ import pytest
 import tiny
 import tiny_training
 import torch
+from accelerate.utils import send_to_device
 from tiny import REPOSITORY
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_4_available
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq
+from modeling_part.configuration_part import convolved_length
+from modeling_part.layout_part import batch_layout
 from modeling_part.recipes.stages import BUILT_IN_STAGES
 from modeling_part.training.freezing import LanguageModelGate, set_trainable
+from modeling_part.training.kernels import let_flex_attention_autocast
 
 
 pytestmark = [
@@ -31,7 +37,8 @@ def recipe(tmp_path, tiny_parts):
     stages = [{"name": name, "max_steps": 2} for name in BUILT_IN_STAGES]
     stages[-1] |= {"max_steps": 6, "learning_rates": tiny_training.JOINT}
     saving = {"save_strategy": "steps", "save_steps": 1}
-    return tiny_training.write_recipe(tmp_path, tiny_parts, corpus, stages=stages, use_cpu=None, bf16=True, **saving)
+    settings = {"use_cpu": None, "bf16": True, "dataloader_pin_memory": None, "dataloader_num_workers": 2}
+    return tiny_training.write_recipe(tmp_path, tiny_parts, corpus, stages=stages, **settings, **saving)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +114,46 @@ def test_ligers_kernels_train_the_same_weights(tmp_path):
     assert "Liger" in trainer.model.model.language_model.norm.forward.__qualname__
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2", "flash_attention_4"])
+def test_kernels_of_attention_agree(attention, padding_free):
+    """Under autocast, on rows of unequal lengths: the loss and the gradients' norm of sdpa, as far as bfloat16 tells."""
+    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_4": is_flash_attn_4_available}
+    if attention in available and not available[attention]():
+        pytest.skip(f"{attention} is not installed")
+    let_flex_attention_autocast()
+    text = tiny.tiny_text_config(hidden_size=128, num_attention_heads=2, num_key_value_heads=1)
+    audio = tiny.tiny_audio_config(d_model=128, encoder_attention_heads=2)
+    config = PARTConfig(
+        audio_config=audio,
+        text_config=text,
+        audio_token_id=258,
+        adapter_hidden_size=128,
+        adapter_num_attention_heads=2,
+    )
+    torch.manual_seed(0)
+    model = PARTForSpeechSeq2Seq(config).to("cuda").train()
+    steps = torch.tensor([300, 180, 77])
+    audio_tokens = convolved_length(steps, config.audio_token_convolutions)
+    ids, labels = torch.randint(0, 250, (3, 100)), torch.full((3, 100), -100)
+    mask = (torch.arange(100) < (audio_tokens + 30)[:, None]).long()
+    for row, count in enumerate(audio_tokens.tolist()):
+        ids[row, :count] = config.audio_token_id
+        labels[row, count + 10 : count + 30] = ids[row, count + 10 : count + 30]
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch["input_features"] = torch.randn(3, audio.num_mel_bins, 300)
+    batch["input_features_mask"] = (torch.arange(300) < steps[:, None]).long()
+    batch["layout"] = batch_layout(batch, config.audio_token_id)
+    batch = send_to_device(batch, "cuda")
+    found = []
+    for implementation in ("sdpa", attention):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**batch, padding_free=padding_free, use_cache=False).loss
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]  # fixed positions have none
+        found.append((loss.item(), torch.nn.utils.get_total_norm(gradients).item()))
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
