@@ -3,7 +3,8 @@
 
 Self-speculative decoding (arXiv 2603.11243; Leviathan et al. 2023): one forward pass of the language model over a draft
 says which of its tokens greedy decoding would have written. transformers' assisted generation does that; the alignment
-head stands where its assistant model would.
+head stands where its assistant model would. So does its relaxed acceptance (`assistant_ensemble_weight`): it weighs the
+language model's probabilities with those of the draft, which is certain of its tokens.
 """
 
 from typing import NamedTuple
@@ -24,9 +25,10 @@ class Draft(NamedTuple):
     tokens: list[int]
     config: PreTrainedConfig  # the model's own: its vocabulary is the draft's
 
-    def candidate_generator(self, prompt_length: int, limit: int) -> "DraftCandidates":
+    def candidate_generator(self, prompt_length: int, limit: int, relaxed: bool = False) -> "DraftCandidates":
         """What proposes its tokens, after a prompt, for sequences of up to `limit` tokens."""
-        return DraftCandidates(self.tokens, prompt_length, limit)
+        vocabulary = self.config.get_text_config().vocab_size if relaxed else None
+        return DraftCandidates(self.tokens, prompt_length, limit, vocabulary)
 
 
 class PlaceInDraft:
@@ -74,14 +76,18 @@ class DraftCandidates(CandidateGenerator):
         draft: tokens.
         prompt_length: of the prompt before the text.
         limit: no sequence may become longer.
+        vocabulary: for relaxed acceptance: how many tokens the language model scores.
     """
 
-    def __init__(self, draft: list[int], prompt_length: int, limit: int) -> None:
+    def __init__(self, draft: list[int], prompt_length: int, limit: int, vocabulary: int | None = None) -> None:
         self.reached, self.limit, self.seen = PlaceInDraft(draft), limit, prompt_length
+        self.vocabulary = vocabulary
         self.size, self.proposed = FIRST_SIZE, 0
 
-    def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, None]:
-        """`(1, L)` written so far -> `(1, L + proposed)`."""
+    def get_candidates(
+        self, input_ids: torch.LongTensor, **kwargs
+    ) -> tuple[torch.LongTensor, torch.FloatTensor | None]:
+        """`(1, L)` written so far -> `(1, L + proposed)`, and with a vocabulary log-probabilities of the proposed tokens."""
         for token in input_ids[0, self.seen :].tolist():
             self.reached.follow(token)
             if self.reached.agrees and not self.size:
@@ -90,7 +96,12 @@ class DraftCandidates(CandidateGenerator):
         room = max(0, self.limit - self.seen - 1)  # the model adds one of its own
         proposal = self.reached.draft[self.reached.place :][: min(self.size, room)]
         self.proposed = len(proposal)
-        return torch.cat([input_ids, torch.from_numpy(proposal[None]).to(input_ids.device)], -1), None
+        tokens = torch.from_numpy(proposal[None]).to(input_ids.device)
+        sure = None
+        if self.vocabulary is not None:
+            sure = torch.full((1, self.proposed, self.vocabulary), float("-inf"), device=input_ids.device)
+            sure.scatter_(2, tokens[..., None], 0.0)
+        return torch.cat([input_ids, tokens], -1), sure
 
     def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
         """Longer proposals after one that was right, shorter ones after one that was not."""

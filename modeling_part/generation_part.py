@@ -30,6 +30,8 @@ class AudioGenerationMixin(GenerationMixin):
                 a cache of its own; everything else is decoded as without, and so is a model without the head. A batch is
                 taken apart on a CPU, where rows that share a step save little, and left as it is on accelerators. There a
                 draft must be mostly right to gain anything; alone it costs next to nothing. A translation gains nothing.
+                With `assistant_ensemble_weight` w, transformers' own, a token of the draft is accepted as well where its
+                probability is less than (1 - w) / w below the best one's: fewer steps, and another text.
         """
         if ctc_draft and (rows := self._generate_apart(*args, **kwargs)) is not None:
             return rows
@@ -124,7 +126,9 @@ class AudioGenerationMixin(GenerationMixin):
                 generation_config, input_ids, *args, assistant_model=assistant_model, **kwargs
             )
         limit = min(generation_config.max_length, self.model.position_limit or generation_config.max_length)
-        return assistant_model.candidate_generator(input_ids.shape[1], limit)
+        # Older transformers have no such setting, and refuse it in `generate`.
+        relaxed = getattr(generation_config, "assistant_ensemble_weight", None) is not None
+        return assistant_model.candidate_generator(input_ids.shape[1], limit, relaxed)
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,

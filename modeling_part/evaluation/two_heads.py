@@ -34,12 +34,22 @@ def disagreement(row: Mapping, *, simplify_chinese: bool = False) -> float | Non
     return counts.errors / max(counts.reference_units, 1)
 
 
+def most_differing(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> list[Mapping]:
+    """The transcripts on which the two heads differ most, of annotated predictions: where wrong labels are found.
+
+    Of several that differ as much, those that are further from their reference come first.
+    """
+    differing = (row for row in rows if row.get("disagreement"))
+    order = ("corpus", "id", "source_lang")  # whatever order the rows come in
+    return sorted(
+        differing, key=lambda row: (-row["disagreement"], -row["error_rate"], *(row[name] for name in order))
+    )[:most]
+
+
 def disagreements(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> list[dict]:
-    """The transcripts on which the two heads differ most, of annotated predictions: where wrong labels are found."""
-    differing = [row for row in rows if row.get("disagreement")]
-    differing.sort(key=lambda row: (-row["disagreement"], -row["error_rate"], row["id"]))
+    """What `report.json` says of them, see [`most_differing`]."""
     fields = ("id", "corpus", "source_lang", "disagreement", "error_rate", "reference", "hypothesis", "ctc_hypothesis")
-    return [{field: row[field] for field in fields} for row in differing[:most]]
+    return [{field: row[field] for field in fields} for row in most_differing(rows, most)]
 
 
 def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:
@@ -71,4 +81,4 @@ def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:
     return found
 
 
-__all__ = ["calibration", "disagreement", "disagreements"]
+__all__ = ["calibration", "disagreement", "disagreements", "most_differing"]

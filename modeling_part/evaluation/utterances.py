@@ -19,9 +19,10 @@ from ..data.rows import group_name
 from ..prompts_part import TEXT_TASKS
 from .normalization import counts_characters, scored_units
 from .scoring import prediction_key
+from .two_heads import most_differing
 
 
-DIFFERING, WORST, RANDOM = 20, 60, 60  # utterances shown of a stage
+WORST, RANDOM = 60, 60  # utterances shown of a stage, beside those on which the heads differ
 MOST_AUDIO = 13_000_000  # bytes of MP3 in a report: 17.4 MB as base64, so that the file stays below 20 MB
 CLIP_RATE = 16_000
 MOST_SUBSTITUTIONS = 25
@@ -77,10 +78,7 @@ def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int =
         for rank, row in enumerate(group)
         if row["error_rate"] > 0
     )
-    differing = sorted(
-        (row for row in rows if row.get("disagreement")), key=lambda row: (-row["disagreement"], prediction_key(row))
-    )
-    chosen = [(row, "heads differ") for row in differing[:DIFFERING]]
+    chosen = [(row, "heads differ") for row in most_differing(rows)]
     taken = {prediction_key(row) for row, _ in chosen}
     of_groups = [by_group[name][rank] for rank, _, name in ranks[:worst]]
     chosen += [(row, "worst") for row in of_groups if prediction_key(row) not in taken]

@@ -47,6 +47,20 @@ def test_transcripts_on_which_the_heads_differ_come_first():
     assert "disagreement" not in failed[0]
 
 
+def test_the_report_and_the_page_order_them_alike():
+    """Of several that differ as much, those that are further from their reference come first, then by id."""
+    rows = [
+        prediction(0, "one two three four", "one two three", reference="one two three four"),
+        prediction(1, "one two three four", "one two three", reference="nine"),
+        prediction(2, "one two three four", "one two three", reference="one two three five"),
+        prediction(3, "one two three four", "one two three", reference="one two three six"),
+    ]
+    expected = ["1", "2", "3", "0"]
+    assert [row["id"] for row in score(rows, bootstrap_samples=10)["disagreements"]] == expected
+    for given in (rows, rows[::-1]):
+        assert [row["id"] for row, kind in choose_utterances(annotate(given)) if kind == "heads differ"] == expected
+
+
 def test_the_report_names_them_before_everything_but_its_figures(tmp_path):
     write_report(score(ROWS, bootstrap_samples=10), tmp_path)
     text = (tmp_path / "report.md").read_text()

@@ -161,6 +161,31 @@ def test_the_head_s_own_draft_changes_nothing_and_the_encoder_runs_once(model_an
         assert torch.equal(given, expected) and encoded == 1
 
 
+def test_relaxed_acceptance_takes_what_is_probable_enough(model_and_processor, clips, monkeypatch):
+    model, processor = model_and_processor
+    inputs = processor(clips[0])
+    length = inputs["input_ids"].shape[1]
+    greedy = model.generate(**inputs, max_new_tokens=12, output_logits=True, return_dict_in_generate=True)
+    text = greedy.sequences[0, length:].tolist()
+    likely, other = greedy.logits[3][0].softmax(-1).topk(2).values.tolist()
+    draft = [*text[:3], greedy.logits[3][0].topk(2).indices[1].item()]
+    write_draft(monkeypatch, model, draft)
+    margin = likely - other
+    settings = {**inputs, "max_new_tokens": 12, "ctc_draft": True}
+    exact = model.generate(**settings, assistant_ensemble_weight=1 / (1 + 0.9 * margin))
+    assert exact[0, length:].tolist() == text
+    relaxed = model.generate(**settings, assistant_ensemble_weight=1 / (1 + 1.1 * margin))[0, length:].tolist()
+    assert relaxed[:4] == draft
+    # What is behind the accepted token is the language model's own continuation of it.
+    so_far = {**inputs, "input_ids": torch.cat([inputs["input_ids"], torch.tensor([draft])], -1)}
+    so_far["attention_mask"] = torch.ones_like(so_far["input_ids"])
+    assert relaxed[4:] == model.generate(**so_far, max_new_tokens=8)[0, length + 4 :].tolist()
+    pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=12, device="cpu")
+    weight = {"assistant_ensemble_weight": 1 / (1 + 1.1 * margin)}
+    expected = processor.batch_decode([relaxed], skip_special_tokens=True)[0].strip()
+    assert pipe(clips[0], ctc_draft=True, generate_kwargs=weight)["text"] == expected
+
+
 @pytest.mark.parametrize(
     "options",
     [
