@@ -88,22 +88,28 @@ def row_tokens(
     if folder is None:
         return _counted(dataset, processor, with_transcripts)
     with PartialState().main_process_first():
-        path = (
-            folder
-            / f"tokens-{_key(digest or fingerprint(dataset), processor)}{'-transcripts' if with_transcripts else ''}.npz"
-        )
-        if path.is_file():
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    return RowTokens(**arrays)
-            except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                logger.warning("%s is damaged (%s): the tokens are counted again", path, error)
+        name = f"tokens-{_key(digest or fingerprint(dataset), processor)}"
+        whole = folder / f"{name}-transcripts.npz"
+        path = whole if with_transcripts else folder / f"{name}.npz"
+        for one in dict.fromkeys((whole, path)):  # with transcripts, all is there that is asked for without
+            if one.is_file() and (kept := _read(one)) is not None:
+                return kept if with_transcripts else RowTokens(kept.answers)
         found = _counted(dataset, processor, with_transcripts)
         arrays = {name: array for name, array in vars(found).items() if array is not None}
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
         np.savez(partial, **arrays)
         partial.replace(path)
     return found
+
+
+def _read(path: Path) -> RowTokens | None:
+    """What is kept; None where the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return RowTokens(**arrays)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("%s is damaged (%s): the tokens are counted again", path, error)
+    return None
 
 
 def _key(digest: str, processor: PARTProcessor) -> str:

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 from torch import nn
 
 from ..data.augmentation import build_augmentation
@@ -20,6 +22,8 @@ from ..recipes.arguments import Recipe
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import datasets
 
 
@@ -80,9 +84,11 @@ class RowLengths:
     ) -> None:
         self.dataset, self.processor, self.new_tokens = dataset, processor, new_tokens
         self.audio = self._audio_tokens(durations)
-        groups = list(zip(*(dataset[name] for name in GROUP), strict=True))
-        prompts = {group: self._prompt(groups.index(group)) for group in set(groups)}
-        self.prompts = np.array([prompts[group] for group in groups])
+        self.is_text = _is_text(dataset)
+        groups = _column(dataset, pyarrow.compute.binary_join_element_wise, GROUP, "\t").dictionary_encode()
+        codes = groups.indices.to_numpy(zero_copy_only=False)
+        _, first = np.unique(codes, return_index=True)
+        self.prompts = np.array([self._prompt(int(index)) for index in first], dtype=int)[codes]
 
     def longest_above(self, limit: int, multiple: int) -> tuple[int | None, int]:
         """The longest row and its positions, padded to a multiple, if there is one above a limit; else None."""
@@ -98,17 +104,13 @@ class RowLengths:
 
     def _source_share(self, candidates: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """What is in the prompt of a text task; nothing of it for a speech task."""
-        is_text = np.array([task in TEXT_TASKS for task in self.dataset.select(candidates)["task"]])
-        return np.where(is_text, tokens, 0)
+        return np.where(self.is_text[candidates], tokens, 0)
 
     def _text_bytes(self) -> np.ndarray:
-        pairs = zip(self.dataset["task"], self.dataset["text"], self.dataset["source_text"], strict=True)
-        return np.array(
-            [
-                len(f"{text or ''}{(source or '') if task in TEXT_TASKS else ''}".encode())
-                for task, text, source in pairs
-            ]
+        text, source = (
+            _numbers(_column(self.dataset, pyarrow.compute.binary_length, [name])) for name in ("text", "source_text")
         )
+        return (text + np.where(self.is_text, source, 0)).astype(int)
 
     def _prompt(self, index: int) -> int:
         """Positions of a row's prompt without audio and text."""
@@ -132,10 +134,29 @@ class RowLengths:
         return np.array([self.processor.num_audio_tokens(int(one)) if one else 0 for one in different])[places]
 
 
+def _column(
+    dataset: datasets.Dataset, function: Callable[..., pyarrow.ChunkedArray], names: list[str], *arguments: object
+) -> pyarrow.Array:
+    """`(rows,)`: a function of Arrow over columns of all rows, never row by row."""
+    table = dataset.select_columns(names).with_format("arrow")[:]
+    result = function(*(table[name] for name in names), *arguments)
+    return result.combine_chunks() if isinstance(result, pyarrow.ChunkedArray) else result
+
+
+def _numbers(values: pyarrow.Array) -> np.ndarray:
+    """`(rows,)` float64, 0 where there is none."""
+    return np.nan_to_num(values.to_numpy(zero_copy_only=False).astype(np.float64))
+
+
+def _is_text(dataset: datasets.Dataset) -> np.ndarray:
+    """`(rows,)` bool, the rows of text tasks."""
+    values = pyarrow.array(TEXT_TASKS)
+    return _column(dataset, lambda task: pyarrow.compute.is_in(task, values), ["task"]).to_numpy(zero_copy_only=False)
+
+
 def _durations(dataset: datasets.Dataset, recipe: Recipe | None) -> np.ndarray:
     """`(rows,)` seconds, those of the slowest speed where training changes it."""
-    pairs = zip(dataset["task"], dataset["duration"], strict=True)
-    seconds = np.array([0.0 if task in TEXT_TASKS else value or 0.0 for task, value in pairs])
+    seconds = np.where(_is_text(dataset), 0.0, _numbers(_column(dataset, lambda column: column, ["duration"])))
     augmentation = None if recipe is None else build_augmentation(recipe.data.augmentation)
     if augmentation is not None and augmentation.speeds:
         slower = seconds / min(1.0, *augmentation.speeds)
