@@ -151,6 +151,8 @@ def transcribe(options: argparse.Namespace) -> None:
     settings = {"task": task, "source_lang": code_of(options.language), "target_lang": target}
     if options.output_format and task == "asr" and pipe.model.alignment_head is not None:
         settings["return_timestamps"] = "word"
+    if options.voice_activity:
+        settings["voice_activity"] = True
     formats = list(FORMATS) if "all" in options.output_format else options.output_format
     settings |= {"formats": formats, "folder": options.output_dir, "batch_size": options.batch_size}
     failed = transcribe_files(pipe, files, overwrite=options.overwrite, **settings)
@@ -329,6 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--output_format", nargs="+", choices=formats, default=[], help="write files; print without it")
     verb.add_argument("--output_dir", type=Path, help="for these files; beside each recording by default")
     verb.add_argument("--overwrite", action="store_true", help="also recordings whose files are there already")
+    verb.add_argument("--voice_activity", action="store_true", help="leave out what is no speech (extra `vad`)")
     verb.add_argument("--batch_size", type=int, default=1, help="windows decoded at once (default 1)")
     verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")
     _add_evaluation(verbs)

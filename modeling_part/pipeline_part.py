@@ -24,6 +24,7 @@ from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
 from .prompts_part import TEXT_TASKS, code_of, task_of
 from .repetition_part import cut_loops
+from .voice_activity_part import speech_windows
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
 from .word_times_part import word_chunks, word_times
 
@@ -34,7 +35,7 @@ CUSTOM_PIPELINES = {
 }
 # What each of a list of inputs may have its own of.
 OF_A_ROW = ("task", "source_lang", "target_lang", "prompt", "context")
-OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s")
+OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s", "voice_activity")
 OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence", "languages")
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
 
@@ -76,6 +77,8 @@ class PARTPipeline(ChunkPipeline):
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
+        voice_activity: cut where nothing is said, by Silero VAD (extra `vad`): silence gives no text, and windows are of
+            speech alone and do not overlap.
         return_timestamps: `"word"` gives the times of words, as Whisper's pipeline does (of characters in scripts without
             spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
         return_confidence: also `"confidence"` of the text and of each chunk, 0 to 1: `{"language_model", "ctc", "product"}`,
@@ -183,6 +186,8 @@ class PARTPipeline(ChunkPipeline):
             raise ValueError(f"`max_new_tokens` is {most!r}; give a whole number of tokens.")
         if listed := [name for name in OF_A_ROW if isinstance(preprocess[name], (list, tuple))]:
             raise ValueError(f"{listed} are lists: those are for a call with a list of inputs; give one value here.")
+        if not isinstance(options.get("voice_activity"), (bool, type(None))):
+            raise ValueError(f"`voice_activity` is {options['voice_activity']!r}; give True or False.")
         if return_timestamps not in (None, False, True, "word"):
             raise ValueError(
                 f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True) or words ('word')."
@@ -212,26 +217,34 @@ class PARTPipeline(ChunkPipeline):
         task: str = "asr",
         chunk_length_s: float | None = None,
         stride_length_s: float | tuple[float, float] | None = None,
+        voice_activity: bool = False,
         **options,
     ) -> Iterator[dict]:
         """One input -> its windows, one after the other."""
         if isinstance(inputs, _Row):
             inputs, own = inputs
             given = {"task": task, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, **options}
+            given["voice_activity"] = voice_activity
             yield from self.preprocess(inputs, **{**given, **own})
             return
         row = {"task": task, **options}
         if task in TEXT_TASKS:
-            yield {"row": {**row, "source_text": inputs}, "span": None, "is_last": True}
+            yield {"row": {**row, "source_text": inputs}, "span": None, "is_silent": False, "is_last": True}
             return
         waveform = self._waveform(inputs)
         rate = self.processor.sampling_rate
         window, overlap = self._window(chunk_length_s, stride_length_s)
-        spans = cut_windows(len(waveform), window, overlap)
+        spans = (
+            speech_windows(waveform, rate, window) if voice_activity else cut_windows(len(waveform), window, overlap)
+        )
+        # A recording in which nothing is said has one window all the same, whose text is left out.
+        is_silent = not spans
+        spans = spans or [(0, min(len(waveform), window))]
         for index, (start, end) in enumerate(spans):
             yield {
                 "row": {**row, "audio": waveform[start:end]},
                 "span": (start / rate, end / rate),
+                "is_silent": is_silent,
                 "is_last": index == len(spans) - 1,
             }
 
@@ -292,9 +305,9 @@ class PARTPipeline(ChunkPipeline):
         return_confidence: bool = False,
         languages: tuple[str, ...] = (),
     ) -> dict:
-        rows, spans, is_last = (model_inputs[name] for name in ("row", "span", "is_last"))
+        rows, spans, silent, is_last = (model_inputs[name] for name in ("row", "span", "is_silent", "is_last"))
         if isinstance(rows, dict):  # transformers collates nothing when batch_size is 1
-            rows, spans, is_last = [rows], [spans], [is_last]
+            rows, spans, silent, is_last = [rows], [spans], [silent], [is_last]
         columns = {name: [row.get(name) for row in rows] for name in {name: None for row in rows for name in row}}
         others = sorted({row["task"] for row in rows} - {"asr", "transcribe"})
         if with_words and others:
@@ -315,7 +328,8 @@ class PARTPipeline(ChunkPipeline):
             sequences = sequences.sequences
         answers, looped = cut_loops(sequences[:, inputs["input_ids"].shape[1] :].tolist(), self._end_ids())
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
-        outputs = {"text": [text.strip() for text in texts], "span": spans, "is_last": is_last, "looped": looped}
+        texts = ["" if nothing else text.strip() for text, nothing in zip(texts, silent, strict=True)]
+        outputs = {"text": texts, "span": spans, "is_last": is_last, "looped": looped}
         if with_words or return_confidence:
             tasks = [row["task"] for row in rows]
             aligned = align_answers(self.model, self.processor, inputs, outputs["text"], tasks)

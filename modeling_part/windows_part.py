@@ -43,7 +43,7 @@ def overlap_share(spans: list[tuple[float, float]]) -> float:
     if len(spans) < 2:
         return 0.0
     (_, end), (start, stop) = spans[0], spans[1]
-    return (end - start) / (stop - start)
+    return max(0.0, end - start) / (stop - start)  # 0 where they are apart, with silence between
 
 
 def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:

@@ -148,6 +148,8 @@ class TestImports:
             "soundfile",
             "soxr",
             "av",
+            "onnxruntime",
+            "silero_vad",
         }
 
     @pytest.mark.parametrize("module", sorted(HUB))

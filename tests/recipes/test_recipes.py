@@ -105,6 +105,14 @@ class TestEveryRecipe:
             for key, value in (entries[stage] or {}).items():
                 assert key == "epochs" or getattr(stages[stage], key) != value
 
+    def test_parts_of_a_corpus_with_weights_of_their_own_have_names(self, name, on_any_machine, tmp_path, monkeypatch):
+        """Rows are weighed by the name of their corpus, which is the file's for both parts of a file."""
+        monkeypatch.chdir(tmp_path)
+        weights: dict[tuple, set[float]] = {}
+        for spec in corpus_specs(parse_recipe([name]).data.train_data):
+            weights.setdefault((spec.reader, str(spec.path), spec.name), set()).add(spec.weight)
+        assert all(len(found) == 1 for found in weights.values())
+
     def test_no_local_path_leaves_the_project(self, name):
         text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
         assert "/home/" not in text and ": /" not in text and ".." not in text
