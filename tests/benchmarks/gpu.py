@@ -32,6 +32,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 LAST_LINES = 12
 GRACE_SECONDS = 20  # from the request to stop to the end
 PRETRAINED = ["--audio_model", "models/whisper-base", "--language_model", "models/SmolLM2-135M-Instruct"]
+COMPILED = ["part_sanm", "part_sanm_static", "part_sanm_compiled"]
 DIGITS = ["--train", "600", "--dev", "8", "--test", "12"]
 
 
@@ -66,8 +67,7 @@ def benchmarks(folder: Path, device: str, tiny: bool, memory_gib: float) -> list
     step = [*common, "--rows", "2", "--seconds", "1", "--steps", "2"] if tiny else common
     decodings = ["part_sanm", "part_sanm_static"]
     if not tiny:
-        decodings += ["part_sanm_compiled", "part_whisper", "qwen3_asr", "fun_asr_nano", "granite_speech"]
-        decodings += ["qwen2_audio", "voxtral"]
+        decodings += ["part_whisper", "qwen3_asr", "fun_asr_nano", "granite_speech", "qwen2_audio", "voxtral"]
     # Batches that keep a GPU busy: with few rows these small models wait for Python, all equally. Transformers' classes
     # need 1 GiB for a row of 20 s at the large vocabulary.
     rows = 48 if memory_gib > 70 else 12
@@ -84,6 +84,9 @@ def benchmarks(folder: Path, device: str, tiny: bool, memory_gib: float) -> list
         benchmark("drafts", "decoding.py", folder, drafts, 2.0),
         benchmark("kernels", "training_step.py", folder, [*step, "--only", *others], 3.0),
         benchmark("compiled", "training_step.py", folder, [*step, "--only", "compiled"]),
+        benchmark(
+            "inference_compiled", "inference.py", folder, [*common, *few, "--seconds", "6", "--models", *COMPILED], 3.0
+        ),
     ]
 
 
