@@ -41,6 +41,7 @@ def check_report(report: object, name: str | Path = "report") -> dict:
     for key in ("simplify_chinese", "bleu_tokenizer"):
         if key not in settings:
             raise CheckpointError(f"{name}: 'settings' has no {key!r}; {FIX}.")
+    _check_two_heads(report, str(name))
     if "unnamed" in report:
         _check_part(report["unnamed"], f"{name}: 'unnamed'")
     for corpus, part in _mapping(report.get("corpora", {}), f"{name}: 'corpora'").items():
@@ -70,6 +71,32 @@ def _check_part(report: object, name: str) -> None:
         where = f"{name}: average {task!r}"
         _check_number(_mapping(average, where).get("groups"), f"{where}: 'groups'")
         _check_measures(average, where)
+
+
+def _check_two_heads(report: Mapping, name: str) -> None:
+    """What `two_heads.py` found, where there is an alignment head."""
+    rows = report.get("disagreements", [])
+    if not isinstance(rows, list):
+        raise CheckpointError(f"{name}: 'disagreements' is {_shown(rows)}, but must be a list; {FIX}.")
+    for row in rows:
+        row = _mapping(row, f"{name}: one of 'disagreements'")
+        for key in ("disagreement", "error_rate"):
+            _check_number(row.get(key), f"{name}: {key!r} of 'disagreements'")
+        for key in ("source_lang", "id", "reference", "hypothesis", "ctc_hypothesis"):
+            if not isinstance(row.get(key), str):
+                raise CheckpointError(
+                    f"{name}: {key!r} of 'disagreements' is {row.get(key)!r}, but must be text; {FIX}."
+                )
+    for kind, found in _mapping(report.get("calibration", {}), f"{name}: 'calibration'").items():
+        where = f"{name}: calibration {kind!r}"
+        found = _mapping(found, where)
+        for key in ("error", "utterances"):
+            _check_number(found.get(key), f"{where}: {key!r}")
+        if not isinstance(found.get("bins"), list):
+            raise CheckpointError(f"{where}: 'bins' is {_shown(found.get('bins'))}, but must be a list; {FIX}.")
+        for one in found["bins"]:
+            for key in ("confidence", "accuracy"):
+                _check_number(_mapping(one, f"{where}: a bin").get(key), f"{where}: {key!r} of a bin")
 
 
 def _check_measures(figures: Mapping, where: str) -> None:

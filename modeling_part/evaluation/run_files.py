@@ -113,6 +113,28 @@ def _read_predictions(path: Path) -> list[dict]:
     return rows
 
 
+def _read_alignments(path: Path) -> list[dict] | None:
+    """What `alignments.write_alignments` left; None where it left nothing."""
+    found = read_json_if_there(path)
+    for one in found if isinstance(found, list) else [] if found is None else [found]:
+        probabilities, tokens, places = (
+            one.get(key) if isinstance(one, dict) else None for key in ("probabilities", "tokens", "path")
+        )
+        is_whole = (
+            isinstance(tokens, list)
+            and isinstance(places, list)
+            and all(isinstance(text, str) for text in (*tokens, one.get("text"), one.get("language")))
+            and all(is_number(value) for value in (one.get("seconds"), *places))
+            and isinstance(probabilities, list)
+            and bool(probabilities)
+            and all(isinstance(row, list) and len(row) == len(tokens) + 1 for row in probabilities)
+            and all(is_number(value) for row in probabilities for value in row)
+        )
+        if not is_whole:
+            raise CheckpointError(f"{path} is no list of alignments; delete it to do without their pictures.")
+    return found
+
+
 def read_stage(folder: Path) -> dict:
     """All that the reports of a run and of a stage show of one stage.
 
@@ -161,7 +183,7 @@ def read_stage(folder: Path) -> dict:
         "report": read_report(folder / "report.json") if (folder / "report.json").exists() else None,
         "predictions": rows,
         "examples": choose_examples(rows),
-        "alignments": read_json_if_there(folder / ALIGNMENTS_FILE),
+        "alignments": _read_alignments(folder / ALIGNMENTS_FILE),
         "log_history": lines,
         "seconds": sum(seconds) if seconds else None,
         "steps": max((entry["step"] for entry in lines), default=0),

@@ -15,6 +15,7 @@ from PIL import Image
 from modeling_part.evaluation.failure_signs import failure_signs
 from modeling_part.evaluation.report_file import check_report
 from modeling_part.evaluation.reports import _report_markdown, write_report
+from modeling_part.evaluation.run_files import read_stage
 from modeling_part.evaluation.run_report import run_report, stage_rows
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
 from modeling_part.evaluation.tables import markdown_cell, markdown_table
@@ -321,3 +322,53 @@ def test_falling_bleu_counts_for_well_provided_directions_only():
 
 def test_markdown_cells_cannot_break_the_table():
     assert markdown_table(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |\n"
+
+
+FOUND = {
+    "disagreements": [{"disagreement": 0.5, "error_rate": 0.5, "source_lang": "en", "id": "a", "reference": "a",
+                       "hypothesis": "a", "ctc_hypothesis": "b"}],
+    "calibration": {"ctc": {"error": 0.1, "utterances": 3, "bins": [{"confidence": 0.5, "accuracy": 0.5, "utterances": 3}]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"disagreements": {}}, "'disagreements' is {}"),
+        ({"disagreements": [None]}, "one of 'disagreements' is missing"),
+        ({"disagreements": [{**FOUND["disagreements"][0], "id": 5}]}, "'id' of 'disagreements' is 5"),
+        ({"calibration": []}, r"'calibration' is \[\]"),
+        ({"calibration": {"ctc": {**FOUND["calibration"]["ctc"], "error": {}}}}, "calibration 'ctc': 'error' is {}"),
+        ({"calibration": {"ctc": {**FOUND["calibration"]["ctc"], "bins": None}}}, "'bins' is missing"),
+        (
+            {"calibration": {"ctc": {**FOUND["calibration"]["ctc"], "bins": [{"confidence": 1}]}}},
+            "'accuracy' of a bin is",
+        ),
+    ],
+)
+def test_what_the_two_heads_say_is_checked(change, told):
+    report = score(predictions(3), bootstrap_samples=50)
+    assert check_report({**report, **FOUND})
+    with pytest.raises(CheckpointError, match=f"{told}.*part score"):
+        check_report({**report, **FOUND, **change})
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"probabilities": []}, {"probabilities": [[0.5]]}, {"path": [None]}, {"seconds": "1"}, {"text": 5}]
+)
+def test_odd_alignments_are_named(tmp_path, change):
+    whole = {
+        "probabilities": [[0.5, 0.5]],
+        "tokens": ["a"],
+        "path": [0],
+        "seconds": 1.0,
+        "text": "a",
+        "language": "en",
+    }
+    write_stage(tmp_path, "joint", None, None, [1.0])
+    path = tmp_path / "joint" / "alignments.json"
+    path.write_text(json.dumps([whole]))
+    assert read_stage(tmp_path / "joint")["alignments"] == [whole]
+    path.write_text(json.dumps([{**whole, **change}] if change else {"a": 1}))
+    with pytest.raises(CheckpointError, match=r"alignments\.json is no list of alignments"):
+        read_stage(tmp_path / "joint")
