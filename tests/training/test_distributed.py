@@ -237,8 +237,8 @@ def test_fsdp2_keeps_the_gate_the_loss_and_exports_a_loadable_checkpoint(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_fsdp2_as_accelerate_wraps_it_trains_saves_and_resumes(tmp_path, tiny_parts, corpus):
-    """train_part.py with what fsdp2_bf16.yaml says; a stage that lost its end goes on and ends with the same weights."""
+def test_fsdp2_as_accelerate_wraps_it_trains_and_saves(tmp_path, tiny_parts, corpus):
+    """train_part.py with what fsdp2_bf16.yaml says: checkpoints on the way, and stages that load without it."""
     stages = [
         {"name": "adapter", "max_steps": 2},
         {"name": "encoder", "max_steps": 2},
@@ -248,19 +248,11 @@ def test_fsdp2_as_accelerate_wraps_it_trains_saves_and_resumes(tmp_path, tiny_pa
     recipe = tiny_training.write_recipe(tmp_path, tiny_parts, corpus, stages=stages, max_rows=2, **saving)
     config = tiny_training.CPU_CONFIG.parent / "fsdp2_bf16.yaml"
     worker = Path(tiny_training.__file__).parent / "fsdp_on_cpu.py"
-    joint, whole = tmp_path / "run" / "joint", tmp_path / "whole"
-    for options in ((), ("--resume", "true")):
-        command = tiny_training.torchrun_command(2, worker, str(config), str(recipe), *options)
-        result = tiny_training.execute(command, timeout=420)
-        assert result.returncode == 0, result.stdout[-3000:]
-        if not options:
-            joint.rename(whole)
-            joint.mkdir()
-            (whole / "checkpoint-2").rename(joint / "checkpoint-2")
-    weights = [load_file(folder / "model.safetensors") for folder in (whole, joint)]
-    assert not tiny_training.changed(*weights), "bit-equal to the uninterrupted stage"
+    result = tiny_training.execute(tiny_training.torchrun_command(2, worker, str(config), str(recipe)), timeout=800)
+    assert result.returncode == 0, result.stdout[-3000:]
     for name in ("adapter", "encoder", "joint"):
         model = PARTForSpeechSeq2Seq.from_pretrained(tmp_path / "run" / name)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
-    lines = json.loads((whole / "log_history.json").read_text())
+    assert (tmp_path / "run" / "joint" / "checkpoint-2" / "model.safetensors").is_file()
+    lines = json.loads((tmp_path / "run" / "joint" / "log_history.json").read_text())
     assert all(line["gate_open_share"] == 0.0 for line in lines if "asr_loss" in line and "loss" in line)
