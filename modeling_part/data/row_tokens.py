@@ -18,6 +18,7 @@ from accelerate import PartialState
 
 from ..processing_part import PARTProcessor
 from ..prompts_part import TEXT_TASKS
+from .rows import QUESTION
 from .stored_corpora import fingerprint
 from .text_pieces import TextTokens, text_tokens
 
@@ -36,7 +37,8 @@ class RowTokens:
     """Tokens of the texts of a dataset's rows.
 
     Attributes:
-        answers: `(rows,)` int32, of the answer with its end (and of the source sentence, for text tasks).
+        answers: `(rows,)` int32, of the answer with its end, of the source sentence of text tasks, and of the prompt and the
+            context that a row has of its own.
         transcripts: `(rows,)` int32, of what is said, and one more for each two neighbours that are the same token: the
             audio tokens that CTC needs. 0 where there is no transcript; None where they were not asked for.
         occurrences: `(vocabulary,)` int64, how often each token occurs in the transcripts.
@@ -58,9 +60,10 @@ def _scored_text(task: str, text: str, source_text: str | None) -> str:
 
 
 def count_row_tokens(row: dict, processor: PARTProcessor) -> int:
-    """Tokens of one row's answer with its end (and of its source sentence, for text tasks)."""
+    """Tokens of one row's answer with its end, of the source sentence of text tasks, and of its own prompt and context."""
     text = _scored_text(row["task"], row["text"], row["source_text"])
-    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+    question = " ".join(filter(None, map(row.get, QUESTION)))
+    return sum(len(processor.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in (text, question)) + 1
 
 
 def count_tokens(dataset: "datasets.Dataset", processor: PARTProcessor) -> np.ndarray:
@@ -123,7 +126,8 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-    columns = dataset.select_columns(COLUMNS).with_format("arrow")
+    names = [*COLUMNS, *(name for name in QUESTION if name in dataset.column_names)]
+    columns = dataset.select_columns(names).with_format("arrow")
 
     def of_batch(start: int) -> RowTokens:
         return _of_batch(columns[start : start + BATCH], processor, with_transcripts)
@@ -138,9 +142,9 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
 
 def _of_batch(batch: pyarrow.Table, processor: PARTProcessor, with_transcripts: bool) -> RowTokens:
     task, text, source = (batch[name].combine_chunks() for name in COLUMNS)
-    scored, rows = _scored_texts(task, text, source), len(batch)
+    scored, rows, asked = _scored_texts(task, text, source), len(batch), _question_lengths(batch, processor)
     if not with_transcripts:
-        return RowTokens(_with_end(text_tokens(scored, processor.tokenizer)))
+        return RowTokens(_with_end(text_tokens(scored, processor.tokenizer)) + asked)
     # What is said in the clips of translations, after the answers; of transcriptions, the answer is what is said.
     is_s2tt = pyarrow.compute.equal(task, "s2tt")
     both = pyarrow.concat_arrays([scored, source.filter(is_s2tt)])
@@ -150,7 +154,16 @@ def _of_batch(batch: pyarrow.Table, processor: PARTProcessor, with_transcripts: 
     needed[is_s2tt] = (found.lengths + found.repeats)[rows:]
     is_said = np.concatenate([is_asr, np.ones(len(both) - rows, dtype=bool)])
     occurrences = found.occurrences(is_said, len(processor.tokenizer))
-    return RowTokens(_with_end(found)[:rows], needed.astype(np.int32), occurrences)
+    return RowTokens(_with_end(found)[:rows] + asked, needed.astype(np.int32), occurrences)
+
+
+def _question_lengths(batch: pyarrow.Table, processor: PARTProcessor) -> np.ndarray:
+    """`(rows,)` int32, tokens of what rows are asked in words of their own."""
+    own = [batch[name].combine_chunks() for name in QUESTION if name in batch.column_names]
+    if all(column.null_count == len(column) for column in own):
+        return np.zeros(len(batch), dtype=np.int32)
+    joined = pyarrow.compute.coalesce(pyarrow.compute.binary_join_element_wise(*own, " "), *own)
+    return text_tokens(joined, processor.tokenizer).lengths.astype(np.int32)
 
 
 def _with_end(found: TextTokens) -> np.ndarray:

@@ -55,6 +55,7 @@ COLUMNS = (
     "prompt",
     "context",
 )
+QUESTION = ("prompt", "context")  # what a row is asked in words of its own
 EXAMPLES_PER_REASON = 5
 ROWS_BEFORE_JUDGEMENT = 1000  # a few broken rows at the start of a corpus or a run say nothing about their share
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?(-[A-Za-z0-9]{4,8})*")

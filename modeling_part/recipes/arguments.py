@@ -107,7 +107,9 @@ class DataArguments:
         default=None, metadata={"help": "Hand-raised languages or directions, such as {sv: 2.0, en-sv: 3.0}."}
     )
     max_audio_seconds: float = field(default=120.0, metadata={"help": "Padded seconds of audio in a batch."})
-    max_tokens: int = field(default=4096, metadata={"help": "Padded answer (and source text) tokens in a batch."})
+    max_tokens: int = field(
+        default=4096, metadata={"help": "Padded tokens of answers (source texts, own prompts, contexts) in a batch."}
+    )
     max_rows: int | None = field(default=None, metadata={"help": "Rows in a batch; none: the budgets decide."})
     pad_seconds_multiple: float = field(
         default=0.2, metadata={"help": "Audio is padded to multiples of so many seconds: few distinct shapes."}

@@ -10,8 +10,8 @@ median, in ms.
 A draft is timed in turns with ordinary decoding, clip by clip, encoder and prompt included: with the head's own draft,
 with one of tokens that the text does not hold, and in batches. A ratio is tokens per second over ordinary decoding's of
 the same clips; the texts must be the same. `--ensemble_weights 0.8 0.6` also accepts tokens of the draft that are less
-probable than the best one, and says at which error rate. With `--shape` the weights are random and so is the text: the right draft is
-what ordinary decoding has written.
+probable than the best one, and says at which error rate. With `--shape` the weights are random and so is the text: the
+right draft is what ordinary decoding has written.
 """
 
 import argparse

@@ -16,6 +16,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_part.data import row_tokens as module
 from modeling_part.data.row_tokens import count_row_tokens, row_tokens, transcript
+from modeling_part.data.rows import canonical_features
 from modeling_part.data.text_pieces import splits_at_spaces, text_tokens
 
 
@@ -44,6 +45,28 @@ def test_counts_are_those_of_each_row_alone(dataset, processor, monkeypatch):
     assert sum(one is None for one in said) > 0 and not all(found.transcripts == [len(one) for one in ids])
     occurrences = Counter(token for one in ids for token in one)
     assert {index: int(count) for index, count in enumerate(found.occurrences) if count} == occurrences
+
+
+def test_what_rows_are_asked_in_words_of_their_own_counts_against_the_budget(dataset, processor, tmp_path):
+    """A long list of names takes memory as an answer does; what is said stays what it is."""
+    own = [
+        {"context": "Anna Maria\nBerta", "prompt": "Write it down."},
+        {"context": "Cara"},
+        {"prompt": "Listen."},
+        {},
+    ]
+    rows = [{**row, "prompt": None, "context": None, **own[number % 4]} for number, row in enumerate(dataset)]
+    asked = type(dataset).from_list(rows, features=canonical_features())
+    plain, found = (row_tokens(one, processor, True, tmp_path) for one in (dataset, asked))
+    more = [
+        len(processor.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"])
+        for words in (["Write it down.", "Anna Maria\nBerta"], ["Cara"], ["Listen."], [])
+    ]
+    assert (found.answers - plain.answers).tolist() == [more[number % 4] for number in range(len(rows))]
+    assert found.answers.tolist() == [count_row_tokens(row, processor) for row in rows] and more[0] > more[1] > 0
+    assert np.array_equal(found.transcripts, plain.transcripts)
+    assert np.array_equal(found.occurrences, plain.occurrences)
+    assert row_tokens(asked, processor, False).answers.tolist() == found.answers.tolist()
 
 
 def test_what_is_counted_is_kept_for_these_rows_and_this_tokenizer(dataset, processor, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from ..records import column_value
 from ..rows import (
     COLUMNS,
     FOR_PEOPLE,
+    QUESTION,
     BrokenRowError,
     CorpusError,
     check_direction,
@@ -28,7 +29,6 @@ from ..rows import (
 
 REQUIRED = frozenset({"id", "task", "source_lang", "target_lang", "text"})  # when the record is completed
 NUMBERS = frozenset({"duration", "start", "end"})
-QUESTION = ("prompt", "context")
 KNOWN = frozenset({*COLUMNS, *FOR_PEOPLE})
 FIELDS = (*COLUMNS, "language", "translation")  # as they may stand in a file
 
