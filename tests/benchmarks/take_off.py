@@ -6,9 +6,9 @@ The encoder is frozen, and its frames are computed once; the adapter alone train
 variant, which changes one thing of the first: greedy CTC's word error rate and the alignment's nats per token on dev clips,
 nats per answer token of a language model that hears them, and the processor's seconds per step without the encoder.
 
-KL, which is no part of the package: the language model's answer to the audio is pulled towards its own answer to the transcript
-(BLSP-KD, arXiv 2405.19041; Ultravox's release recipe). That teacher's own nats stand in the first line: no student can be
-led further.
+KL here is no loss of the package (whose `kl` is of text tasks): the language model's answer to the audio is pulled towards its
+own answer to the transcript (BLSP-KD, arXiv 2405.19041; Ultravox's release recipe). That teacher's own nats stand in the
+first line: no student can be led further.
 """
 
 import argparse
