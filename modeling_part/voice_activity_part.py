@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .audio_part import resample
+from .windows_part import cut_windows
 
 
 DETECTOR_RATE = 16_000
@@ -65,6 +66,8 @@ def speech_windows(waveform: np.ndarray, sampling_rate: int, window: int) -> lis
 def join_stretches(stretches: Sequence[tuple[int, int]], window: int) -> list[tuple[int, int]]:
     """Neighbours together in one window as long as they fit, so that few windows have all the context there is.
 
+    One that does not fit alone is cut into equal parts.
+
     >>> join_stretches([(0, 10), (15, 30), (60, 80)], 40)
     [(0, 30), (60, 80)]
     """
@@ -73,7 +76,7 @@ def join_stretches(stretches: Sequence[tuple[int, int]], window: int) -> list[tu
         if windows and end - windows[-1][0] <= window:
             windows[-1] = (windows[-1][0], end)
         else:
-            windows.append((start, min(end, start + window)))
+            windows += [(start + first, start + last) for first, last in cut_windows(end - start, window, 0)]
     return windows
 
 

@@ -141,7 +141,7 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
 
 
 def _of_batch(batch: pyarrow.Table, processor: PARTProcessor, with_transcripts: bool) -> RowTokens:
-    task, text, source = (batch[name].combine_chunks() for name in COLUMNS)
+    task, text, source = (_strings(batch, name) for name in COLUMNS)
     scored, rows, asked = _scored_texts(task, text, source), len(batch), _question_lengths(batch, processor)
     if not with_transcripts:
         return RowTokens(_with_end(text_tokens(scored, processor.tokenizer)) + asked)
@@ -159,11 +159,16 @@ def _of_batch(batch: pyarrow.Table, processor: PARTProcessor, with_transcripts: 
 
 def _question_lengths(batch: pyarrow.Table, processor: PARTProcessor) -> np.ndarray:
     """`(rows,)` int32, tokens of what rows are asked in words of their own."""
-    own = [batch[name].combine_chunks() for name in QUESTION if name in batch.column_names]
+    own = [_strings(batch, name) for name in QUESTION if name in batch.column_names]
     if all(column.null_count == len(column) for column in own):
         return np.zeros(len(batch), dtype=np.int32)
     joined = pyarrow.compute.coalesce(pyarrow.compute.binary_join_element_wise(*own, " "), *own)
     return text_tokens(joined, processor.tokenizer).lengths.astype(np.int32)
+
+
+def _strings(batch: pyarrow.Table, name: str) -> pyarrow.Array:
+    """A column of texts; one that holds nothing at all may have no type."""
+    return batch[name].cast(pyarrow.string()).combine_chunks()
 
 
 def _with_end(found: TextTokens) -> np.ndarray:

@@ -27,6 +27,10 @@ def test_windows_hold_all_speech_in_order_and_are_no_longer_than_they_may_be(edg
     assert all(any(start <= one and other <= end for start, end in windows) for one, other in stretches)
 
 
+def test_speech_that_is_longer_than_a_window_is_cut_and_none_of_it_lost():
+    assert join_stretches([(0, 10), (20, 120)], 40) == [(0, 10), (20, 54), (54, 88), (86, 120)]
+
+
 @pytest.fixture(scope="module")
 def speech(shared_data):
     """Recorded words."""

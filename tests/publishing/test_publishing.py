@@ -338,7 +338,8 @@ def test_secrets_of_many_services_are_refused_in_every_text(checkpoint, service,
 def test_paths_in_a_tokenizer_are_refused_unless_they_are_words(checkpoint):
     path = checkpoint / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
-    tokenizer["model"]["vocab"]["/home/ada/models"] = 7
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["/home/ada/models"] = vocabulary.pop("%")  # one word more would move the ids of added tokens
     path.write_text(json.dumps(tokenizer))
     prepare(checkpoint, REPO)
     tokenizer["post_processor"] = {"made_from": "see /home/ada/models/x"}
