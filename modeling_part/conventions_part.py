@@ -12,7 +12,7 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs
 
 from .audio_part import load_audio
 from .features_part import FeatureProcessor
-from .prompts_part import PROMPT_MARK
+from .prompts_part import PROMPT_MARK, context_of
 from .templates_part import CHAT_OF_PARTS, freeze_clock
 
 
@@ -365,7 +365,7 @@ def contexts_of(keywords: str | list | None) -> list[str | None]:
         words = [] if words is None else as_list(words)
         if not all(isinstance(word, str) and word.strip() for word in words):
             raise ValueError(f"`keywords` hold {words!r}; give words, a list of words, or such a list for each clip.")
-        contexts.append(", ".join(" ".join(word.split()) for word in words) or None)
+        contexts.append(context_of(words))
     return contexts
 
 

@@ -223,8 +223,8 @@ class PARTPipeline(ChunkPipeline):
         """One input -> its windows, one after the other."""
         if isinstance(inputs, _Row):
             inputs, own = inputs
-            given = {"task": task, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s, **options}
-            given["voice_activity"] = voice_activity
+            given = {"task": task, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
+            given |= {"voice_activity": voice_activity, **options}
             yield from self.preprocess(inputs, **{**given, **own})
             return
         row = {"task": task, **options}

@@ -1,6 +1,9 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What the model is asked: tasks, instructions and the names of languages."""
 
+from collections.abc import Iterable
+
+
 TASKS = ("asr", "s2tt", "mt", "text")
 TEXT_TASKS = ("mt", "text")  # without audio
 
@@ -62,6 +65,11 @@ def task_of(word: str) -> str:
 def code_of(language: str | None) -> str | None:
     """A language's code, of the code or the English name (`English`, `french`); anything else as it is."""
     return _CODES.get(language.casefold(), language) if isinstance(language, str) else language
+
+
+def context_of(words: Iterable[str]) -> str | None:
+    """Words that may be said as one context, each on a line; None without words."""
+    return "\n".join(" ".join(word.split()) for word in words) or None
 
 
 PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered

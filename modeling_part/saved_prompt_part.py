@@ -32,7 +32,7 @@ def saved_with(settings: Mapping, tokenizer, prompt: list[int]) -> dict:
     return {
         "prompt": tokenizer.decode(prompt),
         "tokens": " ".join(map(str, prompt)),
-        "settings": {name: _checksum(value) for name, value in _flat(settings).items()},
+        "settings": _checksums(settings),
     }
 
 
@@ -54,9 +54,9 @@ def check_saved(record: object, now: Mapping, name: str, given: Mapping) -> None
         "Fetch the file again; to change it on purpose, load with the value as an argument, as in "
         "`PARTProcessor.from_pretrained(..., system_prompt=...)`, and `save_pretrained` what you have."
     )
-    if edited := [key for key, mark in record["settings"].items() if now["settings"].get(key) != mark]:
+    if edited := _differing(record["settings"], now["settings"]):
         raise ValueError(
-            f"processor_config.json of {name!r} was changed after it was saved: {', '.join(sorted(edited)[:5])}. The "
+            f"processor_config.json of {name!r} was changed after it was saved: {', '.join(edited[:5])}. The "
             f"model was trained with the settings that it was saved with. {fix}"
         )
     same = all(record.get(key) == now[key] for key in ("prompt", "tokens"))
@@ -69,23 +69,26 @@ def check_saved(record: object, now: Mapping, name: str, given: Mapping) -> None
 
 def edited_settings(settings: Mapping) -> list[str]:
     """Dotted names of what `processor_config.json` holds otherwise than it was saved; none where nothing was recorded."""
-    marks = (settings.get(RECORD) or {}).get("settings") or {}
-    flat = _flat(settings)
-    return sorted(key for key, mark in marks.items() if key not in flat or _checksum(flat[key]) != mark)
+    return _differing((settings.get(RECORD) or {}).get("settings") or {}, _checksums(settings))
 
 
-def _flat(settings: Mapping, prefix: str = "") -> dict:
-    """Settings by dotted names."""
+def by_dotted_names(settings: Mapping, prefix: str = "") -> dict:
+    """Settings without mappings inside: `{"a": {"b": 1}}` is `{"a.b": 1}`. A mapping without keys stays as it is."""
     flat = {}
     for key, value in settings.items():
-        if key in UNRECORDED:
-            continue
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= by_dotted_names(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _checksum(value: object) -> str:
-    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+def _differing(marks: Mapping, now: Mapping) -> list[str]:
+    return sorted(name for name, mark in marks.items() if now.get(name) != mark)
+
+
+def _checksums(settings: Mapping) -> dict[str, str]:
+    recorded = {
+        name: value for name, value in by_dotted_names(settings).items() if not set(name.split(".")) & set(UNRECORDED)
+    }
+    return {name: f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}" for name, value in recorded.items()}

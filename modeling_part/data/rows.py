@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..audio_part import AudioError, audio_seconds
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, context_of
 from .addresses import AddressError, fetched
 
 
@@ -206,7 +206,7 @@ def question_of(prompt: object, context: object) -> tuple[str | None, str | None
     if isinstance(context, (list, tuple)):
         if strange := [word for word in context if not isinstance(word, str) or not word.strip()]:
             raise BrokenRowError("'context' must be a text or a list of words", repr(strange[0]))
-        context = "\n".join(" ".join(word.split()) for word in context) or None
+        context = context_of(context)
     for name, value in (("prompt", prompt), ("context", context)):
         if value is not None and (not isinstance(value, str) or not value.strip()):
             raise BrokenRowError(f"{name!r} must be a text, or left out", repr(value))

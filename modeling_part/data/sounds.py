@@ -94,10 +94,9 @@ class SoundsOfRows:
         return {**batch, "audio": [self._resolved(audio) for audio in batch["audio"]]}
 
     def _resolved(self, audio: dict | None) -> dict | None:
-        path = (audio or {}).get("path") or ""
-        match = _REFERENCE.fullmatch(path)
+        match = _REFERENCE.fullmatch((audio or {}).get("path") or "")
         if match is None:
-            return from_address(audio) if is_address(path) else audio
+            return from_address(audio)
         if self._sounds is None:
             from datasets import Dataset
 
@@ -105,10 +104,15 @@ class SoundsOfRows:
         return {"path": None, "bytes": self._sounds[int(match[1])]["bytes"]}
 
 
-def from_address(audio: dict) -> dict:
-    """`audio` with the bytes at its address; where they cannot be had it stays, and the row turns out as broken."""
+def from_address(audio: dict | None) -> dict | None:
+    """`audio` of a row with the bytes at its address, if it has one and no bytes; other audio as it is.
+
+    Where they cannot be had it stays, too, and the row turns out as broken.
+    """
+    if audio is None or audio["bytes"] is not None or not is_address(audio["path"] or ""):
+        return audio
     try:
-        return {"path": None, "bytes": fetched(audio["path"])} if audio["bytes"] is None else audio
+        return {"path": None, "bytes": fetched(audio["path"])}
     except AddressError as error:
         logger.warning("%s", error)
         return audio

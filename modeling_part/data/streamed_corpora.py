@@ -9,7 +9,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .addresses import is_address
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
 from .readers.dataset import errors_of_dataset, features_of, local_folder, open_dataset
@@ -76,11 +75,6 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
     return stream.with_format(None)
 
 
-def has_address(row: dict) -> bool:
-    """Whether the sound of a canonical row is at an address."""
-    return is_address((row["audio"] or {}).get("path") or "")
-
-
 class StreamedRows:
     """Turns a table of a streamed dataset into a table of canonical rows, and counts the broken ones."""
 
@@ -104,7 +98,7 @@ class StreamedRows:
         if sum(self.report.broken.values()) > before:
             logger.warning("%s: broken rows so far: %s", self.spec.path, dict(self.report.broken))
         refuse_if_broken(self.spec, self.report, self.max_bad_fraction, at_least=ROWS_BEFORE_JUDGEMENT)
-        kept = [{**row, "audio": from_address(row["audio"])} if has_address(row) else row for row in kept]
+        kept = [{**row, "audio": from_address(row["audio"])} for row in kept]
         return pyarrow.Table.from_pylist(kept, schema=canonical_features().arrow_schema)
 
     def _look_for_languages(self, records: int, rows: list[dict]) -> None:

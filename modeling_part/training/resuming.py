@@ -18,6 +18,7 @@ from ..recipes.stage_files import check_files
 from ..recipes.stage_record import read_stage_json
 from ..recipes.stages import Stage
 from ..recipes.values import shortened
+from ..saved_prompt_part import by_dotted_names
 from .checkpoints import checkpoint_step
 
 
@@ -131,17 +132,10 @@ def _stretches(before: Mapping, record: Mapping, changes: Mapping[str, tuple], d
     return [*(one for one in earlier if one["first_step"] <= done), new]
 
 
-def _flat(record: Mapping, prefix: str = "") -> dict:
-    """A record by dotted names, as JSON would hold it."""
-    flat = {}
-    for key, value in (json.loads(json.dumps(record)) if not prefix else record).items():
-        if not prefix and key in UNCOMPARED:
-            continue
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _flat(record: Mapping) -> dict:
+    """What is compared of a record, by dotted names, as JSON would hold it."""
+    held = json.loads(json.dumps(record))
+    return by_dotted_names({key: value for key, value in held.items() if key not in UNCOMPARED})
 
 
 class NewSettings(TrainerCallback):
