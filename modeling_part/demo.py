@@ -7,14 +7,11 @@ Sound of phones and videos (m4a, mp4, webm) needs `pip install modeling-part[dem
 link, no analytics, no web fonts.
 """
 
-import html
-import logging
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,14 +19,14 @@ import gradio
 import numpy as np
 from transformers import StoppingCriteria, StoppingCriteriaList, pipeline
 
-from .audio_part import AudioError, audio_seconds, load_audio
+from .audio_part import audio_seconds, load_audio
 from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices
+from .demo_live import listen, microphone
+from .demo_messages import errors_shown, shown
 from .pipeline_part import PARTPipeline
-from .publishing.privacy import without_local_paths
 from .subtitles_part import FORMATS
 
 
-logger = logging.getLogger(__name__)
 MAX_MINUTES = 60.0  # of a recording: one visitor is served at a time
 LARGEST_FILE = "1gb"
 TRANSCRIBE, TRANSLATE, BOTH = "Transcribe", "Translate", "Both"
@@ -101,10 +98,10 @@ def answer(
         gradio.Error: why there is no text; shown on the page.
     """
     if audio is None:
-        raise _shown("Record something or choose a file first.")
+        raise shown("Record something or choose a file first.")
     stop = _Stop()
     try:
-        with _errors_shown():
+        with errors_shown():
             waveform = _decoded(pipe, audio, max_minutes)
             seconds = len(waveform) / pipe.processor.sampling_rate
             if float(np.abs(waveform).max(initial=0.0)) < SILENCE:
@@ -113,25 +110,6 @@ def answer(
             yield from _stream(pipe, waveform, task, source_lang, target_lang, stop)
     finally:
         stop.asked.set()
-
-
-@contextmanager
-def _errors_shown() -> Iterator[None]:
-    """What goes wrong becomes a message on the page, without paths of this machine.
-
-    A visitor's mistake is at most one line on the terminal; an error of ours leaves its traceback there.
-    """
-    try:
-        yield
-    except AudioError as error:
-        logger.warning("A recording could not be read: %s", error)
-        raise _shown(f"This file cannot be used: {error.reason}. WAV, FLAC, MP3 and Ogg always can.") from None
-    except ValueError as error:
-        raise _shown(without_local_paths(str(error), Path.cwd())) from None
-    except Exception as error:
-        logger.exception("A recording could not be answered")
-        message = without_local_paths(str(error), Path.cwd())
-        raise _shown(f"{type(error).__name__}: {message}" if message else type(error).__name__) from error
 
 
 def _decoded(pipe: PARTPipeline, audio: str, max_minutes: float) -> np.ndarray:
@@ -200,11 +178,6 @@ def to_lines(chunks: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _shown(message: str) -> gradio.Error:
-    """A message as the page shows it: gradio takes it for HTML. The terminal gets none of it."""
-    return gradio.Error(html.escape(message, quote=False), print_exception=False)
-
-
 def about(pipe: PARTPipeline, checkpoint: Checkpoint) -> str:
     """Which model answers, and where it runs."""
     model = pipe.model
@@ -234,10 +207,10 @@ def build_page(
     def answer_request(audio: str | None, task: str, source_lang: str, target_lang: str) -> Iterator[tuple]:
         for so_far in answer(pipe, audio, task, source_lang, target_lang, max_minutes):
             texts = so_far.texts.get("asr", ""), so_far.texts.get("s2tt", "")
-            yield *texts, so_far.status, to_srt(so_far.chunks), to_lines(so_far.chunks)
+            yield so_far.status, *texts, to_srt(so_far.chunks), to_lines(so_far.chunks)
 
     def take_other_file(file: str) -> tuple[int, np.ndarray]:
-        with _errors_shown():
+        with errors_shown():
             waveform = _decoded(pipe, file, max_minutes)
         return pipe.processor.sampling_rate, (32767 * waveform.clip(-1, 1)).astype(np.int16)
 
@@ -247,19 +220,22 @@ def build_page(
         gradio.Markdown(about(pipe, checkpoint), elem_id="about")
         with gradio.Row():
             with gradio.Column(min_width=300):
-                audio, other, task, source, target, go, stop, clear = _request_side(pipe, checkpoint)
+                audio, other, live, task, source, target, go, stop, clear = _request_side(pipe, checkpoint)
             with gradio.Column(min_width=300, elem_id="result"):
                 text, translation, status, times, lines, save_text, save_times = _answer_side()
         if examples:
             _add_examples(examples, audio, source, pipe)
-        outputs = [text, translation, status, times, lines]
+        outputs = [status, text, translation, times, lines]
         other.upload(take_other_file, other, audio)
         task.change(_on_task, task, [target, go, text, translation], show_progress="hidden")
         go.click(None, js=SHOW_RESULT)  # first: a listener waits for those before it
-        asked = go.click(answer_request, [audio, task, source, target], outputs, concurrency_limit=1)
-        stop.click(lambda: "Stopped.", None, status, cancels=[asked], show_progress="hidden")
+        asked = go.click(
+            answer_request, [audio, task, source, target], outputs, concurrency_id="model", concurrency_limit=1
+        )
+        running = [asked, listen(pipe, live, TASKS, [task, source, target], outputs, max_minutes)]
+        stop.click(lambda: "Stopped.", None, status, cancels=running, show_progress="hidden")
         clear.click(
-            lambda: (None, *[""] * len(outputs)), None, [audio, *outputs], cancels=[asked], show_progress="hidden"
+            lambda: (None, *[""] * len(outputs)), None, [audio, *outputs], cancels=running, show_progress="hidden"
         )
         both = "[text, translation].filter(Boolean).join('\\n\\n') + '\\n'"
         save_text.click(None, [text, translation, times], js=SAVE % (both, "speech.txt"))
@@ -278,6 +254,7 @@ def _request_side(pipe: PARTPipeline, checkpoint: Checkpoint) -> tuple:
     other = gradio.UploadButton(
         f"Video or phone recording ({', '.join(OTHER_FILES)})", file_types=OTHER_FILES, size="sm", elem_id="other"
     )
+    live = microphone()
     can_translate = bool(checkpoint.targets) or not checkpoint.languages
     tasks = list(TASKS) if can_translate else [TRANSCRIBE]
     task = gradio.Radio(tasks, value=TRANSCRIBE, label="Task", elem_id="task")
@@ -291,7 +268,7 @@ def _request_side(pipe: PARTPipeline, checkpoint: Checkpoint) -> tuple:
         go = gradio.Button(TRANSCRIBE, variant="primary", elem_id="go", min_width=90, scale=2)
         stop = gradio.Button("Stop", variant="stop", elem_id="stop", min_width=70)
         clear = gradio.Button("Clear", elem_id="clear", min_width=70)
-    return audio, other, task, source, target, go, stop, clear
+    return audio, other, live, task, source, target, go, stop, clear
 
 
 def _answer_side() -> tuple:

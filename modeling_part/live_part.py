@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .drafts_part import PlaceInDraft
+from .prompts_part import task_of
 from .windows_part import split_units, unit_key
 
 
@@ -28,11 +29,12 @@ def transcribe_live(
     """Transcribe audio while it is recorded.
 
     What has been transcribed for good is cut off once the rest is longer than `longest`, at the end of a word, where the
-    checkpoint has an alignment head that knows it; without one all is transcribed each time, in windows.
+    checkpoint has an alignment head that knows it; without one, and of translations, all is heard each time, in windows.
 
     Args:
         pipe: a `PARTPipeline`.
-        pieces: `(samples,)` at the encoder's rate, one after the other, of any length, as they come.
+        pieces: `(samples,)` at the encoder's rate, one after the other, of any length, as they come. To keep up with a
+            microphone where a transcript takes longer than `interval`, give all that has come since as one piece.
         interval: seconds of new audio from one transcript to the next.
         longest: seconds; two thirds of the encoder's window by default, or 20.
         options: of the pipeline, such as `source_lang`.
@@ -43,7 +45,7 @@ def transcribe_live(
     rate = pipe.processor.sampling_rate
     if longest is None:
         longest = getattr(pipe.processor.feature_extractor, "n_samples", 30 * rate) / rate * 2 / 3
-    has_times = pipe.model.alignment_head is not None
+    has_times = pipe.model.alignment_head is not None and task_of(options.get("task", "asr")) == "asr"
     heard = _Heard(pipe, {**options, "return_timestamps": "word"} if has_times else options, rate)
     for piece in pieces:
         heard.add(np.asarray(piece, dtype=np.float32))

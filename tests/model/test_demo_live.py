@@ -1,0 +1,120 @@
+"""The microphone of the web page: no sound is lost on its way, and the text grows while it comes."""
+
+import threading
+import time
+
+import gradio
+import numpy as np
+import pytest
+import soxr
+import tiny_training
+import torch
+from numpy.random import default_rng
+
+from modeling_part import PARTPipeline, demo_live
+from modeling_part.demo import TASKS, build_page
+from modeling_part.demo_checkpoint import Checkpoint
+from modeling_part.demo_live import Recording, follow
+
+
+RATE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(demo_live, "LATE", 0.05)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> PARTPipeline:
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    return PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=4, device="cpu")
+
+
+def spoken(seconds: float) -> np.ndarray:
+    return 0.1 * default_rng(0).standard_normal(round(seconds * RATE)).astype(np.float32)
+
+
+def test_what_a_browser_sends_is_heard_whole_at_the_encoder_s_rate():
+    sound = default_rng(0).integers(-9000, 9000, (48_000 * 2, 2)).astype(np.int16)
+    recording = Recording(RATE)
+    for start in range(0, len(sound), 24_000):
+        recording.add(48_000, sound[start : start + 24_000])
+    recording.end()
+    heard = np.concatenate(list(recording))
+    expected = soxr.resample(sound.mean(1, dtype=np.float32) / 32768, 48_000, RATE)
+    assert heard.dtype == np.float32 and abs(len(heard) - len(expected)) <= 1
+    np.testing.assert_allclose(heard[: len(expected)], expected[: len(heard)], atol=1e-3)
+
+
+def test_all_that_has_come_since_is_one_piece_and_the_last_one_may_come_after_the_end():
+    recording = Recording(RATE)
+    sound = spoken(3)
+    recording.add(RATE, sound[:16_000])
+    recording.add(RATE, sound[16_000:32_000])
+    pieces = iter(recording)
+    assert len(next(pieces)) == 32_000
+    recording.end()
+    recording.add(RATE, sound[32_000:])
+    np.testing.assert_allclose(np.concatenate(list(pieces)), sound[32_000:], atol=1e-6)
+
+
+def test_who_goes_away_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(demo_live, "GONE", 0.1)
+    recording = Recording(RATE)
+    recording.add(RATE, spoken(1))
+    started = time.monotonic()
+    assert sum(map(len, recording)) == RATE and time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_page_answers_while_the_recording_goes_on(pipe, task):
+    page = build_page(pipe, Checkpoint("x", "x", ["en", "fr"], ["fr"]))
+    begin, answer_live, take_piece, end = (
+        next(one.fn for one in page.fns.values() if one.name == name)
+        for name in ("begin", "answer_live", "take_piece", "end")
+    )
+    recording, status, *emptied = begin()
+    assert status.startswith("Live") and set(emptied) == {""}
+    sound = spoken(4)
+    shown, came = [], threading.Event()
+
+    def read() -> None:
+        for one in answer_live(recording, task, "en", "fr"):
+            shown.append(one)
+            came.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    take_piece(recording, (RATE, sound[: 2 * RATE]))
+    assert came.wait(60) and shown[0][0].startswith("Live, 2 s")  # before the end
+    take_piece(recording, (RATE, sound[2 * RATE :]))
+    take_piece(recording, None)
+    end(recording)
+    reader.join(60)
+    last_status, text, translation = shown[-1]
+    assert last_status == "4.0 s of sound answered." and "may still change" not in last_status
+    wanted = {"asr": text, "s2tt": translation}
+    assert {name for name, one in wanted.items() if one} == set(TASKS[task])
+    if "s2tt" in TASKS[task]:
+        assert translation == list(pipe.live([sound], task="s2tt", source_lang="en", target_lang="fr"))[-1].text
+
+
+def test_a_recording_that_is_too_long_is_cut_and_said(pipe):
+    recording = Recording(RATE)
+    recording.add(RATE, spoken(5))
+    *_, (_, status) = follow(pipe, recording, ["asr"], None, None, 2 / 60)
+    assert status == "This page takes up to 0.0333333 minutes: what came after is not heard."
+
+
+def test_nothing_said_and_errors_are_messages(pipe):
+    recording = Recording(RATE)
+    recording.end()
+    *_, (texts, status) = follow(pipe, recording, ["asr"], "", None, 1)
+    assert texts == {"asr": ""} and status == "No speech was found in 0.0 s of sound."
+    recording = Recording(RATE)
+    recording.add(RATE, spoken(1))
+    recording.end()
+    with pytest.raises(gradio.Error, match="xx"):
+        list(follow(pipe, recording, ["asr"], "xx", None, 1))
