@@ -22,7 +22,7 @@ from .formats_part import (
     contradiction,
     decode_media,
     doubt,
-    ends_within_page,
+    early_end,
     is_chained,
     last_page_begin,
     media_kind,
@@ -384,11 +384,8 @@ class _Source(NamedTuple):
                     "audio of several recordings in one Ogg file",
                 )
             self._compare(seconds, ogg_seconds(self.content, 48_000 if file.subtype == "OPUS" else file.samplerate))
-            if ends_within_page(self.content):
-                raise AudioError(
-                    f"Cut off: {self.name} ends within an Ogg page, after {seconds:.2f} s. Fetch it again.",
-                    "audio is cut off",
-                )
+        if told := early_end(file, self.content, must_end):
+            raise AudioError(f"Cut off: {self.name} {told}, of {seconds:.2f} s. Fetch it again.", "audio is cut off")
         if told := doubt(file, self.content):
             told = f"{self.name} has {seconds:.2f} s, and {told}: it may be cut off."
             if must_end:

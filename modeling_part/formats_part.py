@@ -43,6 +43,8 @@ _LENGTHS = {"AIFF": "ssnd", "AU": "data size", "W64": "riff", "RF64": "riff size
 _FRAMES = {format: re.compile(rb"^\s*Frames\s*: (\d+)", re.MULTILINE) for format in ("AVR", "MPC2K")}
 _FRAMES |= {format: re.compile(rb"Cols\s*: (\d+)") for format in ("MAT4", "MAT5")}
 _FRAMES["NIST"] = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+_LENGTH_IN_HEADER = ("FLAC", "SDS")
+_LAST_SAMPLES = 64  # more than a block of SDS, into whose last one libsndfile does not seek
 _NO_LENGTH = ("IRCAM", "PAF", "PVF", "WVE", "XI")
 _FLAC_RATES = dict(
     enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
@@ -192,11 +194,26 @@ def last_page_begin(content: str | bytes) -> int:
     return max(0, _position(tail, tail.rfind(b"OggS", 0, max(0, tail.rfind(b"OggS")))))
 
 
-def ends_within_page(content: str | bytes) -> bool:
-    """Whether an Ogg file stops before the end of its last page (27 bytes, the sizes of its segments, these)."""
-    tail = _ends(content)[1]
-    page = tail[tail.rfind(b"OggS") :]
-    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+def early_end(file: soundfile.SoundFile, content: str | bytes, seek: bool) -> str | None:
+    """How a file stops before its end; None where it does not.
+
+    Ogg stops within a page (27 bytes, the sizes of its segments, these). Where the header alone tells how many samples there
+    are, whatever the file's size, `seek` asks for one of the last: about 0.1 ms, where decoding ten seconds takes 3. The
+    file is left there.
+    """
+    if file.format == "OGG":
+        tail = _ends(content)[1]
+        page = tail[tail.rfind(b"OggS") :]
+        whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return None if whole else "ends within an Ogg page"
+    if seek and file.format in _LENGTH_IN_HEADER and 0 < file.frames < 1 << 40:
+        try:
+            file.seek(max(0, file.frames - _LAST_SAMPLES))
+            whole = len(file.read(1)) == 1
+        except soundfile.SoundFileError:
+            whole = False
+        return None if whole else "lacks the last samples that its header promises"
+    return None
 
 
 def doubt(file: soundfile.SoundFile, content: str | bytes) -> str | None:
