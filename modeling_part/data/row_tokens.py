@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-BATCH = 500_000  # rows whose words are gathered by one thread: the more, the fewer are met again
+BATCH = 250_000  # rows whose words are gathered by one thread
+TOGETHER = 16  # batches whose words are tokenised together, once: as many as memory takes without being noticed
 COLUMNS = ["task", "text", "source_text"]
 
 
@@ -129,50 +131,70 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
     names = [*COLUMNS, *(name for name in QUESTION if name in dataset.column_names)]
     columns = dataset.select_columns(names).with_format("arrow")
 
-    def of_batch(start: int) -> RowTokens:
-        return _of_batch(columns[start : start + BATCH], processor, with_transcripts)
+    def texts_of(start: int) -> _Texts:
+        return _texts(columns[start : start + BATCH], with_transcripts)
 
+    found = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Arrow, numpy and the tokenizer leave Python's lock to others
-        found = list(pool.map(of_batch, range(0, max(len(dataset), 1), BATCH)))
+        starts = range(0, max(len(dataset), 1), BATCH)
+        for first in range(0, len(starts), TOGETHER):
+            batches = list(pool.map(texts_of, starts[first : first + TOGETHER]))
+            tokens = text_tokens([one.texts for one in batches], processor.tokenizer, pool.map)
+            found += pool.map(partial(_counts, vocabulary_size=len(processor.tokenizer)), batches, tokens)
     counts = np.concatenate([one.answers for one in found])
     if not with_transcripts:
         return RowTokens(counts)
     return RowTokens(counts, np.concatenate([one.transcripts for one in found]), sum(one.occurrences for one in found))
 
 
-def _of_batch(batch: pyarrow.Table, processor: PARTProcessor, with_transcripts: bool) -> RowTokens:
+@dataclass(frozen=True)
+class _Texts:
+    """Texts of a batch of rows whose tokens are asked for.
+
+    Attributes:
+        texts: each row's own, then what is said in the clips of translations, then what rows are asked in their own words.
+        rows: how many rows.
+        is_asr: `(rows,)` bool, what is said in a transcription's clip is its answer.
+        is_s2tt: `(rows,)` bool; both are None where no transcripts are asked for.
+    """
+
+    texts: pyarrow.Array
+    rows: int
+    is_asr: np.ndarray | None = None
+    is_s2tt: np.ndarray | None = None
+
+
+def _texts(batch: pyarrow.Table, with_transcripts: bool) -> _Texts:
     task, text, source = (_strings(batch, name) for name in COLUMNS)
-    scored, rows, asked = _scored_texts(task, text, source), len(batch), _question_lengths(batch, processor)
-    if not with_transcripts:
-        return RowTokens(_with_end(text_tokens(scored, processor.tokenizer)) + asked)
-    # What is said in the clips of translations, after the answers; of transcriptions, the answer is what is said.
-    is_s2tt = pyarrow.compute.equal(task, "s2tt")
-    both = pyarrow.concat_arrays([scored, source.filter(is_s2tt)])
-    found = text_tokens(both, processor.tokenizer)
-    is_asr, is_s2tt = pyarrow.compute.equal(task, "asr").to_numpy(False), is_s2tt.to_numpy(False)
-    needed = np.where(is_asr, (found.lengths + found.repeats)[:rows], 0)
-    needed[is_s2tt] = (found.lengths + found.repeats)[rows:]
-    is_said = np.concatenate([is_asr, np.ones(len(both) - rows, dtype=bool)])
-    occurrences = found.occurrences(is_said, len(processor.tokenizer))
-    return RowTokens(_with_end(found)[:rows] + asked, needed.astype(np.int32), occurrences)
-
-
-def _question_lengths(batch: pyarrow.Table, processor: PARTProcessor) -> np.ndarray:
-    """`(rows,)` int32, tokens of what rows are asked in words of their own."""
     own = [_strings(batch, name) for name in QUESTION if name in batch.column_names]
-    if all(column.null_count == len(column) for column in own):
-        return np.zeros(len(batch), dtype=np.int32)
-    joined = pyarrow.compute.coalesce(pyarrow.compute.binary_join_element_wise(*own, " "), *own)
-    return text_tokens(joined, processor.tokenizer).lengths.astype(np.int32)
+    asked = []
+    if any(column.null_count < len(column) for column in own):
+        asked = [pyarrow.compute.coalesce(pyarrow.compute.binary_join_element_wise(*own, " "), *own)]
+    scored = _scored_texts(task, text, source)
+    if not with_transcripts:
+        return _Texts(pyarrow.concat_arrays([scored, *asked]), len(batch))
+    is_asr, is_s2tt = (pyarrow.compute.equal(task, one) for one in ("asr", "s2tt"))
+    texts = pyarrow.concat_arrays([scored, source.filter(is_s2tt), *asked])
+    return _Texts(texts, len(batch), is_asr.to_numpy(False), is_s2tt.to_numpy(False))
+
+
+def _counts(batch: _Texts, found: TextTokens, vocabulary_size: int) -> RowTokens:
+    rows = batch.rows
+    said = rows + (0 if batch.is_s2tt is None else int(batch.is_s2tt.sum()))
+    asked = found.lengths[said:] if len(found.lengths) > said else 0
+    answers = (found.lengths[:rows] + asked + 1).astype(np.int32)
+    if batch.is_asr is None:
+        return RowTokens(answers)
+    places = found.lengths + found.repeats
+    needed = np.where(batch.is_asr, places[:rows], 0)
+    needed[batch.is_s2tt] = places[rows:said]
+    is_said = np.concatenate([batch.is_asr, np.arange(rows, len(places)) < said])
+    return RowTokens(answers, needed.astype(np.int32), found.occurrences(is_said, vocabulary_size))
 
 
 def _strings(batch: pyarrow.Table, name: str) -> pyarrow.Array:
     """A column of texts; one that holds nothing at all may have no type."""
     return batch[name].cast(pyarrow.string()).combine_chunks()
-
-
-def _with_end(found: TextTokens) -> np.ndarray:
-    return (found.lengths + 1).astype(np.int32)
 
 
 def _scored_texts(task: pyarrow.Array, text: pyarrow.Array, source: pyarrow.Array) -> pyarrow.Array:

@@ -7,7 +7,9 @@ language repeats its words, and what is left for the tokenizer is its vocabulary
 
 import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -17,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 
 AT_A_TIME = 512  # pieces given to the tokenizer: what it makes of them still fits into the processor's cache
-_CUT = "\x00"  # stands before each word but the first; no row may hold it
 # White space that is no single space between two words, controls, and what is written for no width: such texts stay whole.
 _NOT_PLAIN = r"^ | $|  |[\x{00}-\x{1F}\x{7F}-\x{A0}\x{AD}\x{1680}\x{180E}\x{2000}-\x{200F}\x{2028}-\x{202F}\x{205F}-\x{206F}\x{3000}\x{FEFF}]"
 # The patterns of Qwen2 to Qwen3, Qwen3.5, Llama 3 (also of SmolLM3, Granite 4 and others) and GPT-4o's kind. What they
@@ -38,14 +39,16 @@ class TextTokens:
     Attributes:
         lengths: `(texts,)` int64, tokens of each text.
         repeats: `(texts,)` int64, neighbours in each that are the same token.
-        pieces: `(texts + 1,)` int64, where the pieces of each text begin and end in `codes`.
-        codes: which of the different pieces each is, text after text.
+        which: `(texts,)` int32, which of the different texts each is.
+        pieces: `(different texts + 1,)` int64, where the pieces of each of them begin and end in `codes`.
+        codes: int32, which of the different pieces each is, text after text.
         ids: tokens of the different pieces, one after the other.
         bounds: `(different pieces + 1,)` int64, where those of each begin and end in `ids`.
     """
 
     lengths: np.ndarray
     repeats: np.ndarray
+    which: np.ndarray
     pieces: np.ndarray
     codes: np.ndarray
     ids: np.ndarray
@@ -53,47 +56,82 @@ class TextTokens:
 
     def occurrences(self, chosen: np.ndarray, vocabulary_size: int) -> np.ndarray:
         """`(vocabulary_size,)` int64, how often each token occurs in the texts that `(texts,)` bool chooses."""
-        of_chosen = self.codes[np.repeat(chosen, np.diff(self.pieces))]
-        times = np.bincount(of_chosen, minlength=len(self.bounds) - 1)
+        sizes = np.diff(self.pieces)
+        of_pieces = np.repeat(np.bincount(self.which[chosen], minlength=len(sizes)), sizes)
+        times = np.bincount(self.codes, weights=of_pieces, minlength=len(self.bounds) - 1)
         counted = np.bincount(self.ids, weights=np.repeat(times, np.diff(self.bounds)), minlength=vocabulary_size)
         return counted[:vocabulary_size].astype(np.int64)
 
 
-def text_tokens(texts: pyarrow.Array, tokenizer: PreTrainedTokenizerBase) -> TextTokens:
-    """The tokens of `(texts,)` strings, without special ones; a text that is null has none.
+def text_tokens(
+    batches: Sequence[pyarrow.Array],
+    tokenizer: PreTrainedTokenizerBase,
+    each: Callable[[Callable, Iterable], Iterable] = map,
+) -> list[TextTokens]:
+    """The tokens of batches of `(texts,)` strings, without special ones; a text that is null has none.
 
-    Threads may call it at the same time, if the tokenizer neither truncates nor pads.
+    Args:
+        batches: the texts. What stands in several batches is tokenised once, too.
+        tokenizer: the model's. In threads it may neither truncate nor pad.
+        each: calls a function with each of several things, as `map` does or, with several threads, a pool's.
     """
-    texts = pyarrow.compute.fill_null(texts, "").cast(pyarrow.large_string())
-    if splits_at_spaces(tokenizer):
-        whole = pyarrow.compute.match_substring_regex(texts, _NOT_PLAIN)
-        cut = pyarrow.compute.replace_substring(texts, " ", f"{_CUT} ")
-        lists = pyarrow.compute.split_pattern(pyarrow.compute.if_else(whole, texts, cut), _CUT)
-        pieces, words = lists.offsets.to_numpy().astype(np.int64), lists.flatten()
-        pieces = pieces - pieces[0]
+    cut = list(each(partial(_cut, by_words=splits_at_spaces(tokenizer)), batches))
+    pieces = pyarrow.chunked_array([one[-1] for one in cut]).unify_dictionaries().chunks
+    different = pieces[0].dictionary
+    parts = (different.slice(start, AT_A_TIME) for start in range(0, len(different), AT_A_TIME))
+    found = list(each(partial(_encoded, tokenizer=tokenizer), parts))
+    ids = np.concatenate([np.zeros(0, dtype=np.int64), *(ids for ids, _ in found)])
+    bounds = np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *(sizes for _, sizes in found)]))
+    codes = [one.indices.to_numpy(zero_copy_only=False) for one in pieces]
+    parts = [(which, of_texts, some) for (which, of_texts, _), some in zip(cut, codes, strict=True)]
+    return list(each(partial(_put_together, ids=ids, bounds=bounds), parts))
+
+
+def _cut(texts: pyarrow.Array, by_words: bool) -> tuple[np.ndarray, np.ndarray, pyarrow.DictionaryArray]:
+    """`which` and `pieces` of [`TextTokens`], and the pieces of the different texts."""
+    table = pyarrow.compute.fill_null(texts.cast(pyarrow.large_string()), "").dictionary_encode()
+    which, different = table.indices.to_numpy(zero_copy_only=False), table.dictionary
+    if by_words:
+        pieces, words = _words(different)
     else:
-        pieces, words = np.arange(len(texts) + 1, dtype=np.int64), texts
-    table = words.dictionary_encode()
-    codes = table.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    ids, bounds = _encoded(table.dictionary, tokenizer)
-    return _put_together(pieces, codes, ids, bounds)
+        pieces, words = np.arange(len(different) + 1, dtype=np.int64), different
+    return which, pieces, words.dictionary_encode()
 
 
-def _put_together(pieces: np.ndarray, codes: np.ndarray, ids: np.ndarray, bounds: np.ndarray) -> TextTokens:
+def _words(texts: pyarrow.LargeStringArray) -> tuple[np.ndarray, pyarrow.LargeStringArray]:
+    """Words, each with the space before it: where those of each text begin and end, and all of them in the texts' bytes."""
+    _, offsets, data = texts.buffers()
+    offsets = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(data or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
+    offsets = offsets - offsets[0]
+    begins = data == ord(" ")
+    whole = pyarrow.compute.match_substring_regex(texts, _NOT_PLAIN).to_numpy(zero_copy_only=False)
+    begins &= np.repeat(~whole, np.diff(offsets))
+    begins[offsets[:-1][np.diff(offsets) > 0]] = True
+    starts = np.append(np.flatnonzero(begins), len(data))
+    buffers = [None, pyarrow.py_buffer(starts), pyarrow.py_buffer(data)]
+    words = pyarrow.Array.from_buffers(pyarrow.large_string(), len(starts) - 1, buffers)
+    return np.searchsorted(starts, offsets), words
+
+
+def _put_together(parts: tuple[np.ndarray, np.ndarray, np.ndarray], ids: np.ndarray, bounds: np.ndarray) -> TextTokens:
+    which, pieces, codes = parts
     sizes = np.diff(bounds)
+    if not sizes.all():  # pieces without tokens stand between no others
+        there = sizes[codes] > 0
+        pieces, codes = np.concatenate([[0], np.cumsum(there)])[pieces], codes[there]
+    filled = bounds[:-1][sizes > 0]
     alike = np.zeros(len(ids), dtype=bool)  # a token that is the same as the one before it in its piece
     alike[1:] = ids[1:] == ids[:-1]
-    alike[bounds[:-1][sizes > 0]] = False
-    inner = _sums(alike, bounds)
+    alike[filled] = False
+    firsts, lasts = np.zeros((2, len(sizes)), dtype=np.int64)
+    firsts[sizes > 0], lasts[sizes > 0] = ids[filled], ids[bounds[1:][sizes > 0] - 1]
+    meets = np.zeros(len(codes), dtype=bool)  # a piece that begins as the one before it in its text ends
+    meets[1:] = firsts[codes[1:]] == lasts[codes[:-1]]
+    meets[pieces[:-1][np.diff(pieces) > 0]] = False
     lengths = _sums(sizes[codes], pieces)
-    repeats = _sums(inner[codes], pieces)
-    # Between the pieces of a text; those without tokens stand in nobody's way.
-    text = np.repeat(np.arange(len(pieces) - 1), np.diff(pieces))
-    there = sizes[codes] > 0
-    text, left = text[there], codes[there]
-    meets = (ids[bounds[left[1:]]] == ids[bounds[left[:-1] + 1] - 1]) & (text[1:] == text[:-1])
-    repeats += np.bincount(text[1:][meets], minlength=len(repeats))
-    return TextTokens(lengths, repeats, pieces, codes, ids, bounds)
+    repeats = _sums(_sums(alike, bounds)[codes] + meets, pieces)
+    return TextTokens(lengths[which], repeats[which], which, pieces, codes, ids, bounds)
 
 
 def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
@@ -103,18 +141,14 @@ def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 
 
 def _encoded(texts: pyarrow.Array, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of all texts one after the other, and where those of each begin and end."""
+    """Tokens of all texts one after the other, and how many each has."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    ids, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
-    for start in range(0, len(texts), AT_A_TIME):
-        some = texts.slice(start, AT_A_TIME).to_pylist()
-        if backend is None:
-            found = tokenizer(some, add_special_tokens=False)["input_ids"]
-        else:
-            found = [one.ids for one in backend.encode_batch_fast(some, add_special_tokens=False)]
-        sizes.append(np.fromiter(map(len, found), dtype=np.int64, count=len(found)))
-        ids.append(np.fromiter(chain.from_iterable(found), dtype=np.int64, count=int(sizes[-1].sum())))
-    return np.concatenate(ids), np.cumsum(np.concatenate(sizes))
+    if backend is None:
+        found = tokenizer(texts.to_pylist(), add_special_tokens=False)["input_ids"]
+    else:
+        found = [one.ids for one in backend.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
+    sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    return np.fromiter(chain.from_iterable(found), dtype=np.int64, count=int(sizes.sum())), sizes
 
 
 def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:

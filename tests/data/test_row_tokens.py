@@ -37,6 +37,7 @@ def dataset():
 
 def test_counts_are_those_of_each_row_alone(dataset, processor, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 5)  # several batches
+    monkeypatch.setattr(module, "TOGETHER", 2)
     found = row_tokens(dataset, processor, with_transcripts=True)
     said = [transcript(row["task"], row["text"], row["source_text"]) for row in dataset]
     ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in said]
@@ -170,18 +171,24 @@ def test_tokens_of_texts_are_those_of_the_tokenizer(tokenizer, by_words):
     alphabet = "".join(TEXTS) + " " * 40
     texts = [*TEXTS, *("".join(generator.choices(alphabet, k=generator.randint(1, 30))) for _ in range(500))]
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    found = text_tokens(pyarrow.array(texts), tokenizer)
+    texts += texts[:40]
+    expected += expected[:40]
+    other, found = text_tokens(
+        [pyarrow.array(["", None, "b a", *texts]).slice(1, 90), pyarrow.array(texts)], tokenizer
+    )
     pieces = np.split(found.ids, found.bounds[1:-1])
-    ids = [
+    of_different = [
         [int(token) for code in codes for token in pieces[code]] for codes in np.split(found.codes, found.pieces[1:-1])
     ]
-    assert ids == expected
+    assert [of_different[which] for which in found.which] == expected
+    assert len(of_different) < len(texts)
+    assert other.lengths[2:].tolist() == [len(one) for one in expected[:88]] and other.lengths[0] == 0
     assert found.lengths.tolist() == [len(one) for one in expected]
     assert found.repeats.tolist() == [sum(a == b for a, b in pairwise(one)) for one in expected]
     chosen = np.arange(len(texts)) % 2 == 0
     counts = Counter(token for one in expected[::2] for token in one)
     assert {t: int(n) for t, n in enumerate(found.occurrences(chosen, len(tokenizer))) if n} == counts
-    assert len(found.bounds) - 1 < len(found.codes)  # what stands there twice was tokenised once
+    assert len(found.bounds) - 1 < len(found.codes) + len(other.codes)  # what stands there twice was tokenised once
 
 
 def test_the_known_patterns_are_those_of_the_tokenizers_of_transformers():
