@@ -13,6 +13,9 @@ import pytest
 import torch
 from tiny import REPOSITORY
 
+from modeling_part.recipes.arguments import parse_recipe
+from modeling_part.recipes.stages import build_plan
+
 
 BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 IN_TREE = ("fun_asr_nano", "qwen3_asr", "granite_speech", "qwen2_audio", "voxtral")
@@ -337,10 +340,35 @@ class TestEverythingThatWaitsForAGpu:
         folders = {
             part.name: part.command[part.command.index("--folder") + 1]
             for part in parts
-            if part.needs[:1] == ("models",)
+            if part.needs[:1] == ("models",) and "experiment" in part.command
         }
         assert folders["digits_recipes"] == folders["digits_recipes_3"] != folders["sentences_recipes"]
         assert str(REPOSITORY / "tests" / "training" / "test_gpu.py") in parts[0].command
+
+    def test_what_alignment_is_compared_with(self, load, tmp_path):
+        """As many steps and clips, one thing otherwise; what is alike is not trained twice."""
+        parts = {part.name: part.command for part in load("gpu").all_parts(tmp_path, "cuda", False, 79.0)}
+        for data in ("digits", "sentences"):
+            plans = {}
+            for name in ("aligned", "no_task_gate", "no_text_tasks", "llm_frozen", "baseline_2stage"):
+                words = parts[f"{data}_{name}_42"]
+                options = list(words[words.index("train") + 1 :])
+                settings = parse_recipe(options)
+                plans[name] = {stage.name: stage for stage in build_plan(settings.training.stages)}
+                reused = [] if name == "aligned" else [str(tmp_path / "runs" / f"{data}_aligned_42")]
+                assert (settings.training.reuse_runs or []) == reused
+            steps = {name: sum(stage.max_steps for stage in plan.values()) for name, plan in plans.items()}
+            assert set(steps.values()) == {steps["aligned"]}
+            aligned = plans["aligned"]
+            for name in ("no_task_gate", "no_text_tasks", "llm_frozen"):
+                differ = [stage for stage in aligned if plans[name][stage] != aligned[stage]]
+                assert differ == ["joint"] and list(plans[name]) == list(aligned)
+            assert plans["no_task_gate"]["joint"].gate == "always"
+            for name in ("no_text_tasks", "llm_frozen", "baseline_2stage"):
+                assert all(set(stage.active_tasks) <= {"asr", "s2tt"} for stage in plans[name].values())
+            for name in ("llm_frozen", "baseline_2stage"):
+                assert all("language_model" not in stage.learning_rates for stage in plans[name].values())
+            assert list(plans["baseline_2stage"]) == ["adapter", "encoder"]
 
     def test_no_time_left(self, load, tmp_path):
         gpu = load("gpu")

@@ -25,6 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
+
+from modeling_part.recipes.arguments import parse_recipe
+from modeling_part.recipes.stages import build_plan
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,6 +38,8 @@ GRACE_SECONDS = 20  # from the request to stop to the end
 PRETRAINED = ["--audio_model", "models/whisper-base", "--language_model", "models/SmolLM2-135M-Instruct"]
 COMPILED = ["part_sanm", "part_sanm_static", "part_sanm_compiled"]
 DIGITS = ["--train", "600", "--dev", "8", "--test", "12"]
+SEEDS = ("42", "43", "44", "45", "46")
+ALIGNED = {"digits": ("part_aligned",), "sentences": ("sentences_aligned", "data/sentences")}
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,25 @@ def benchmarks(folder: Path, device: str, tiny: bool, memory_gib: float) -> list
     ]
 
 
+def changes(data: str) -> dict[str, dict]:
+    """What the aligned plan is compared with, at the same steps: the stages of each that are otherwise.
+
+    The baseline spends the steps of the stages that it leaves out in `encoder`, on both tasks with speech.
+    """
+    plan = {stage.name: stage for stage in build_plan(parse_recipe([*ALIGNED[data], *PRETRAINED]).training.stages)}
+    joint = plan["joint"]
+    speech = {"tasks": {task: joint.tasks[task] for task in ("asr", "s2tt")}}
+    rates = {part: joint.learning_rates[part] for part in ("adapter", "encoder")}
+    steps = sum(stage.max_steps for stage in plan.values()) - plan["adapter"].max_steps
+    both = {**speech, "learning_rates": rates, "losses": dict(joint.losses), "max_steps": steps}
+    return {
+        "no_task_gate": {"joint": {"gate": "always"}},
+        "no_text_tasks": {"joint": speech},
+        "llm_frozen": {"joint": {**speech, "learning_rates": rates}},
+        "baseline_2stage": {**dict.fromkeys(plan), "adapter": speech, "encoder": both},
+    }
+
+
 def experiments(folder: Path, packages: Path | None) -> list[Part]:
     """What trains on real speech: first one seed of each, whose figures are then there whatever the time that is left."""
     part = (sys.executable, "-m", "modeling_part")
@@ -98,6 +123,22 @@ def experiments(folder: Path, packages: Path | None) -> list[Part]:
     unpack = ("dpkg-deb", "-x", str(stamps[-1]), "data/tuxpaint") if stamps else ("ls", "data/tuxpaint")
     ablations = ("part", "baseline_2stage", "no_task_gate", "llm_always", "llm_frozen")
     sentences = ("--overlays", "data/sentences")
+    options = (*PRETRAINED, "--precision", "auto", "--resume", "true")
+    changed = {data: changes(data) for data in ALIGNED}
+    folder.mkdir(parents=True, exist_ok=True)
+    needs = {"digits": ("models", "digits"), "sentences": ("models", "speech", "stamps")}
+
+    def aligned(data: str, seed: str, change: str | None = None) -> Part:
+        """A run with alignment; one with a change takes the stages before it from the run without."""
+        name, plain = (f"{data}_{what}_{seed}" for what in (change or "aligned", "aligned"))
+        recipes, kept = ALIGNED[data], ()
+        if change is not None:
+            laid_over = folder / f"{data}_{change}.yaml"
+            laid_over.write_text(yaml.safe_dump({"stages": changed[data][change]}), encoding="utf-8")
+            recipes = (*recipes, str(laid_over))
+            kept = ("--reuse_runs", str(folder / "runs" / plain))
+        words = ("train", *recipes, *options, *kept, "--seed", seed, "--output_dir", str(folder / "runs" / name))
+        return Part(name, (*part, *words), 15.0, needs[data] if change is None else (*needs[data], plain))
 
     def runs(
         name: str, recipes: Sequence[str], needs: tuple[str, ...], *options: str, seeds=("42", "43", "44")
@@ -105,21 +146,21 @@ def experiments(folder: Path, packages: Path | None) -> list[Part]:
         # Recipes on other data have a folder of their own: a run's is called after recipe and seed.
         where = str(folder / "runs" / ("sentences" if options else "digits"))
         words = [*part, "experiment", *recipes, "--folder", where, *options, "--seeds", *seeds]
-        return Part(name, (*words, "--", *PRETRAINED, "--precision", "auto", "--resume", "true"), 25.0, needs)
+        return Part(name, (*words, "--", *options), 25.0, needs)
 
-    on_digits, on_sentences = ("models", "digits"), ("models", "speech", "stamps")
     first = {"seeds": ("42",)}
     return [
         Part("speech", (*part, "quickstart", "speech", "data/asterisk", *given), 2.0),
         Part("stamps", unpack, 1.0),
         Part("models", (*part, "quickstart", "models", "models"), 3.0),
         Part("digits", (*part, "quickstart", "digits", "data/asterisk", *DIGITS), 2.0, ("speech",)),
-        runs("digits_aligned", ("part_aligned",), on_digits, **first),
-        runs("digits_recipes", ablations, on_digits, **first),
-        runs("sentences_recipes", ablations, on_sentences, *sentences, **first),
-        runs("digits_aligned_3", ("part_aligned",), on_digits),
-        runs("digits_recipes_3", ablations, on_digits),
-        runs("sentences_recipes_3", ablations, on_sentences, *sentences),
+        *(aligned(data, "42", change) for change in (None, *changed["digits"]) for data in ALIGNED),
+        runs("digits_recipes", ablations, needs["digits"], **first),
+        *(aligned("digits", seed) for seed in SEEDS[1:]),
+        *(aligned("sentences", seed, change) for seed in SEEDS[1:3] for change in (None, *changed["digits"])),
+        runs("sentences_recipes", ablations, needs["sentences"], *sentences, **first),
+        runs("digits_recipes_3", ablations, needs["digits"]),
+        runs("sentences_recipes_3", ablations, needs["sentences"], *sentences),
     ]
 
 
