@@ -151,6 +151,8 @@ def transcribe(options: argparse.Namespace) -> None:
     settings = {"task": task, "source_lang": code_of(options.language), "target_lang": target}
     if options.output_format and task == "asr" and pipe.model.alignment_head is not None:
         settings["return_timestamps"] = "word"
+    if options.languages:
+        settings["languages"] = options.languages
     if options.voice_activity:
         settings["voice_activity"] = True
     formats = list(FORMATS) if "all" in options.output_format else options.output_format
@@ -325,6 +327,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("checkpoint", help="folder of a stage, or Hub repository")
     verb.add_argument("files", nargs="+", metavar="FILE", help="audio of any length; folders and patterns too")
     verb.add_argument("--language", help="spoken, such as fr or French; the model finds out by itself without")
+    verb.add_argument("--languages", nargs="+", metavar="LANGUAGE", help="some of which are spoken: first find which")
     verb.add_argument("--task", default="transcribe", help="transcribe (default), or translate: into English")
     verb.add_argument("--target_language", help="translate into it")
     formats = ("srt", "vtt", "tsv", "txt", "json", "all")

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,11 @@ import numpy as np
 from transformers import StoppingCriteria, StoppingCriteriaList, pipeline
 
 from .audio_part import audio_seconds, load_audio
-from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices
+from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices, to_tell_apart
 from .demo_live import listen, microphone
 from .demo_messages import errors_shown, shown
 from .pipeline_part import PARTPipeline
+from .silence_part import is_silence
 from .subtitles_part import FORMATS
 
 
@@ -33,7 +34,6 @@ TRANSCRIBE, TRANSLATE, BOTH = "Transcribe", "Translate", "Both"
 # Kinds of files that the recorder of the page does not take as sound.
 OTHER_FILES = [".mp4", ".webm", ".mov", ".3gp"]
 TASKS = {TRANSCRIBE: ("asr",), TRANSLATE: ("s2tt",), BOTH: ("asr", "s2tt")}
-SILENCE = 1e-3  # of full scale: no sample of a recording without speech is louder
 FONTS = ["system-ui", "sans-serif"]
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
@@ -84,6 +84,7 @@ def answer(
     source_lang: str | None,
     target_lang: str | None,
     max_minutes: float = MAX_MINUTES,
+    languages: Sequence[str] = (),
 ) -> Iterator[Answer]:
     """The answer so far to a recording, as the page shows it.
 
@@ -93,6 +94,7 @@ def answer(
         task: key of `TASKS`.
         source_lang, target_lang: BCP 47 codes; "" or None leaves the language unnamed.
         max_minutes: a longer recording is refused before any of it is decoded.
+        languages: one of which is spoken where none is named, see `PARTPipeline`.
 
     Raises:
         gradio.Error: why there is no text; shown on the page.
@@ -104,10 +106,10 @@ def answer(
         with errors_shown():
             waveform = _decoded(pipe, audio, max_minutes)
             seconds = len(waveform) / pipe.processor.sampling_rate
-            if float(np.abs(waveform).max(initial=0.0)) < SILENCE:
+            if is_silence(waveform):
                 yield Answer(dict.fromkeys(TASKS[task], ""), f"No speech: the recording of {seconds:.1f} s is silent.")
                 return
-            yield from _stream(pipe, waveform, task, source_lang, target_lang, stop)
+            yield from _stream(pipe, waveform, task, source_lang, target_lang, stop, languages)
     finally:
         stop.asked.set()
 
@@ -122,7 +124,13 @@ def _decoded(pipe: PARTPipeline, audio: str, max_minutes: float) -> np.ndarray:
 
 
 def _stream(
-    pipe: PARTPipeline, waveform: np.ndarray, task: str, source_lang: str | None, target_lang: str | None, stop: _Stop
+    pipe: PARTPipeline,
+    waveform: np.ndarray,
+    task: str,
+    source_lang: str | None,
+    target_lang: str | None,
+    stop: _Stop,
+    languages: Sequence[str],
 ) -> Iterator[Answer]:
     """Each task of the request in turn."""
     rate = pipe.processor.sampling_rate
@@ -131,6 +139,8 @@ def _stream(
     for one in TASKS[task]:
         windows: list[dict] = []
         options = {"task": one, "source_lang": source_lang or None}
+        if one == "asr" and not source_lang and languages:
+            options["languages"] = languages
         if one == "s2tt":
             options["target_lang"] = target_lang
         elif getattr(pipe.model, "alignment_head", None) is not None:
@@ -203,9 +213,10 @@ def build_page(
         max_minutes: longest recording.
         examples: see [`find_examples`].
     """
+    languages = to_tell_apart(pipe, checkpoint)
 
     def answer_request(audio: str | None, task: str, source_lang: str, target_lang: str) -> Iterator[tuple]:
-        for so_far in answer(pipe, audio, task, source_lang, target_lang, max_minutes):
+        for so_far in answer(pipe, audio, task, source_lang, target_lang, max_minutes, languages):
             texts = so_far.texts.get("asr", ""), so_far.texts.get("s2tt", "")
             yield so_far.status, *texts, to_srt(so_far.chunks), to_lines(so_far.chunks)
 
@@ -232,7 +243,7 @@ def build_page(
         asked = go.click(
             answer_request, [audio, task, source, target], outputs, concurrency_id="model", concurrency_limit=1
         )
-        running = [asked, listen(pipe, live, TASKS, [task, source, target], outputs, max_minutes)]
+        running = [asked, listen(pipe, live, TASKS, [task, source, target], outputs, max_minutes, languages)]
         stop.click(lambda: "Stopped.", None, status, cancels=running, show_progress="hidden")
         clear.click(
             lambda: (None, *[""] * len(outputs)), None, [audio, *outputs], cancels=running, show_progress="hidden"

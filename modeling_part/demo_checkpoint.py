@@ -85,6 +85,12 @@ def language_choices(pipe: PARTPipeline, codes: list[str]) -> list[tuple[str, st
     return sorted((names.get(code, code), code) for code in codes or names)
 
 
+def to_tell_apart(pipe: PARTPipeline, checkpoint: Checkpoint) -> list[str]:
+    """The languages of which one is spoken where none is named; none where the alignment head could not tell which."""
+    has_head = getattr(pipe.model, "alignment_head", None) is not None
+    return checkpoint.languages if has_head and len(checkpoint.languages) > 1 else []
+
+
 def find_examples(checkpoint: Checkpoint, folder: Path) -> list[tuple[str, str, str]]:
     """(file, language, what is said) of test clips of the run, one of each language, written into `folder` as WAV."""
     rows = None if checkpoint.run is None else kept_rows(checkpoint.run / "data" / "test")

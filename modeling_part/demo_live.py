@@ -69,6 +69,7 @@ def follow(
     source_lang: str | None,
     target_lang: str | None,
     max_minutes: float,
+    languages: Sequence[str] = (),
 ) -> Iterator[tuple[dict[str, str], str]]:
     """The texts so far by task, and a line on what may still change, while the recording goes on.
 
@@ -78,6 +79,7 @@ def follow(
         tasks: some of "asr" and "s2tt".
         source_lang, target_lang: BCP 47 codes; "" or None leaves the language unnamed.
         max_minutes: what is said later is not heard.
+        languages: one of which is spoken where none is named, see `PARTPipeline`.
 
     Raises:
         gradio.Error: why there is no text; shown on the page.
@@ -86,16 +88,12 @@ def follow(
         limit = max_minutes * 60
         texts, seconds = dict.fromkeys(tasks, ""), 0.0
         pieces = tee(_first_seconds(recording, limit), len(tasks))
-        ways = [
-            pipe.live(
-                heard,
-                interval=INTERVAL,
-                task=task,
-                source_lang=source_lang or None,
-                **({"target_lang": target_lang} if task == "s2tt" else {}),
-            )
-            for task, heard in zip(tasks, pieces, strict=True)
-        ]
+        options = {"interval": INTERVAL, "source_lang": source_lang or None}
+        own = {
+            "asr": {"languages": languages} if languages and not source_lang else {},
+            "s2tt": {"target_lang": target_lang},
+        }
+        ways = [pipe.live(heard, task=task, **options, **own[task]) for task, heard in zip(tasks, pieces, strict=True)]
         for so_far in zip(*ways, strict=True):
             texts = {task: one.text + one.tentative for task, one in zip(tasks, so_far, strict=True)}
             seconds = so_far[0].seconds
@@ -139,6 +137,7 @@ def listen(
     asked_for: Sequence[gradio.components.Component],
     outputs: Sequence[gradio.components.Component],
     max_minutes: float,
+    languages: Sequence[str] = (),
 ) -> gradio.events.Dependency:
     """Answer what comes from a [`microphone`], within the page.
 
@@ -148,7 +147,7 @@ def listen(
         tasks: what is done for each choice of the first of `asked_for`.
         asked_for: the page's task, spoken language and language to translate into.
         outputs: the page's line on the progress, its transcription and translation, and what else a new answer empties.
-        max_minutes: longest recording.
+        max_minutes, languages: see [`follow`].
 
     Returns:
         The event that answers, for what cancels it.
@@ -159,7 +158,7 @@ def listen(
         return Recording(pipe.processor.sampling_rate), "Live: listening", *[""] * (len(outputs) - 1)
 
     def answer_live(recording: Recording, task: str, source_lang: str, target_lang: str) -> Iterator[tuple]:
-        for texts, status in follow(pipe, recording, tasks[task], source_lang, target_lang, max_minutes):
+        for texts, status in follow(pipe, recording, tasks[task], source_lang, target_lang, max_minutes, languages):
             yield status, texts.get("asr", ""), texts.get("s2tt", "")
 
     def take_piece(recording: Recording | None, piece: tuple[int, np.ndarray] | None) -> None:

@@ -12,7 +12,7 @@ from .outputs_part import PARTAudioOutput
 
 
 def language_log_probs(
-    model, processor, audio_embeds: torch.Tensor, feature_steps: int, text: str, languages: Sequence[str]
+    model, processor, audio_embeds: torch.Tensor, feature_steps: int, text: str | None, languages: Sequence[str]
 ) -> dict[str, float]:
     """Log-probability of a transcript by the prompt that names each language: one forward pass over all of them.
 
@@ -22,7 +22,7 @@ def language_log_probs(
         audio_embeds: `(A, H)` of a window.
         feature_steps: of the window.
         text: what the model has written without being told the language; for models without an alignment head. With one it
-            is what greedy CTC writes, which is of the spoken language where the language model rather translates.
+            (None then) it is what greedy CTC writes, which is of the spoken language where the language model rather translates.
         languages: BCP-47 codes.
     """
     if model.alignment_head is not None:

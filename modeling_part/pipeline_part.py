@@ -24,6 +24,7 @@ from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
 from .prompts_part import TEXT_TASKS, code_of, task_of
 from .repetition_part import cut_loops
+from .silence_part import is_silence, silent_windows
 from .voice_activity_part import speech_windows
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
 from .word_times_part import word_chunks, word_times
@@ -37,6 +38,7 @@ CUSTOM_PIPELINES = {
 OF_A_ROW = ("task", "source_lang", "target_lang", "prompt", "context")
 OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s", "voice_activity")
 OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence", "languages")
+RELAXED = ("ctc_draft", "assistant_ensemble_weight")
 DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
 
 
@@ -73,12 +75,13 @@ class PARTPipeline(ChunkPipeline):
         context: names and terms that may be said, see [`PARTProcessor`]. In a call with a list, each of these five may be a
             list, too.
         languages: which may be spoken, where `source_lang` is not given: answers of transcription then also have
-            `"language"` and `"language_scores"`, see `language_part`. The model must know the prompts that name them.
+            `"language"` and `"language_scores"`, see `language_part`. The model must know the prompts that name them. With an
+            alignment head each window is then transcribed as if the language found there were given.
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
-        voice_activity: cut where nothing is said, by Silero VAD (extra `vad`): silence gives no text, and windows are of
-            speech alone and do not overlap.
+        voice_activity: cut where nothing is said, by Silero VAD (extra `vad`): windows are of speech alone and do not overlap.
+            Without it, too, a window gives no text where it is silent, or where the alignment head hears nothing.
         return_timestamps: `"word"` gives the times of words, as Whisper's pipeline does (of characters in scripts without
             spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
         return_confidence: also `"confidence"` of the text and of each chunk, 0 to 1: `{"language_model", "ctc", "product"}`,
@@ -95,8 +98,8 @@ class PARTPipeline(ChunkPipeline):
         `{"text": str, "chunks": [{"text": str, "timestamp": (start, end)}]}`, seconds. The chunks' texts, joined, are
         the text; windows meet in the middle of their overlap. A translated text has no chunks. A word has the times
         (None, None) where its window's text has more tokens than the window has audio tokens. Where greedy decoding did not
-        end but said the same again and again, this is cut after the first time, and `"repetitions"` holds the windows'
-        (start, end); None for text.
+        end but said the same again and again (after relaxed acceptance of a draft it is tried without), this is cut after the
+        first time, and `"repetitions"` holds the windows' (start, end); None for text.
     """
 
     _load_processor = True
@@ -244,7 +247,7 @@ class PARTPipeline(ChunkPipeline):
             yield {
                 "row": {**row, "audio": waveform[start:end]},
                 "span": (start / rate, end / rate),
-                "is_silent": is_silent,
+                "is_silent": is_silent or is_silence(waveform[start:end]),
                 "is_last": index == len(spans) - 1,
             }
 
@@ -314,19 +317,26 @@ class PARTPipeline(ChunkPipeline):
             raise ValueError(f"`return_timestamps='word'` is for transcription; the words of {others} are not spoken.")
         inputs = self.processor(**columns).to(self.device)
         mask = inputs.get("input_features_mask")
-        if (with_words or return_confidence or languages) and "input_features" in inputs:
+        has_head = self.model.alignment_head is not None
+        if (has_head or return_confidence or languages) and "input_features" in inputs:
             features = inputs.pop("input_features")
             inputs.pop("input_features_mask", None)
             inputs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(features, mask)}
+        silent = silent_windows(self.model, inputs, silent)
+        of_languages = None
+        if languages and has_head:
+            of_languages = self._language_log_probs(inputs, mask, None, rows, languages)
+            inputs |= self._named_prompts(columns, of_languages)
         generate_kwargs = dict(generate_kwargs or {})
         if ctc_draft and not others:
             generate_kwargs["ctc_draft"] = True
         if max_new_tokens is not None:
             generate_kwargs["max_new_tokens"] = max_new_tokens
-        sequences = self.model.generate(**inputs, **generate_kwargs)
-        if not isinstance(sequences, torch.Tensor):  # return_dict_in_generate
-            sequences = sequences.sequences
-        answers, looped = cut_loops(sequences[:, inputs["input_ids"].shape[1] :].tolist(), self._end_ids())
+        answers, looped = self._answers(inputs, generate_kwargs, silent)
+        if any(looped) and generate_kwargs.get("ctc_draft") and "assistant_ensemble_weight" in generate_kwargs:
+            # The draft may have led it there: an exact one could not.
+            exact = {name: value for name, value in generate_kwargs.items() if name not in RELAXED}
+            answers, looped = self._answers(inputs, exact, silent)
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         texts = ["" if nothing else text.strip() for text, nothing in zip(texts, silent, strict=True)]
         outputs = {"text": texts, "span": spans, "is_last": is_last, "looped": looped}
@@ -340,8 +350,27 @@ class PARTPipeline(ChunkPipeline):
         if return_confidence:
             outputs["confidence"] = answer_confidence(self.model, self.processor, inputs, aligned)
         if languages:
-            outputs["languages"] = self._language_log_probs(inputs, mask, outputs["text"], rows, languages)
+            found = of_languages or self._language_log_probs(inputs, mask, outputs["text"], rows, languages)
+            outputs["languages"] = found
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
+
+    def _answers(self, inputs, generate_kwargs: dict, silent: list[bool]) -> tuple[list[list[int]], list[bool]]:
+        """Generated tokens without loops, and which of them had one, see [`cut_loops`]."""
+        if all(silent):  # nothing is asked where nothing is said
+            return [[] for _ in silent], [False] * len(silent)
+        sequences = self.model.generate(**inputs, **generate_kwargs)
+        if not isinstance(sequences, torch.Tensor):  # return_dict_in_generate
+            sequences = sequences.sequences
+        return cut_loops(sequences[:, inputs["input_ids"].shape[1] :].tolist(), self._end_ids())
+
+    def _named_prompts(self, columns: dict[str, list], of_languages: list[dict[str, float] | None]) -> dict:
+        """The prompts of a batch that name, of rows that name none, the language that was found."""
+        named = [
+            given if found is None else max(found, key=found.__getitem__)
+            for given, found in zip(columns.get("source_lang", [None] * len(of_languages)), of_languages, strict=True)
+        ]
+        prompts = self.processor(**{**columns, "source_lang": named}).to(self.device)
+        return {name: prompts[name] for name in ("input_ids", "attention_mask")}
 
     def _end_ids(self) -> set[int]:
         """Tokens that end an answer, or fill the room behind its end."""
@@ -357,8 +386,11 @@ class PARTPipeline(ChunkPipeline):
             )
         return tuple(self.processor.language_code(code_of(language)) for language in languages)
 
-    def _language_log_probs(self, inputs, mask, texts: list[str], rows: list[dict], languages) -> list:
-        """See [`language_log_probs`]; None of rows that name their language, or are no transcription."""
+    def _language_log_probs(self, inputs, mask, texts: list[str] | None, rows: list[dict], languages) -> list:
+        """See [`language_log_probs`]; None of rows that name their language, or are no transcription.
+
+        `texts` may be None with an alignment head.
+        """
         embeds = clip_embeds(self.model, inputs)
         steps = iter(() if mask is None else mask.sum(-1).tolist())
         of_rows = [0 if clip is None or not len(clip) else next(steps) for clip in embeds]
@@ -366,7 +398,7 @@ class PARTPipeline(ChunkPipeline):
             language_log_probs(self.model, self.processor, audio_embeds, count, text, languages)
             if row.get("source_lang") is None and task_of(row["task"]) == "asr"
             else None
-            for audio_embeds, count, text, row in zip(embeds, of_rows, texts, rows, strict=True)
+            for audio_embeds, count, text, row in zip(embeds, of_rows, texts or [None] * len(rows), rows, strict=True)
         ]
 
     def postprocess(self, model_outputs) -> dict:

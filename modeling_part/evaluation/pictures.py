@@ -154,7 +154,7 @@ def plot_scores(stages: Sequence[Mapping]) -> Figure | None:
 
 
 def plot_calibration(calibration: Mapping) -> Figure:
-    """Reliability diagram: right words over confidence, a line for each kind.
+    """Reliability diagram: right words over confidence, a line for each kind, its points larger where more utterances are.
 
     Args:
         calibration: see `two_heads.calibration`.
@@ -166,9 +166,9 @@ def plot_calibration(calibration: Mapping) -> Figure:
         for kind, found in calibration.items():
             bins = found["bins"]
             points = [[one[name] for one in bins] for name in ("confidence", "accuracy")]
-            axes.plot(
-                *points, "o-", markersize=4, label=f"{kind.replace('_', ' ')} ({100 * found['error']:.1f} % off)"
-            )
+            (line,) = axes.plot(*points, label=f"{kind.replace('_', ' ')} ({100 * found['error']:.1f} % off)")
+            sizes = [10 + 150 * one["utterances"] / found["utterances"] for one in bins]
+            axes.scatter(*points, s=sizes, color=line.get_color(), alpha=0.7)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of words that are right")
         axes.legend()
     return figure

@@ -82,6 +82,13 @@ def test_one_bad_file_does_not_stop_the_rest_and_a_second_call_goes_on(pipe, fol
     assert (out / "a.json").stat().st_mtime_ns > before
 
 
+def test_the_command_says_which_language_it_found(tiny_checkpoint, folder, capsys):
+    words = ["transcribe", str(tiny_checkpoint), str(folder / "a.wav"), "--device", "cpu", "--output_format", "json"]
+    main([*words, "--languages", "en", "fr"])
+    written = json.loads((folder / "a.json").read_text())
+    assert written["language"] in ("en", "fr") and set(written["language_scores"]) == {"en", "fr"}
+
+
 def test_the_command_says_which_files_it_could_not_read(tiny_checkpoint, folder, capsys):
     words = ["transcribe", str(tiny_checkpoint), str(folder / "a.wav"), str(folder / "bad.mp3"), "--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:

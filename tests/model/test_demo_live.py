@@ -2,18 +2,20 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import gradio
 import numpy as np
 import pytest
+import soundfile
 import soxr
 import tiny_training
 import torch
 from numpy.random import default_rng
 
 from modeling_part import PARTPipeline, demo_live
-from modeling_part.demo import TASKS, build_page
-from modeling_part.demo_checkpoint import Checkpoint
+from modeling_part.demo import TASKS, answer, build_page
+from modeling_part.demo_checkpoint import Checkpoint, to_tell_apart
 from modeling_part.demo_live import Recording, follow
 
 
@@ -99,6 +101,25 @@ def test_the_page_answers_while_the_recording_goes_on(pipe, task):
     assert {name for name, one in wanted.items() if one} == set(TASKS[task])
     if "s2tt" in TASKS[task]:
         assert translation == list(pipe.live([sound], task="s2tt", source_lang="en", target_lang="fr"))[-1].text
+
+
+def test_where_no_language_is_named_those_of_the_training_are_told_apart(pipe, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "clip.wav", spoken(1), RATE)
+    asked, stream, live = [], pipe.stream, pipe.live
+    monkeypatch.setattr(pipe, "stream", lambda *args, **options: asked.append(options) or stream(*args, **options))
+    monkeypatch.setattr(pipe, "live", lambda *args, **options: asked.append(options) or live(*args, **options))
+    for named, expected in (("", ["en", "fr"]), ("en", None)):
+        list(answer(pipe, str(tmp_path / "clip.wav"), "Both", named, "fr", languages=["en", "fr"]))
+        assert [one.get("languages") for one in asked[-2:]] == [expected, None]
+        recording = Recording(RATE)
+        recording.add(RATE, spoken(1))
+        recording.end()
+        list(follow(pipe, recording, ["asr", "s2tt"], named, "fr", 1, ["en", "fr"]))
+        assert [one.get("languages") for one in asked[-2:]] == [expected, None]
+    both = Checkpoint("x", "x", ["en", "fr"], [])
+    assert to_tell_apart(pipe, both) == ["en", "fr"] and to_tell_apart(pipe, Checkpoint("x", "x", ["en"])) == []
+    bare = SimpleNamespace(model=SimpleNamespace(alignment_head=None))
+    assert to_tell_apart(bare, both) == []  # the answer would be no better
 
 
 def test_a_recording_that_is_too_long_is_cut_and_said(pipe):

@@ -64,6 +64,12 @@ def test_with_an_alignment_head_what_it_hears_is_explained(clips):
     assert answer["language"] == max(scores, key=scores.get)
     ratio = math.exp(scores["fr"] - scores["en"])
     assert answer["language_scores"]["fr"] == pytest.approx(ratio / (1 + ratio), abs=2e-3)
+    # And it is transcribed as if the language were given, whatever else is in the batch.
+    by_name = {code: pipe(clips[0], source_lang=code)["text"] for code in ("en", "fr", "de")}
+    assert answer["text"] == by_name[answer["language"]]
+    both = pipe([clips[0], clips[0]], source_lang=[None, "de"], languages=["en", "fr"], batch_size=2)
+    assert [one["text"] for one in both] == [answer["text"], by_name["de"]]
+    assert "language" not in both[1] and both[0]["language_scores"] == answer["language_scores"]
 
 
 def test_windows_are_summed_up():

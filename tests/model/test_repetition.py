@@ -54,3 +54,20 @@ def test_the_pipeline_cuts_it_and_says_where(looping_pipe):
     assert answer["text"].split() == ["two", "one"]
     assert answer["repetitions"] == [(3.0, 6.0)]
     assert "repetitions" not in looping_pipe(sound[:16_000])
+
+
+def test_after_relaxed_acceptance_it_is_tried_without_the_draft(tiny_checkpoint, monkeypatch):
+    pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), max_new_tokens=40, device="cpu")
+    word, end, asked = pipe.processor.text_tokens("one")[0], pipe.processor.tokenizer.eos_token_id, []
+
+    def generate(**inputs):
+        asked.append("ctc_draft" in inputs)
+        answer = (word * 40)[:40] if asked[-1] else [*word, end]
+        return torch.cat([inputs["input_ids"], torch.tensor([answer])], -1)
+
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    answer = pipe(sound, ctc_draft=True, generate_kwargs={"assistant_ensemble_weight": 0.6})
+    assert answer["text"] == "one" and "repetitions" not in answer and asked == [True, False]
+    asked.clear()
+    assert "repetitions" in pipe(sound, ctc_draft=True) and asked == [True]  # an exact draft could not have led there

@@ -1,0 +1,57 @@
+# Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
+"""Windows in which nothing is said: a language model that is asked what it hears there makes something up."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from .alignment_part import PARTAlignmentHead, clip_embeds
+
+
+LOUDEST = 1e-4  # of full scale, -80 dB: three steps of 16 bits, as the dither of a recording of nothing
+LEAST_PROBABILITY = 0.5
+
+
+def is_silence(waveform: np.ndarray) -> bool:
+    """Whether no sample of `(samples,)` is louder than the dither of an empty recording."""
+    return float(np.abs(waveform).max(initial=0.0)) < LOUDEST
+
+
+@torch.no_grad()
+def hears_nothing(head: PARTAlignmentHead, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> bool:
+    """Whether CTC gives more than half of all probability to the empty text, for which every audio token is blank.
+
+    A head that is hardly trained writes blanks, too, but is not sure of each of them. Speech costs little here: a token
+    that is more probable than the blank at one place settles it, without the sum over the vocabulary.
+
+    Args:
+        head: of the model.
+        audio_embeds: `(A, H)` of a window.
+        embeddings: `(V, H)` token embeddings.
+    """
+    if bool((head.best_tokens(audio_embeds, embeddings, head.known_tokens()) >= 0).any()):
+        return False
+    blank = head.log_probs(audio_embeds, audio_embeds.new_zeros(0, dtype=torch.long), embeddings)[:, 0]
+    return float(blank.sum()) > math.log(LEAST_PROBABILITY)
+
+
+def silent_windows(model, inputs: Mapping, known: Sequence[bool]) -> list[bool]:
+    """In which windows of a batch nothing is said: those of which it is known, and those in which the head hears nothing.
+
+    Args:
+        model: a `PARTForSpeechSeq2Seq`; without an alignment head only what is known is.
+        inputs: prompts with `mm_encoder_outputs`, as for `generate`.
+        known: of each window.
+    """
+    head, embeddings = model.alignment_head, model.get_input_embeddings().weight
+    if head is None or all(known):
+        return list(known)
+    return [
+        nothing or (embeds is not None and len(embeds) > 0 and hears_nothing(head, embeds, embeddings))
+        for nothing, embeds in zip(known, clip_embeds(model, inputs), strict=True)
+    ]
+
+
+__all__ = ["hears_nothing", "is_silence", "silent_windows"]

@@ -1,0 +1,84 @@
+"""Where nothing is said nothing is written, without asking the language model; what is said is never left out."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+
+from modeling_part import PARTPipeline
+from modeling_part.silence_part import LOUDEST, hears_nothing, is_silence
+
+
+RATE = 16_000
+
+
+@pytest.fixture
+def pipe() -> PARTPipeline:
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    return PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=4, device="cpu")
+
+
+def noise(seconds: float, level: float = 0.1) -> np.ndarray:
+    return (level * np.random.default_rng(0).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def embeds_of(pipe, clip) -> torch.Tensor:
+    inputs = pipe.processor(clip)
+    with torch.no_grad():
+        return pipe.model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+
+
+def empty_log_prob(head, embeds, embeddings) -> float:
+    """By torch's CTC, of a target without tokens."""
+    log_probs = head.scores(embeds, embeddings, head.token_bias).log_softmax(-1)[:, None]
+    lengths = torch.tensor([len(embeds)]), torch.tensor([0])
+    return -float(
+        torch.nn.functional.ctc_loss(log_probs, torch.zeros(1, 0, dtype=torch.long), *lengths, reduction="sum")
+    )
+
+
+@torch.no_grad()
+def test_nothing_is_heard_where_ctc_is_sure_of_the_empty_text(pipe):
+    head, embeddings, embeds = (
+        pipe.model.alignment_head,
+        pipe.model.get_input_embeddings().weight,
+        embeds_of(pipe, noise(1)),
+    )
+    seen = set()
+    for bias in np.linspace(-150, 0, 301):
+        head.token_bias.fill_(float(bias))
+        known = empty_log_prob(head, embeds, embeddings) > math.log(0.5)
+        blanks = bool((head.best_tokens(embeds, embeddings) < 0).all())
+        assert hears_nothing(head, embeds, embeddings) == known
+        seen.add((known, blanks))
+    assert seen >= {(True, True), (False, True), (False, False)}  # blanks alone are not enough
+
+
+def test_the_language_model_is_not_asked_about_silence(pipe, monkeypatch):
+    spoken, asked, generate = pipe(noise(2))["text"], [], pipe.model.generate
+    assert spoken
+
+    def listen(**inputs):
+        asked.append(len(inputs["input_ids"]))
+        return generate(**inputs)
+
+    monkeypatch.setattr(pipe.model, "generate", listen)
+    silence = np.zeros(2 * RATE, np.float32)
+    assert pipe(silence) == {"text": "", "chunks": [{"text": "", "timestamp": (0.0, 2.0)}]}
+    assert pipe(silence, task="s2tt", target_lang="fr")["text"] == "" and asked == []
+    assert pipe(silence, return_timestamps="word", return_confidence=True)["chunks"] == []
+    assert set(pipe.stream(silence)) == {""} and asked == []
+    texts = [one["text"] for one in pipe([silence, noise(2)], batch_size=2)]
+    assert texts == ["", spoken] and asked == [2]
+    pipe.model.alignment_head.token_bias.fill_(-1e4)  # it hears nothing but blanks
+    assert pipe(noise(2))["text"] == "" and pipe(noise(2), task="s2tt", target_lang="fr")["text"] == ""
+    assert asked == [2]
+
+
+def test_a_model_without_a_head_and_faint_sound_are_heard(pipe):
+    assert not is_silence(noise(1, 2 * LOUDEST)) and is_silence(noise(1, LOUDEST / 10)) and is_silence(noise(0))
+    pipe.model.alignment_head = None
+    assert pipe(noise(2, 2 * LOUDEST))["text"] != "" and pipe(np.zeros(RATE, np.float32))["text"] == ""
