@@ -305,6 +305,21 @@ def _device(name: str) -> str:
     return name
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is not below a bound."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return number
+
+    return read
+
+
 def _chosen(options: argparse.Namespace, *names: str) -> dict:
     return {name: getattr(options, name) for name in names}
 
@@ -333,9 +348,9 @@ def build_parser() -> argparse.ArgumentParser:
     formats = ("srt", "vtt", "tsv", "txt", "json", "all")
     verb.add_argument("--output_format", nargs="+", choices=formats, default=[], help="write files; print without it")
     verb.add_argument("--output_dir", type=Path, help="for these files; beside each recording by default")
-    verb.add_argument("--overwrite", action="store_true", help="also recordings whose files are there already")
+    verb.add_argument("--overwrite", action="store_true", help="write anew the files that are there already")
     verb.add_argument("--voice_activity", action="store_true", help="leave out what is no speech (extra `vad`)")
-    verb.add_argument("--batch_size", type=int, default=1, help="windows decoded at once (default 1)")
+    verb.add_argument("--batch_size", type=_at_least(1), default=1, help="windows decoded at once (default 1)")
     verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")
     _add_evaluation(verbs)
     _add_analyses(_add_group(verbs, "analyze", "gradients, representations and weights of a checkpoint"))
@@ -385,7 +400,7 @@ def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
     verb = _add(verbs, experiment, "train several recipes from the same seeds and compare them")
     verb.usage = "part experiment RECIPE [RECIPE ...] [options] [-- --NAME VALUE ... for every run]"
     verb.add_argument("recipes", nargs="+", metavar="RECIPE", help="the first is what the others are compared with")
-    verb.add_argument("--seeds", nargs="+", type=int, default=[42], help="42 unless given")
+    verb.add_argument("--seeds", nargs="+", type=_at_least(0), default=[42], help="42 unless given")
     verb.add_argument("--launch", help="command before `-m train_part`; accelerate launch unless given")
     verb.add_argument("--folder", default="runs", help="where the runs go")
     verb.add_argument("--overlays", nargs="+", default=[], help="recipes laid over each, such as data/sentences")
@@ -394,10 +409,10 @@ def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
 def _add_analyses(analyses: argparse._SubParsersAction) -> None:
     similarity = _add(analyses, gradients, "cosine similarity between the gradients of tasks and languages")
     similarity.add_argument("--parameters", nargs="+", default=["adapter"], help="adapter, encoder, expressions")
-    similarity.add_argument("--rows_per_group", type=int, default=64)
-    similarity.add_argument("--batch_size", type=int, default=8)
+    similarity.add_argument("--rows_per_group", type=_at_least(1), default=64)
+    similarity.add_argument("--batch_size", type=_at_least(1), default=8)
     layers = _add(analyses, probes, "language, content and similarity in the layers of encoder and adapter")
-    layers.add_argument("--clips_per_language", type=int, default=200)
+    layers.add_argument("--clips_per_language", type=_at_least(1), default=200)
     weights = _add(analyses, drift, "how far each part moved since another checkpoint")
     weights.add_argument("--since", type=Path, required=True, help="the earlier checkpoint, mostly the stage before")
     kept = _add(analyses, text_loss, "loss of the language model on plain text, which the task gate protects")
@@ -419,7 +434,7 @@ def _add_quickstart(sources: argparse._SubParsersAction) -> None:
     slices = _add(sources, digits, "connected digits, cut from the prompts: after `part quickstart speech`")
     for split, size in (("train", 400), ("dev", 20), ("test", 30)):
         slices.add_argument(
-            f"--{split}", type=int, default=size, help=f"strings of digits in {split} (default {size})"
+            f"--{split}", type=_at_least(0), default=size, help=f"strings of digits in {split} (default {size})"
         )
     _add_seed(slices, "of strings and pauses")
     for verb in (whole, slices):
@@ -448,7 +463,7 @@ def _add_group(verbs: argparse._SubParsersAction, name: str, summary: str) -> ar
 
 
 def _add_seed(verb: argparse.ArgumentParser, of: str) -> None:
-    verb.add_argument("--seed", type=int, default=0, help=f"{of} (default 0)")
+    verb.add_argument("--seed", type=_at_least(0), default=0, help=f"{of} (default 0)")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .audio_part import load_audio
 from .drafts_part import PlaceInDraft
 from .prompts_part import task_of
 from .windows_part import split_units, unit_key
@@ -33,8 +34,8 @@ def transcribe_live(
 
     Args:
         pipe: a `PARTPipeline`.
-        pieces: `(samples,)` at the encoder's rate, one after the other, of any length, as they come. To keep up with a
-            microphone where a transcript takes longer than `interval`, give all that has come since as one piece.
+        pieces: arrays or tensors as [`load_audio`] takes them, at the encoder's rate, one after the other, of any length,
+            as they come; empty ones are passed over. To keep up with a microphone where a transcript takes longer than `interval`, give all that has come since as one piece.
         interval: seconds of new audio from one transcript to the next.
         longest: seconds; two thirds of the encoder's window by default, or 20.
         options: of the pipeline, such as `source_lang`.
@@ -48,7 +49,7 @@ def transcribe_live(
     has_times = pipe.model.alignment_head is not None and task_of(options.get("task", "asr")) == "asr"
     heard = _Heard(pipe, {**options, "return_timestamps": "word"} if has_times else options, rate)
     for piece in pieces:
-        heard.add(np.asarray(piece, dtype=np.float32))
+        heard.add(piece)
         if heard.new >= interval * rate:
             yield heard.update()
             if has_times and len(heard.audio) > longest * rate:
@@ -68,6 +69,10 @@ class _Heard:
         self.times: list[tuple[float | None, float | None]] = []
 
     def add(self, piece: np.ndarray) -> None:
+        piece = piece if hasattr(piece, "detach") else np.asarray(piece)
+        if 0 in piece.shape:
+            return
+        piece = load_audio(piece, self.rate)
         self.audio, self.new = np.concatenate([self.audio, piece]), self.new + len(piece)
         self.total += len(piece)
 

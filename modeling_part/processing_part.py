@@ -21,7 +21,7 @@ from .conventions_part import (
     convert,
 )
 from .damage_part import explain_damage
-from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, TEXT_TASKS, code_of, task_of
+from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, TEXT_TASKS, check_instructions, code_of, task_of
 from .saved_prompt_part import RECORD, check_saved, saved_with
 from .templates_part import freeze_clock
 
@@ -81,13 +81,7 @@ class PARTProcessor(ConventionalProcessor):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"`{name}` is {value!r}; give a mapping of text to text, or None.")
         self.instructions = {**INSTRUCTIONS, **(instructions or {})}
-        unknown = set(self.instructions) - set(INSTRUCTIONS)
-        if unknown:
-            raise ValueError(f"Unknown instructions {sorted(unknown)}; the tasks are {sorted(INSTRUCTIONS)}.")
-        if strange := {name: one for name, one in self.instructions.items() if not isinstance(one, str)}:
-            raise ValueError(
-                f"The instructions {strange} are no text; give the wording, such as {INSTRUCTIONS['asr']!r}."
-            )
+        check_instructions(self.instructions)
         self.language_names = dict(language_names or {})
         self.system_prompt = system_prompt
         tokenizer.chat_template = freeze_clock(tokenizer.chat_template)  # for those who take the tokenizer alone

@@ -1,7 +1,8 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What the model is asked: tasks, instructions and the names of languages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from string import Formatter
 
 
 TASKS = ("asr", "s2tt", "mt", "text")
@@ -55,6 +56,30 @@ LANGUAGE_NAMES = {
 
 TASK_WORDS = {"transcribe": "asr", "translate": "s2tt"}  # Whisper's
 _CODES = {name.casefold(): code for code, name in LANGUAGE_NAMES.items()} | {"mandarin": "zh"}
+
+
+def check_instructions(instructions: Mapping) -> None:
+    """Raise ValueError for instructions of no task, that are no text, or hold what their task does not fill in.
+
+    Each may hold the fields of its default in [`INSTRUCTIONS`]: `{source}` in `asr_unnamed` would ask for "the None speech".
+    """
+    if unknown := set(instructions) - set(INSTRUCTIONS):
+        raise ValueError(f"Unknown instructions {sorted(unknown)}; the tasks are {sorted(INSTRUCTIONS)}.")
+    if strange := {name: one for name, one in instructions.items() if not isinstance(one, str)}:
+        raise ValueError(f"The instructions {strange} are no text; give the wording, such as {INSTRUCTIONS['asr']!r}.")
+    for name, wording in instructions.items():
+        known = _fields(INSTRUCTIONS[name])
+        fix = f"it may hold {' and '.join(f'{{{one}}}' for one in known) or 'no field'}, and a brace is written twice"
+        try:
+            found = _fields(wording)
+        except ValueError as error:
+            raise ValueError(f"The instruction {name!r} is {wording!r} ({error}): {fix}.") from None
+        if [one for one in found if one not in known] or (name == "context" and not found):
+            raise ValueError(f"The instruction {name!r} is {wording!r}: {fix}.")
+
+
+def _fields(wording: str) -> list[str]:
+    return [field for _, field, _, _ in Formatter().parse(wording) if field is not None]
 
 
 def task_of(word: str) -> str:

@@ -78,6 +78,30 @@ def test_wrong_usage_is_said_by_the_parser(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: part")
 
 
+def whole_numbers(parser, words=()):
+    """Each verb with an option that is a whole number, and the option; ports are checked with their host."""
+    found = [
+        one for one in parser._actions if isinstance(one.default, (int, list)) and one.option_strings and one.type
+    ]
+    yield from ((words, one) for one in found if one.dest != "port")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, verb in action.choices.items():
+                yield from whole_numbers(verb, (*words, name))
+
+
+def test_numbers_that_are_none_are_refused_by_name(capsys):
+    found = list(whole_numbers(build_parser()))
+    assert {option.dest for _, option in found} >= {"batch_size", "seed", "seeds", "train", "rows_per_group"}
+    for _, option in found:
+        for odd in ("-1", "1.5", "nan", ""):
+            with pytest.raises(argparse.ArgumentTypeError, match=f"'{odd}' is no whole number of [01] or more"):
+                option.type(odd)
+    with pytest.raises(SystemExit):
+        main(["score", "predictions.jsonl", "--seed", "-1"])
+    assert "argument --seed: '-1' is no whole number of 0 or more" in capsys.readouterr().err
+
+
 def test_an_error_is_one_line(tmp_path, capsys):
     checkpoint = str(tmp_path / "joint")
     with pytest.raises(SystemExit) as stopped:

@@ -4,7 +4,10 @@
 Paths to corpora and, within them, to sounds may be such addresses. `pathlib.Path` would make one slash of their two.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from upath import UPath
 
+
+logger = logging.getLogger(__name__)
 
 UNLISTED = ("http://", "https://")  # a web server need not say what it has
 
@@ -60,10 +65,34 @@ def without_suffix(path: str) -> str:
     return protocol + slashes + PurePosixPath(Path(rest).as_posix()).with_suffix("").as_posix()
 
 
-def names_in(folder: str) -> frozenset[str]:
-    """The names of what is in a folder at an address; none where there is no such folder."""
-    place = path_of(folder)
-    return frozenset(one.name for one in place.iterdir()) if place.is_dir() else frozenset()
+def names_in(folder: str) -> frozenset[str] | None:
+    """The names of what is in a folder at an address; none where there is no such folder.
+
+    None: it does not say. A bucket may give its files and not their list.
+    """
+    try:
+        with errors_at(folder):
+            place = path_of(folder)
+            return frozenset(one.name for one in place.iterdir()) if place.is_dir() else frozenset()
+    except AddressError as error:
+        logger.warning("The files of a folder are not listed, so each is known when it is fetched: %s", error)
+        return None
+
+
+@contextmanager
+def errors_at(place: object) -> Iterator[None]:
+    """What a file system raises as `AddressError`: exceptions of aiohttp, botocore and their like are no `OSError`."""
+    try:
+        yield
+    except (AddressError, ValueError):  # ours, or about what was read
+        raise
+    except Exception as error:
+        if not is_address(place):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise AddressError(
+            f"{place} could not be fetched: {type(error).__name__}{f': {reason}' if reason else ''}"
+        ) from error
 
 
 def fetched(audio: str | Path | bytes) -> str | Path | bytes:
@@ -74,10 +103,5 @@ def fetched(audio: str | Path | bytes) -> str | Path | bytes:
     """
     if isinstance(audio, bytes) or not is_address(audio):
         return audio
-    try:
+    with errors_at(audio):
         return path_of(str(audio)).read_bytes()
-    except AddressError:
-        raise
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise AddressError(f"{audio} could not be fetched: {reason}") from error

@@ -170,13 +170,13 @@ class FolderListings:
     """Where files lie, by listing each folder once: corpora have millions of files in few folders."""
 
     def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, frozenset[str] | None] = {}
         self._composed: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str | None:
         """The path itself, or where its name is written in another Unicode form, that; None if there is no such file.
 
-        What is at a web address is only known when it is fetched.
+        What is at a web address, or in a folder that is not listed, is only known when it is fetched.
         """
         if path.startswith(UNLISTED):
             return path
@@ -185,7 +185,7 @@ class FolderListings:
             self._names[folder] = names_in(folder)
         if folder not in self._names:
             self._names[folder] = frozenset(os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
-        if name in self._names[folder]:
+        if self._names[folder] is None or name in self._names[folder]:
             return path
         if path.isascii() or is_address(path):
             return None

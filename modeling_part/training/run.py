@@ -142,7 +142,6 @@ class StageRun:
         self, rows: Rows, batches: Batches, model: nn.Module, trainable: dict[str, list[str]], recipe: Recipe
     ) -> dict:
         """What `stage.json` will say of where the stage's weights come from; one that could not be written is an error."""
-        model_args = recipe.model
         started_from = {}
         if self.parent is not None and (self.parent / "stage.json").is_file():
             started_from = {"parent_files": read_stage_json(self.parent).get("files") or {}}
@@ -151,7 +150,7 @@ class StageRun:
             "stage": self.plan.name,
             "parent": None if self.parent is None else self.parent.name,
             "seed": recipe.training.seed,
-            "base_models": base_models(model_args),
+            "base_models": base_models(recipe.model),
             "data": {"fingerprint": rows.fingerprint, **{key: batches.report[key] for key in ("rows", "hours")}},
             "hyperparameters": hyperparameters(self.plan, batches.sampler.num_steps, recipe),
             "versions": {"modeling-part": __version__, **{package: version(package) for package in VERSIONED}},
@@ -351,7 +350,7 @@ class Run:
         Raises:
             ValueError: the message names it.
         """
-        args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
+        args, names, self.fingerprint = self.recipe.training, [one.plan.name for one in self.stages], rows.fingerprint
         check_optimizer(args)
         check_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
@@ -411,6 +410,8 @@ class Run:
         now = {
             "seed": self.recipe.training.seed,
             "hyperparameters": hyperparameters(stage.plan, record["hyperparameters"].get("num_steps"), self.recipe),
+            "base_models": base_models(self.recipe.model),
+            "data": {"fingerprint": self.fingerprint},
         }
         changes = {
             name: pair
@@ -418,7 +419,7 @@ class Run:
             if NOT_RECORDED not in pair and name not in DEVICES
         }
         if changes:
-            message = "Stage %s was trained with other settings than the recipe has now: %s"
+            message = "Stage %s was trained with other data or settings than the recipe has now: %s"
             logger.warning(message, stage.plan.name, in_words(changes))
         if stage.parent is None or not record.get("parent_files") or not (stage.parent / "stage.json").is_file():
             return False
@@ -480,9 +481,8 @@ def generation_settings(args: PARTTrainingArguments) -> dict:
 
 def base_models(model_args: ModelArguments) -> dict[str, str]:
     """What the run's first stage starts from: `{"checkpoint": ...}`, or the two pretrained parts."""
-    if model_args.checkpoint is not None:
-        return {"checkpoint": model_args.checkpoint}
-    return {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
+    names = ["audio_model", "language_model"] if model_args.checkpoint is None else ["checkpoint"]
+    return {name: getattr(model_args, name) for name in names}
 
 
 def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:

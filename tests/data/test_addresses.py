@@ -155,3 +155,43 @@ def test_slashes_stay():
     assert joined("/here", "s3://b/a.wav") == "s3://b/a.wav" and joined(path_of("memory://b/x"), "/a.wav") == "/a.wav"
     assert without_suffix("s3://b/a.wav") == "s3://b/a" and without_suffix("x/a.wav") == "x/a"
     assert is_address("hf://datasets/a/b") and not is_address("a/b") and not is_address("/a:/b")
+
+
+class Refused(Exception):
+    """What aiohttp raises for 403, or botocore without credentials: no `OSError`."""
+
+
+def test_what_a_file_system_raises_is_named_or_a_broken_row(bucket, monkeypatch):
+    lines = [{"audio": f"clips/{name}.wav", "text": name, "language": "en"} for name in ("a", "b")]
+    write(bucket, "train.jsonl", lines)
+    opened = type(bucket)._open
+
+    def refuse(self, path, *args, **kwargs):
+        if path.endswith(refused):
+            raise Refused("403, message='Forbidden'")
+        return opened(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(type(bucket), "_open", refuse)
+    spec = [{"reader": "manifest", "path": "memory://bucket/train.jsonl"}]
+    refused = "b.wav"
+    dataset, report = read_corpora(spec, max_bad_fraction=0.5)
+    assert dataset["text"][:] == ["a"] and "audio could not be fetched" in report["dropped"]["train"]
+    refused = "train.jsonl"
+    with pytest.raises(CorpusError, match=r"train\.jsonl .*could not be fetched: Refused: 403, message='Forbidden'"):
+        read_corpora(spec)
+
+
+def test_a_folder_that_gives_its_files_and_not_their_list(bucket, monkeypatch, caplog):
+    """S3 grants GetObject and ListBucket apart: a sound that is not there is known when it is fetched."""
+    lines = [{"audio": f"clips/{name}.wav", "text": name, "language": "en"} for name in ("a", "x")]
+    write(bucket, "train.jsonl", lines)
+
+    def denied(*args, **kwargs):
+        raise PermissionError("AccessDenied: s3:ListBucket")
+
+    monkeypatch.setattr(type(bucket), "ls", denied)
+    dataset, report = read_corpora(
+        [{"reader": "manifest", "path": "memory://bucket/train.jsonl"}], max_bad_fraction=0.5
+    )
+    assert dataset["text"][:] == ["a"] and "audio could not be fetched" in report["dropped"]["train"]
+    assert "memory://bucket/clips could not be fetched: PermissionError: AccessDenied" in caplog.text

@@ -179,6 +179,13 @@ def test_a_data_folder_of_kaldi(kaldi):
         read("kaldi", kaldi.parent, split="dev")
 
 
+def test_only_the_first_word_of_a_line_of_kaldi_is_its_key(kaldi):
+    """Whatever stands between, and whatever follows: a tab within a sentence belongs to it."""
+    (kaldi / "text").write_text("a Un\tdeux.\nb\t Trois  quatre.\nl \t Cinq.\n", encoding="utf-8")
+    dataset, report = read("kaldi", kaldi, languages=["fr"])
+    assert dataset["text"][:] == ["Un\tdeux.", "Trois  quatre.", "Cinq."] and not reasons(report)
+
+
 def test_segments_of_kaldi_and_their_translations(kaldi):
     (kaldi / "segments").write_text("l-1 l 0.5 2.0\nl-2 l 3.25 5.5\n")
     (kaldi / "text").write_text("l-1 Un.\nl-2 Deux.\n")

@@ -71,6 +71,20 @@ def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys
     assert "baseline_2stage-4/encoder" in printed.replace("\n", "") or "paired bootstrap" in printed
 
 
+@pytest.mark.parametrize(
+    ("recipes", "seeds", "told"),
+    [
+        (["mine/part.yaml", "theirs/part.yaml"], [4], "recipes are 'part'"),
+        (["part", "other"], [4, 5, 4], "seeds are 4"),
+    ],
+)
+def test_two_runs_never_share_a_folder(launch, tmp_path, recipes, seeds, told):
+    """The second would find the first one's stages finished, and be compared with itself."""
+    with pytest.raises(ValueError, match=told):
+        run_recipes(recipes, seeds, launch=launch)
+    assert not (tmp_path / "calls.jsonl").exists()
+
+
 def test_the_command_lays_overlays_over_each_recipe(launch, tmp_path):
     options = ["--overlays", "data/sentences", "--folder", "other", "--launch", launch]
     main(["experiment", "part", "llm_frozen", *options, "--", "--bf16", "false"])

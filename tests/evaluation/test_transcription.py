@@ -78,6 +78,12 @@ def test_one_bad_file_does_not_stop_the_rest_and_a_second_call_goes_on(pipe, fol
     transcribe_files(pipe, files, **options)
     assert "2 files are transcribed already" in capsys.readouterr().err
     assert (out / "b.srt").exists() and (out / "a.json").stat().st_mtime_ns == before
+    for kept in ("c.json", "a.srt"):  # what a recording came with, under a name that is asked for
+        (out / kept).write_text("by hand")
+    for lost in ("c.srt", "a.json"):
+        (out / lost).unlink()
+    transcribe_files(pipe, files, **options)
+    assert [(out / kept).read_text() for kept in ("c.json", "a.srt")] == ["by hand"] * 2 and (out / "a.json").exists()
     transcribe_files(pipe, files, overwrite=True, **options)
     assert (out / "a.json").stat().st_mtime_ns > before
 

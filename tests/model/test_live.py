@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_part import PARTPipeline
+from modeling_part.audio_part import AudioError
 from modeling_part.live_part import transcribe_live
 
 
@@ -74,6 +75,27 @@ def test_what_is_final_is_what_was_said(numbers, lengths, interval, has_times):
         assert other.text.startswith(one.text) and other.seconds >= one.seconds
     if has_times and len(numbers) > 25:  # what is final is not heard again for ever
         assert pipe.heard / pipe.calls < 6 + interval
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda piece: (4096 * piece).astype(np.int16),  # as microphones give them
+        lambda piece: torch.from_numpy(piece / 8),
+        lambda piece: np.stack([piece / 8, piece / 8]),
+        lambda piece: (piece / 8).tolist(),
+    ],
+)
+def test_pieces_are_heard_as_any_other_array(given):
+    class Loud(Listener):
+        def __call__(self, inputs, **options):
+            return super().__call__({"raw": np.round(8 * inputs["raw"])}, **options)
+
+    pieces = [given(piece) for piece in cut(speech([1, 2]), [300])]
+    empty = np.zeros(0, dtype=np.float32)
+    assert list(transcribe_live(Loud(True), [empty, *pieces, empty]))[-1].text == "one, two"
+    with pytest.raises(AudioError, match="NaN or infinite samples"):
+        list(transcribe_live(Loud(True), [np.array([0.0, np.nan])]))
 
 
 def test_words_are_final_soon_and_shown_at_once():

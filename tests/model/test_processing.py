@@ -1,6 +1,7 @@
 """The processor: audio in any form, prompts, labels, and what is refused; against literals and independent code."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -257,6 +258,24 @@ class TestPrompt:
         assert tokenizer.decode(batch["input_ids"][0]) == f"{AUDIO * 2}\nTranscribe the speech.\nhi<|im_end|>"
         ids = torch.tensor([tokenizer(f"{AUDIO}\nTranscribe the speech.\nhi\nyou<|im_end|>")["input_ids"]])
         assert processor.batch_decode(ids, skip_special_tokens=True) == ["hi\nyou"]
+
+    @pytest.mark.parametrize(
+        ("name", "wording", "may"),
+        [
+            ("asr_unnamed", "Transcribe the {source} speech.", "no field"),  # it would be "the None speech"
+            ("asr", "Transcribe into {target}.", "{source}"),
+            ("s2tt", "Translate into {language}.", "{source} and {target}"),
+            ("mt", "Translate {source.title}.", "{source} and {target}"),
+            ("asr", "Answer in JSON: {", "{source}"),
+            ("asr", "{} please.", "{source}"),
+            ("context", "Context follows.", "{context}"),  # which would be left out
+        ],
+    )
+    def test_instructions_hold_what_their_task_fills_in(self, name, wording, may):
+        with pytest.raises(ValueError, match=re.escape(f"The instruction {name!r} is {wording!r}")) as refused:
+            build(instructions={name: wording})
+        assert f"it may hold {may}, and a brace is written twice" in str(refused.value)
+        assert build(instructions={"asr": "JSON: {{}}"}).instruction("asr", "fr") == "JSON: {}"
 
     def test_instructions_are_text(self):
         with pytest.raises(ValueError, match=r"The instructions \{'asr': 0\} are no text"):

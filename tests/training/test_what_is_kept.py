@@ -210,8 +210,21 @@ class TestFinished:
     def test_other_settings_than_a_finished_stages_are_told(self, run, caplog):
         with caplog.at_level(logging.WARNING):
             run("--weight_decay", "0.5")
-        assert "Stage adapter was trained with other settings than the recipe has now" in caplog.text
+        assert "Stage adapter was trained with other data or settings than the recipe has now" in caplog.text
         assert "weight_decay was 0.0, now 0.5" in caplog.text
+
+    def test_other_rows_or_parts_than_a_finished_stages_are_told(self, made, run, tmp_path, caplog):
+        lines = made.corpus["train"].read_text(encoding="utf-8").splitlines()
+        fewer = made.corpus["train"].with_name("fewer.jsonl")
+        fewer.write_text("\n".join(lines[:-1]), encoding="utf-8")
+        other = shutil.copytree(yaml.safe_load(made.recipe.read_text())["language_model"], tmp_path / "other")
+        with caplog.at_level(logging.WARNING):
+            run(train_data=[{"reader": "manifest", "path": str(fewer)}], language_model=str(other))
+        for stage in ("adapter", "encoder"):
+            told = next(
+                line for line in caplog.messages if line.startswith(f"Stage {stage} was trained with other data")
+            )
+            assert "data.fingerprint was" in told and "base_models.language_model was" in told
 
     def test_weights_that_are_not_finite_are_not_finished(self, run, monkeypatch):
         train = PARTTrainer.train

@@ -68,16 +68,16 @@ def kaldi_folder(spec: CorpusSpec) -> Path:
 
 
 def table(path: Path, on_broken: OnBroken, must_exist: bool = True) -> dict[str, str]:
-    """First word of each line -> the rest of it."""
+    """First word of each line -> the rest of it, in which tabs may stand as well."""
     if not must_exist and not path.is_file():
         return {}
     found: dict[str, str] = {}
     for number, line in text_lines(path, on_broken):
-        key, _, rest = line.strip().partition(" ") if "\t" not in line else line.strip().partition("\t")
+        key, *rest = line.split(maxsplit=1) or [""]
         if key in found:
             on_broken(f"{path}, line {number}", BrokenRowError("a key stands twice", key))
         elif key:
-            found[key] = rest.strip()
+            found[key] = " ".join(rest).strip()
     return found
 
 
