@@ -9,7 +9,7 @@ import jinja2
 
 from .. import __version__
 from .pictures import picture_uri, plot_alignment, plot_calibration, plot_curves, plot_losses, plot_scores
-from .run_files import is_number, read_json_if_there
+from .run_files import is_number, read_launches
 from .scoring import annotate
 from .tables import duration, language_name, number, percent, plain_value, with_interval
 from .utterances import Clips, choose_utterances, clips_of_run, differences, frequent_substitutions
@@ -53,7 +53,7 @@ def write_html(
         version=__version__,
         tiles=_tiles(scored[-1]) if scored else [],
         facts=_facts(stages),
-        launches=read_json_if_there(run_folder / "run.json") or [],
+        launches=read_launches(run_folder),
         stages=[_stage_line(stage) for stage in stages],
         warnings=warnings,
         table=table,

@@ -13,6 +13,8 @@ from .scoring import check_prediction, read_predictions
 EXAMPLES_PER_STAGE = 6
 EXAMPLE_FIELDS = ("id", "task", "source_lang", "target_lang", "reference", "hypothesis")
 ALIGNMENTS_FILE = "alignments.json"  # of a stage, see alignments.py
+LAUNCHES_FILE = "run.json"  # of a run, see training/launches.py
+LAUNCH_PARTS = ("command", "machine", "started")
 RECORD_PARTS = ("metrics", "base_models", "trainable_parameters", "versions", "hyperparameters")  # of stage.json
 DATA_PARTS = ("rows", "hours")  # of its `data`
 
@@ -25,6 +27,25 @@ def is_number(value: object) -> bool:
 def read_json_if_there(path: Path) -> dict | list | None:
     """The content of a JSON file; None where there is no file."""
     return read_json(path) if path.exists() else None
+
+
+def read_launches(run_folder: Path) -> list[dict]:
+    """The commands that trained in a run's folder, of its `run.json`: `command`, `machine` and `started` of each.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
+    path = run_folder / LAUNCHES_FILE
+    launches = read_json(path) if path.exists() else []
+    is_known = isinstance(launches, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), str) for name in LAUNCH_PARTS) for one in launches
+    )
+    if not is_known:
+        raise CheckpointError(
+            f"{path} holds {launches!r:.60}, but must be a list of launches with the texts {', '.join(LAUNCH_PARTS)}: move it "
+            "away, and the next start writes a new one."
+        )
+    return launches
 
 
 def stage_folders(run_folder: Path) -> list[Path]:

@@ -21,6 +21,8 @@ AUDIO_SUFFIXES |= {".aiff", ".aif", ".au", ".caf", ".w64", ".rf64", ".amr", ".wm
 def find_files(names: Sequence[str]) -> list[Path]:
     """The files that are named, those with audio in the folders that are named, and those that patterns such as `*.mp3` fit.
 
+    Of folders, what is hidden is left out, such as the `._clip.wav` that macOS writes beside a `clip.wav`.
+
     Raises:
         FileNotFoundError: a folder or a pattern without files.
     """
@@ -29,6 +31,7 @@ def find_files(names: Sequence[str]) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             inside = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in AUDIO_SUFFIXES)
+            inside = [one for one in inside if not any(part[0] == "." for part in one.relative_to(path).parts)]
         elif not path.exists() and any(sign in name for sign in "*?["):
             inside = sorted(one for one in map(Path, glob(name, recursive=True)) if one.is_file())
         else:

@@ -13,9 +13,10 @@ import psutil
 import torch
 from accelerate import PartialState
 
+from ..evaluation.run_files import LAUNCHES_FILE, read_launches
 from ..publishing.privacy import without_secrets
 from ..recipes.arguments import PARTTrainingArguments
-from ..recipes.files import read_json, write_json
+from ..recipes.files import write_json
 from ..recipes.user_errors import mistakes_in_one_message, take_debug
 
 
@@ -27,11 +28,13 @@ def record_launch(folder: Path, args: PARTTrainingArguments) -> None:
     """Add `command`, `machine` and `started` (local time) of this launch to `run.json`; tokens in it are blotted out.
 
     The main process does it; a dry run leaves nothing.
+
+    Raises:
+        CheckpointError: the file holds something else.
     """
     if args.dry_run or not PartialState().is_main_process:
         return
-    path = Path(folder) / "run.json"
-    launches = read_json(path) if path.is_file() else []
+    launches = read_launches(Path(folder))
     launches.append(
         {
             "command": without_secrets(command(), args.hub_token),
@@ -39,7 +42,7 @@ def record_launch(folder: Path, args: PARTTrainingArguments) -> None:
             "started": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         }
     )
-    write_json(path, launches)
+    write_json(Path(folder) / LAUNCHES_FILE, launches)
 
 
 def command(resume: bool = False) -> str:

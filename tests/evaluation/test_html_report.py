@@ -22,10 +22,12 @@ from modeling_part.alignment_part import best_path
 from modeling_part.evaluation import pictures
 from modeling_part.evaluation.alignments import align_clip, choose_clips, write_alignments
 from modeling_part.evaluation.reports import write_report
-from modeling_part.evaluation.run_files import choose_examples, read_stage
+from modeling_part.evaluation.run_files import choose_examples, read_launches, read_stage
 from modeling_part.evaluation.run_report import run_report, stage_report
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
 from modeling_part.evaluation.utterances import Clips, choose_utterances, differences, frequent_substitutions
+from modeling_part.recipes.files import CheckpointError
+from modeling_part.training.launches import record_launch
 
 
 EVIL = "<script>alert('x')</script> & <img src=x onerror=alert(1)>"
@@ -98,6 +100,24 @@ def run(tmp_path_factory) -> Path:
     (folder / "run.json").write_text(json.dumps([launch]))
     run_report(folder)
     return folder
+
+
+@pytest.mark.parametrize("odd", [None, {}, "x", ["x"], [{"command": "x", "machine": None, "started": "today"}], [[]]])
+def test_a_list_of_launches_that_is_none_is_named(tmp_path, odd):
+    """By the report, and by the next start, which adds to it."""
+    (tmp_path / "run.json").write_text(json.dumps(odd))
+    with pytest.raises(
+        CheckpointError, match=r"run\.json holds .* must be a list of launches with the texts command, "
+    ):
+        read_launches(tmp_path)
+    arguments = SimpleNamespace(dry_run=False, hub_token=None, world_size=1)
+    with pytest.raises(CheckpointError, match=r"move it away, and the next start writes a new one"):
+        record_launch(tmp_path, arguments)
+    assert json.loads((tmp_path / "run.json").read_text()) == odd
+    (tmp_path / "run.json").unlink()
+    record_launch(tmp_path, arguments)
+    (launch,) = read_launches(tmp_path)
+    assert set(launch) == {"command", "machine", "started"}
 
 
 class Page(HTMLParser):

@@ -37,7 +37,11 @@ def names(paths):
 
 
 def test_files_folders_and_patterns_are_found(folder):
+    (folder / ".cache").mkdir()
+    for hidden in ("._a.wav", "deeper/._c.WAV", ".cache/d.wav"):  # as archives of macOS have them
+        (folder / hidden).write_bytes(b"\0\5\x16\7")
     assert names(find_files([str(folder)])) == ["a.wav", "b.flac", "bad.mp3", "c.WAV"]
+    assert names(find_files([str(folder / "._a.wav")])) == ["._a.wav"]
     assert names(find_files([str(folder / "*.wav"), str(folder / "a.wav")])) == ["a.wav"]
     assert names(find_files([str(folder / "notes.txt"), str(folder / "absent.wav")])) == ["notes.txt", "absent.wav"]
     (folder / "empty").mkdir()
