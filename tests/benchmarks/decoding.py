@@ -46,7 +46,6 @@ COLUMNS = {
 }
 
 
-SIDES = ("reference", "hypothesis")  # in the order of `count_edits`
 RELAXED_COLUMNS = {
     "weight": "{weight:g}",
     "margin": "{margin:.2f}",
@@ -168,30 +167,48 @@ def relaxed_errors(model, processor, rows: list[dict], prompts: list[dict], opti
     for weight in [1.0, *weights]:
         settings = options if weight == 1.0 else options | {"assistant_ensemble_weight": weight}
         seconds = passes = tokens = 0
-        predictions = []
-        for row, inputs in zip(rows, prompts, strict=True):
+        texts = []
+        for inputs in prompts:
             ids, taken, count = timed(model, **inputs, **settings, ctc_draft=True)
             written = ids[:, inputs["input_ids"].shape[1] :]
             seconds, passes, tokens = seconds + taken, passes + count, tokens + written.shape[1]
             text = processor.batch_decode(written, skip_special_tokens=True)[0]
-            predictions.append({"language": row["source_lang"], "reference": row["text"], "hypothesis": text})
-        texts = [one["hypothesis"] for one in predictions]
+            texts.append(text)
         exact = texts if weight == 1.0 else exact
-        edits = [
-            count_edits(*(scored_units(normalize_text(one[side], one["language"]), one["language"]) for side in SIDES))
-            for one in predictions
-        ]
         results.append(
             {
                 "weight": weight,
                 "margin": (1 - weight) / weight,
                 "speed": tokens / seconds,
                 "passes": passes / len(rows),
-                "error_rate": 100 * sum(one.errors for one in edits) / sum(one.reference_units for one in edits),
+                "error_rate": error_rate(rows, texts),
                 "other_texts": sum(one != other for one, other in zip(texts, exact, strict=True)),
             }
         )
     return results
+
+
+def error_rate(rows: list[dict], texts: list[str]) -> float:
+    """Percent of the words that were said."""
+    edits = []
+    for row, text in zip(rows, texts, strict=True):
+        sides = (normalize_text(one, row["source_lang"]) for one in (row["text"], text))
+        edits.append(count_edits(*(scored_units(side, row["source_lang"]) for side in sides)))
+    return 100 * sum(one.errors for one in edits) / sum(one.reference_units for one in edits)
+
+
+def languages_found(pipe: PARTPipeline, rows: list[dict], languages: list[str]) -> dict:
+    """How often the spoken language is found, and error rates where it is named, found, and neither."""
+    clips = [row["audio"] for row in rows]
+    found = pipe(clips, languages=languages)
+    ways = {
+        "found": found,
+        "not_named": pipe(clips),
+        "named": pipe(clips, source_lang=[row["source_lang"] for row in rows]),
+    }
+    right = sum(one["language"] == row["source_lang"] for one, row in zip(found, rows, strict=True))
+    rates = {name: error_rate(rows, [one["text"] for one in answers]) for name, answers in ways.items()}
+    return {"clips": len(rows), "languages_right": right, "error_rate": rates}
 
 
 @torch.inference_mode()
@@ -256,7 +273,7 @@ def useless(written: list[int]) -> list[int]:
     return strange[: len(written)]
 
 
-def main(argv: list[str] | None = None):
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", help="folder of a stage with an alignment head")
     parser.add_argument("manifest", nargs="?", type=Path, help="of connected digits")
@@ -265,7 +282,10 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--ensemble_weights", nargs="*", type=float, default=[], help="relaxed acceptance, such as 0.8"
     )
-    parser.add_argument("--only_relaxed", action="store_true", help="no times of words, no drafts compared")
+    parser.add_argument(
+        "--only", choices=["relaxed", "languages"], help="nothing but --ensemble_weights, or --languages"
+    )
+    parser.add_argument("--languages", nargs="*", default=[], help="of which one is spoken, to be found")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights in place of a checkpoint")
     parser.add_argument("--dtype", default="bfloat16", help="of random weights")
     parser.add_argument("--seconds", type=float, default=6.0, help="of the clip, with random weights")
@@ -274,7 +294,11 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None):
+    args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     result: dict = {"settings": {key: str(value) for key, value in vars(args).items() if key != "output"}}
     if args.shape:
@@ -289,17 +313,20 @@ def main(argv: list[str] | None = None):
         rows = rows[: args.rows]
         options = {"max_new_tokens": 64}
         prompts = [processor(row["audio"], source_lang=row["source_lang"]) for row in rows]
-        if not args.only_relaxed:
-            pipe = PARTPipeline(model=model, processor=processor, device=args.device, max_new_tokens=64)
+        pipe = PARTPipeline(model=model, processor=processor, device=args.device, max_new_tokens=64)
+        if args.languages:
+            result["languages"] = languages_found(pipe, rows, args.languages)
+            print(json.dumps(result["languages"], indent=1))
+        if args.only is None:
             result["word_times"] = word_errors(pipe, rows)
             print(json.dumps(result["word_times"], indent=1))
         kinds = {"the head's draft": lambda written: None, "the right draft": lambda written: written}
     kinds |= {"a useless draft": useless, "no tokens in the draft": lambda written: []}
     draft_speeds(model, prompts[:1], options, kinds, 1)  # warm
-    if not args.only_relaxed:
+    if args.only is None:
         result["drafts"] = draft_speeds(model, prompts, options, kinds, args.rounds)
         show("drafts, batch 1", result["drafts"], COLUMNS)
-    if args.ensemble_weights and not args.shape:
+    if args.ensemble_weights and not args.shape and args.only != "languages":
         result["relaxed"] = relaxed_errors(model, processor, rows, prompts, options, args.ensemble_weights)
         show("relaxed acceptance", result["relaxed"], RELAXED_COLUMNS)
     if args.batches and not args.shape:

@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 import gradio
+import gradio_client
 import numpy as np
 import pytest
 import soundfile
@@ -139,3 +140,29 @@ def test_nothing_said_and_errors_are_messages(pipe):
     recording.end()
     with pytest.raises(gradio.Error, match="xx"):
         list(follow(pipe, recording, ["asr"], "xx", None, 1))
+
+
+def test_a_visitor_s_pieces_reach_the_model_through_the_server(pipe, tmp_path):
+    """As a browser does it: events of one session, the answer asked for before the sound comes."""
+    sound, files = spoken(3), []
+    for number in range(3):
+        files.append(str(tmp_path / f"{number}.wav"))
+        soundfile.write(files[-1], sound[number * RATE : (number + 1) * RATE], RATE)
+    page = build_page(pipe, Checkpoint("x", "x", ["en", "fr"], ["fr"]))
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, inbrowser=False)
+    try:
+        client = gradio_client.Client(url, verbose=False)
+        client.predict(api_name="/begin")
+        answered = client.submit("Transcribe", "en", "fr", api_name="/answer_live")
+        for (
+            file
+        ) in files:  # a streaming event stays open for the next piece: its first answer says that this one was taken
+            taken = client.submit(gradio_client.handle_file(file), api_name="/take_piece")
+            while not taken.outputs() and not taken.done():
+                time.sleep(0.02)
+        client.predict(api_name="/end")
+        status, text, _ = answered.result(timeout=120)
+        assert status == "3.0 s of sound answered."
+        assert text == list(pipe.live([sound], source_lang="en"))[-1].text != ""
+    finally:
+        page.close()
