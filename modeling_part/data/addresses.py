@@ -54,9 +54,12 @@ def path_of(place: str) -> "Path | UPath":
 
 def joined(folder: "str | Path | UPath", name: str) -> str:
     """`name` in a folder, if it is not a whole path or address itself."""
-    if is_address(name) or os.path.isabs(name):
+    if is_address(name):
         return name
-    return str(folder / PurePosixPath(name)) if is_address(folder) else os.path.join(folder, name)
+    place = str(folder)
+    if not is_address(place):
+        return os.path.join(place, name)
+    return name if os.path.isabs(name) else str(folder / PurePosixPath(name))
 
 
 def without_suffix(path: str) -> str:

@@ -115,7 +115,8 @@ def _write(chunks: Iterable[list[dict]], sink: "pyarrow.NativeFile", schema: "py
 
     with pyarrow.ipc.new_stream(sink, schema) as writer:
         for chunk in chunks:
-            writer.write_table(pyarrow.Table.from_pylist(chunk, schema=schema))
+            columns = {name: [row[name] for row in chunk] for name in schema.names}
+            writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
 
 
 def fingerprint(dataset: "datasets.Dataset") -> str:
