@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import unicodedata
+from unittest import mock
 
 import datasets
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from made_data import MT, RATE, asr, encoded, read_lines, tone, write_lines
 
 from modeling_part.audio_part import load_audio, load_clip
+from modeling_part.data import checking
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.files import read_csv, text_lines
 from modeling_part.data.rows import COLUMNS, CorpusError
@@ -401,3 +403,26 @@ def test_what_a_clip_holds_is_measured_not_believed(clips):
 def test_filters_that_filter_nothing_or_all_are_refused(clips, settings):
     with pytest.raises(CorpusError, match=f"`{next(iter(settings))}` is "):
         read_lines(clips, [asr("a")], **settings)
+
+
+odd_texts = st.one_of(
+    st.text(max_size=12),
+    st.text("aéЖ中Ãâ€Ð©\xa0\x85\ufffd\ud800 \n", max_size=6),
+    st.sampled_from(
+        ["nan", "#N/A", "café".encode().decode("cp1252"), "Ж".encode().decode("latin-1"), "don’t", 7, None]
+    ),
+)
+
+
+@given(st.lists(odd_texts, min_size=6, max_size=6))
+@settings(max_examples=300)
+def test_a_row_whose_texts_look_plain_at_once_has_no_fault_in_them(values):
+    row = dict.fromkeys(COLUMNS) | dict(zip(checking.TEXTS, values, strict=True))
+    found = checking.mistyped(row)
+    with mock.patch.object(checking, "_is_plain", return_value=False):
+        assert checking.mistyped(row) == found
+
+
+@pytest.mark.parametrize("text", ["Grüß Gott, René!", "早上好", "Доброе утро.", "مرحبا"])
+def test_what_is_written_in_any_script_is_plain(text):
+    assert checking._is_plain(dict.fromkeys(COLUMNS) | {"id": "a", "corpus": "c", "text": text})
