@@ -76,7 +76,7 @@ class PARTPipeline(ChunkPipeline):
             list, too.
         languages: which may be spoken, where `source_lang` is not given: answers of transcription then also have
             `"language"` and `"language_scores"`, see `language_part`. The model must know the prompts that name them. With an
-            alignment head each window is then transcribed as if the language found there were given.
+            alignment head each window is then transcribed as if the language found there were given. Silence has none.
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
@@ -351,7 +351,7 @@ class PARTPipeline(ChunkPipeline):
             outputs["confidence"] = answer_confidence(self.model, self.processor, inputs, aligned)
         if languages:
             found = of_languages or self._language_log_probs(inputs, mask, outputs["text"], rows, languages)
-            outputs["languages"] = found
+            outputs["languages"] = [None if nothing else one for one, nothing in zip(found, silent, strict=True)]
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
 
     def _answers(self, inputs, generate_kwargs: dict, silent: list[bool]) -> tuple[list[list[int]], list[bool]]:
@@ -421,8 +421,8 @@ class PARTPipeline(ChunkPipeline):
                     chunk["confidence"] = overall(units)
         if looped := [output["span"] for output in model_outputs if output["looped"]]:
             answer["repetitions"] = looped
-        if model_outputs[0].get("languages") is not None:
-            answer |= spoken_language([output["languages"] for output in model_outputs])
+        if spoken := [output["languages"] for output in model_outputs if output.get("languages") is not None]:
+            answer |= spoken_language(spoken)
         return answer
 
     @staticmethod

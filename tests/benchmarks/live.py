@@ -104,6 +104,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--recordings", type=int, default=1, help="of each language")
     parser.add_argument("--strings", type=int, default=4, help="of digits in each recording")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds from one transcript to the next")
+    parser.add_argument(
+        "--window", type=float, help="longest seconds heard at once, live and in one piece (cut in windows)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -120,8 +123,10 @@ def main(argv: list[str] | None = None):
         for number in range(args.recordings):
             sound, ends, text = joined(own[number * args.strings : (number + 1) * args.strings], rate)
             options = {"source_lang": language, "ctc_draft": True}
-            live, shown, final, computed = follow(pipe, sound, rate, interval=args.interval, **options)
-            whole = pipe({"raw": sound, "sampling_rate": rate}, **options)["text"]
+            live, shown, final, computed = follow(
+                pipe, sound, rate, interval=args.interval, longest=args.window, **options
+            )
+            whole = pipe({"raw": sound, "sampling_rate": rate}, chunk_length_s=args.window, **options)["text"]
             for name, one in (("live", live), ("whole", whole)):
                 counts[name] += errors(text, one, language)
             if len(final) == len(ends):

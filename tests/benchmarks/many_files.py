@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None):
     pipe = pipeline("speech-to-text", model=args.checkpoint, device=args.device)
     rate = pipe.processor.sampling_rate
     rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
-    rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows]
     rows = [row for row in rows if row["task"] == "asr" and row["source_lang"] == args.language]
+    rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), rows, args.files, args.most, rate, args.seed)
         lengths = [soundfile.info(file).duration for file in files]

@@ -118,6 +118,7 @@ def score(args: argparse.Namespace) -> None:
         ]
         shares = {"recall": 100 * sum(right) / len(rows), "only_listed": 100 * sum(wrong) / len(rows)}
         results.append({"label": label, **shares, "clips": len(rows), "texts": texts})
+        print(label, shares, flush=True)
     show("recall of words that training did not hold", results, COLUMNS)
     write(args.output, {"words": [row["text"] for row in rows], "ways": results})
 

@@ -70,6 +70,7 @@ def test_the_language_model_is_not_asked_about_silence(pipe, monkeypatch):
     assert pipe(silence) == {"text": "", "chunks": [{"text": "", "timestamp": (0.0, 2.0)}]}
     assert pipe(silence, task="s2tt", target_lang="fr")["text"] == "" and asked == []
     assert pipe(silence, return_timestamps="word", return_confidence=True)["chunks"] == []
+    assert "language" not in pipe(silence, languages=["en", "fr"])
     assert set(pipe.stream(silence)) == {""} and asked == []
     texts = [one["text"] for one in pipe([silence, noise(2)], batch_size=2)]
     assert texts == ["", spoken] and asked == [2]
