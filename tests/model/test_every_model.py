@@ -12,84 +12,23 @@ import pytest
 import sense_voice
 import tiny
 import torch
-from architectures import AUDIO_CONFIGS, SHAPE, TEXT_CONFIGS
+from architectures import AUDIO_CONFIGS, TEXT_CONFIGS
 from clean_environment import installed_packages
-from tiny_training import wav_bytes
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    FalconH1Config,
-    SeamlessM4TFeatureExtractor,
-    Wav2Vec2FeatureExtractor,
-    pipeline,
+from named_models import (
+    COLUMNS,
+    ENCODERS,
+    LANGUAGE_MODELS,
+    LOOPS,
+    WITHOUT_POSITIONS,
+    feature_extractor,
+    make,
+    text_config,
 )
+from tiny_training import wav_bytes
+from transformers import pipeline
 
-from modeling_part import PARTForSpeechSeq2Seq
+from modeling_part.layout_part import batch_layout
 from modeling_part.publishing.remote_code import add_remote_code
-
-
-# As a recipe's `audio_model` or `language_model` may name them.
-ENCODERS = {
-    "whisper": "Whisper",
-    "qwen2_audio": "Qwen2-Audio",
-    "voxtral": "Voxtral",
-    "sense_voice": "SenseVoice-Small, after `part convert-encoder`",
-    "fun_asr_nano": "Fun-ASR-Nano, whole or after `part convert-encoder`",
-    "wav2vec2": "wav2vec 2.0 with layer norms (large, XLS-R, MMS)",
-    "wav2vec2_group": "wav2vec 2.0 with a group norm (base)",
-    "hubert": "HuBERT with layer norms (large)",
-    "hubert_group": "HuBERT with a group norm (base)",
-    "wavlm": "WavLM",
-    "w2v_bert": "w2v-BERT 2.0",
-}
-LANGUAGE_MODELS = {
-    "qwen2": "Qwen2.5",
-    "llama_tied": "Llama, SmolLM2",
-    "gpt2": "GPT-2",
-    "opt": "OPT",
-    "gpt_neox": "GPT-NeoX",
-    "phi": "Phi",
-    "granite": "Granite",
-    "cohere": "Cohere",
-    "gemma2": "Gemma 2",
-    "gemma3": "Gemma 3",
-    "falcon_h1": "Falcon-H1",
-}
-COLUMNS = ("from sound to text", "trained", "long audio", "one graph", "published")
-# A group norm over time would mix a clip with its padding: these run clip by clip, in a Python loop.
-LOOPS = ("wav2vec2_group", "hubert_group")
-
-
-def feature_extractor(kind: str):
-    if kind in tiny.AUDIO_KINDS:
-        return tiny.tiny_feature_extractor(kind)
-    if kind == "voxtral":
-        return tiny.tiny_feature_extractor("whisper")
-    if kind == "w2v_bert":
-        return SeamlessM4TFeatureExtractor(feature_size=12, num_mel_bins=12, stride=2)
-    return Wav2Vec2FeatureExtractor(return_attention_mask=kind not in LOOPS)
-
-
-def text_config(kind: str):
-    if kind == "falcon_h1":
-        mamba = dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8)
-        return FalconH1Config(**SHAPE, **mamba, num_key_value_heads=2)
-    return TEXT_CONFIGS[kind]()
-
-
-def make(folder, audio: str = "whisper", text: str = "qwen2"):
-    """A PART out of two checkpoint folders, as a recipe makes it, and its folder."""
-    torch.manual_seed(0)
-    AutoModel.from_config(AUDIO_CONFIGS[audio]()).save_pretrained(folder / "encoder")
-    feature_extractor(audio).save_pretrained(folder / "encoder")
-    AutoModelForCausalLM.from_config(text_config(text)).save_pretrained(folder / "text")
-    tiny.tiny_tokenizer().save_pretrained(folder / "text")
-    settings = {"adapter_hidden_size": 16, "adapter_num_attention_heads": 2, "adapter_output_scale": 1.0}
-    parts = (str(folder / "encoder"), str(folder / "text"))
-    model, processor = PARTForSpeechSeq2Seq.from_pretrained_parts(*parts, **settings, system_prompt="")
-    model.save_pretrained(folder / "part")
-    processor.save_pretrained(folder / "part")
-    return model, processor, folder / "part"
 
 
 SOUND = sense_voice.sound(1.5)
@@ -131,11 +70,13 @@ def first_and_last_layer(model) -> list[torch.nn.Parameter]:
 
 @pytest.mark.parametrize("kind", LANGUAGE_MODELS)
 def test_a_language_model_from_sound_to_text(kind, tmp_path):
-    model, processor, folder = make(tmp_path, text=kind)
+    model, processor, folder = make(tmp_path, text=text_config(kind))
     pipe = pipeline("speech-to-text", model=str(folder), max_new_tokens=4, device="cpu")
     assert isinstance(pipe(wav_bytes(SOUND))["text"], str)
     inputs = processor([wav_bytes(SOUND), wav_bytes(SOUND[:12_000])], text=["one two", "one"])
     loss = model(**inputs).loss
+    layout = batch_layout(inputs, processor.audio_token_id)  # as in training: the mask of some is made from it
+    torch.testing.assert_close(model(**inputs, layout=layout).loss, loss, rtol=1e-6, atol=1e-6)
     loss.backward()
     torch.optim.AdamW(model.parameters(), lr=1e-3).step()
     assert model(**inputs).loss < loss
@@ -177,17 +118,21 @@ def test_published_they_hear_the_same(tmp_path):
 
 
 def table() -> str:
-    """What the tests above show."""
+    """What the tests above show, and of vLLM test_vllm.py."""
     lines = [" | ".join(["| encoder", "features by", *COLUMNS]) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
     for kind, name in ENCODERS.items():
-        cells = ["clip by clip" if column == "one graph" and kind in LOOPS else "yes" for column in COLUMNS]
+        cells = dict.fromkeys(COLUMNS, "yes")
+        if kind in LOOPS:
+            cells["one graph"] = "clip by clip"
+        if kind in WITHOUT_POSITIONS:
+            cells["vLLM"] = "with `hf_overrides`"
         extractor = type(feature_extractor(kind)).__name__
-        lines.append(" | ".join([f"| {name}", f"`{extractor}`", *cells]) + " |")
+        lines.append(" | ".join([f"| {name}", f"`{extractor}`", *cells.values()]) + " |")
     return "\n".join(lines)
 
 
 def test_the_table_of_the_documentation():
     page = (tiny.REPOSITORY / "modeling_part" / "recipes" / "README.md").read_text(encoding="utf-8")
-    assert set(ENCODERS) == set(AUDIO_CONFIGS) and set(TEXT_CONFIGS) == set(LANGUAGE_MODELS) - {"falcon_h1"}
+    assert set(ENCODERS) == set(AUDIO_CONFIGS) and set(TEXT_CONFIGS) == set(LANGUAGE_MODELS) - {"falcon_h1", "qwen3"}
     assert table() in page, f"write into {page[:40]!r}...:\n{table()}"
     assert ", ".join(LANGUAGE_MODELS.values()) in " ".join(page.split())
