@@ -27,7 +27,10 @@ _REFERENCE = re.compile(rf"{re.escape(FILE)}#(\d+)")
 
 
 class SoundStore:
-    """Writes sounds into a folder's `sounds.arrow`; a context manager, after which the file is whole or not there."""
+    """Writes sounds into a folder's `sounds.arrow`; a context manager, after which the file is whole or not there.
+
+    Where reading fails, the sounds that were there before stay.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
@@ -35,7 +38,6 @@ class SoundStore:
         self._writer = None
 
     def __enter__(self) -> "SoundStore":
-        self.path.unlink(missing_ok=True)
         return self
 
     def keep(self, rows: list[dict]) -> list[dict]:
@@ -72,6 +74,8 @@ class SoundStore:
             self._sink.close()
             if kind is None:
                 self.path.with_suffix(".partial").replace(self.path)
+        elif kind is None:
+            self.path.unlink(missing_ok=True)
 
 
 class SoundsOfRows:

@@ -8,6 +8,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from ..alignment_part import align_answers, clip_embeds, heard_text
 from ..audio_part import load_clip
 from ..confidence_part import answer_confidence, overall
+from ..data.rows import QUESTION
 from ..prompts_part import TEXT_TASKS
 from .reports import write_report
 from .scoring import (
@@ -36,7 +38,7 @@ from .scoring import (
 
 
 logger = logging.getLogger(__name__)
-PLANNING_COLUMNS = ["id", "corpus", "task", "source_lang", "target_lang", "text", "source_text", "duration"]
+PLANNING_COLUMNS = ["id", "corpus", "task", "source_lang", "target_lang", "text", "source_text", "duration", *QUESTION]
 
 
 def weights_fingerprint(model: torch.nn.Module, salt: str = "") -> str:
@@ -133,14 +135,20 @@ def _predict_batch(model, processor, rows: Sequence[Mapping], max_new_tokens: in
     return [_predict_batch(model, processor, [row], max_new_tokens)[0] for row in rows]
 
 
-def _gather(output_path: Path, keys: Sequence[tuple], model_fingerprint: str) -> list[dict]:
+def _answers(prediction: Mapping, row: Mapping) -> bool:
+    """Whether a prediction is of a row as it is now: asked the same about as much sound, and scored against its text."""
+    names = [name for name in PLANNING_COLUMNS if name != "text"]
+    return prediction["reference"] == row["text"] and all(prediction.get(name) == row.get(name) for name in names)
+
+
+def _gather(output_path: Path, table: Sequence[Mapping], model_fingerprint: str) -> list[dict]:
     """Puts the file and the part files of this and earlier, perhaps interrupted, runs together into the one file.
 
-    Rows of other weights or of another data set are dropped with a warning; of two rows for the same key one without
-    an error counts. Order: the data set's.
+    Rows of other weights or of another data set are dropped with a warning, and the file that had them stays as
+    `predictions.jsonl.replaced`; of two rows for the same key one without an error counts. Order: the data set's.
     """
     parts = sorted(output_path.parent.glob(f"{output_path.name}.part-*"))
-    wanted, dropped, found = set(keys), 0, {}
+    wanted, dropped, found = {prediction_key(row): row for row in table}, 0, {}
     for path in [output_path, *parts]:
         for row in read_predictions(path) if path.exists() else []:
             try:
@@ -149,13 +157,17 @@ def _gather(output_path: Path, keys: Sequence[tuple], model_fingerprint: str) ->
                 logger.warning("%s: %s It is predicted again", path, error)
                 continue
             key = prediction_key(row)
-            if row.get("model") != model_fingerprint or key not in wanted:
+            if row.get("model") != model_fingerprint or key not in wanted or not _answers(row, wanted[key]):
                 dropped += 1
             elif row.get("error") is None or key not in found:
                 found[key] = row
     if dropped:
-        logger.warning("%s: dropped %d predictions of another model or data set", output_path, dropped)
-    rows = annotate(found[key] for key in keys if key in found)
+        before = output_path.with_name(f"{output_path.name}.replaced")
+        if output_path.exists():
+            shutil.copy2(output_path, before)
+        message = "%s: dropped %d predictions of another model or data set; the file as it was: %s"
+        logger.warning(message, output_path, dropped, before)
+    rows = annotate(found[key] for key in wanted if key in found)
     write_predictions(rows, output_path)
     for path in parts:
         path.unlink()
@@ -186,7 +198,8 @@ def _predict_share(
             rows = [dataset[index] if named else {**dataset[index], "source_lang": None} for index in batch]
             outcomes = _predict_batch(model, processor, rows, max_new_tokens)
             for index, outcome in zip(batch, outcomes, strict=True):
-                row = {name: value for name, value in table[index].items() if name != "text"}
+                asked = {name: value for name, value in table[index].items() if name != "text"}
+                row = {name: value for name, value in asked.items() if value is not None or name not in QUESTION}
                 row.update(reference=table[index]["text"], model=model_fingerprint, **outcome)
                 part.write(json.dumps(row, ensure_ascii=False) + "\n")
             part.flush()
@@ -209,8 +222,9 @@ def predict(
     """Greedy predictions for every row of a data set, written to a file.
 
     Every process takes its share of the batches and appends to a part file of its own; the main process puts the parts
-    together at the end. Called again after an interruption it does the missing and the failed rows only; rows of
-    other weights or of another data set in the file are replaced, with a warning.
+    together at the end. Called again after an interruption it does the missing and the failed rows only; rows in the
+    file that are of other weights, or of a row that was another then (its text, length or prompt), are replaced with a
+    warning, and the file stays as `predictions.jsonl.replaced`.
 
     Args:
         model: a `PARTForSpeechSeq2Seq` on its device, whole on every process (not sharded).
@@ -252,7 +266,7 @@ def predict(
     model = accelerator.unwrap_model(model)
     model_fingerprint = weights_fingerprint(model, str(max_new_tokens) if named else f"{max_new_tokens} unnamed")
     if accelerator.is_main_process:
-        _gather(output_path, keys, model_fingerprint)
+        _gather(output_path, table, model_fingerprint)
     accelerator.wait_for_everyone()
     done = {prediction_key(row) for row in read_predictions(output_path) if row.get("error") is None}
     remaining = [index for index, key in enumerate(keys) if key not in done]
@@ -271,7 +285,7 @@ def predict(
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _gather(output_path, keys, model_fingerprint)
+        _gather(output_path, table, model_fingerprint)
     accelerator.wait_for_everyone()
     rows = read_predictions(output_path)
     errors = [row["error"] for row in rows if row.get("error") is not None]

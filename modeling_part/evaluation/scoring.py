@@ -174,12 +174,10 @@ def is_wrong_language(row: Mapping, vocabularies: Mapping[str, set[str]]) -> boo
     language = primary_language(target)
     if _is_of_another_vocabulary(_words(row["hypothesis"]), language, vocabularies):
         return True
+    if sum(map(str.isalpha, hypothesis)) < IDENTIFIABLE_LETTERS:
+        return False
     identifier = _language_identifier(frozenset(vocabularies) | {language})
-    if (
-        identifier is None
-        or language not in identifier.labels
-        or sum(map(str.isalpha, hypothesis)) < IDENTIFIABLE_LETTERS
-    ):
+    if identifier is None or language not in identifier.labels:
         return False
     identified, probability = identifier.classify(hypothesis)
     if identified == language or probability < IDENTIFICATION_PROBABILITY:

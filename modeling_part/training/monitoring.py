@@ -100,8 +100,9 @@ class GenerationMonitor:
 
 def last_dev_report(stage_folder: Path) -> dict | None:
     """The dev report of a stage's last evaluation; None where it generated none."""
-    found = (stage_folder / DEV_FOLDER).glob("step-*/report.json")
-    last = max(found, key=lambda path: int(path.parent.name.removeprefix("step-")), default=None)
+    reports = (stage_folder / DEV_FOLDER).glob("step-*/report.json")
+    steps = {int(path.parent.name[5:]): path for path in reports if path.parent.name[5:].isdecimal()}  # no step-5.bak
+    last = steps[max(steps)] if steps else None
     return None if last is None else read_json_if_there(last)
 
 

@@ -25,13 +25,18 @@ def written_by_training(folder: Path) -> list[Path]:
     """What training has written into a stage's folder, `stage.json` first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if WRITTEN.fullmatch(path.name) or is_checkpoint(path)]
+    found = [path for path in folder.iterdir() if WRITTEN.fullmatch(path.name) or is_checkpoint(path) or is_dev(path)]
     return sorted(found, key=lambda path: (path.name != "stage.json", path.name))
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is a whole checkpoint inside a stage; `checkpoint-best` and the like are the user's."""
     return re.fullmatch(r"checkpoint-\d+", path.name) is not None and (path / "trainer_state.json").is_file()
+
+
+def is_dev(path: Path) -> bool:
+    """Whether a folder holds what evaluations were answered: those of an earlier training are not of this one."""
+    return path.name == "dev" and any(path.glob("step-*/predictions.jsonl"))
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ import pytest
 from made_data import encoded, tone
 
 from modeling_part.data.corpora import kept_rows, open_corpora, read_corpora
+from modeling_part.data.rows import CorpusError
 from modeling_part.data.sounds import FILE
 
 
@@ -38,6 +39,17 @@ def test_each_sound_is_kept_once_and_read_with_every_row(translated):
     held = sum(map(len, set(sounds)))
     assert held < (folder / FILE).stat().st_size < held + 4096
     assert (folder / "rows.arrow").stat().st_size < 8192
+
+
+def test_what_was_read_before_stays_where_reading_fails(translated, tmp_path):
+    spec, sounds, folder = translated
+    read_corpora([spec], cache_dir=folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(CorpusError, match="gives no rows"):
+        read_corpora([spec, {"reader": "manifest", "path": str(tmp_path / "empty.jsonl")}], cache_dir=folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert open_corpora(folder)[0][0]["audio"]["bytes"] == sounds[0]
 
 
 def test_rows_are_used_as_ever(translated):

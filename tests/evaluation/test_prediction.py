@@ -176,10 +176,30 @@ def test_other_weights_and_other_rows_are_not_taken_for_done(model_and_processor
         assert sum(counting.batch_sizes) == 5
         assert f"dropped {len(rows)} predictions" in caplog.text
         assert len(read_predictions(path)) == 5
+        assert len(read_predictions(tmp_path / "predictions.jsonl.replaced")) == len(rows)
     finally:
         with torch.no_grad():
             weight[0, 0] = saved
     assert weights_fingerprint(model, "6") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text": "another"}, {"duration": 0.05}, {"prompt": "What is said?"}, {"context": "Ada"}, {"source_text": "x"}],
+)
+def test_a_row_that_was_corrected_is_predicted_again(model_and_processor, rows, tmp_path, change):
+    """Under the same id: otherwise it would be scored against the text that it had before."""
+    model, processor = model_and_processor
+    path = tmp_path / "predictions.jsonl"
+    speech = [row for row in rows if row["task"] == "asr"][:3]
+    predict(model, processor, speech, output_path=path, **FAST)
+    change = {name: speech[1][name] + value if name == "duration" else value for name, value in change.items()}
+    corrected = [speech[0], {**speech[1], **change}, speech[2]]
+    counting = CountingModel(model)
+    predicted = predict(counting, processor, corrected, output_path=path, **FAST)
+    assert counting.batch_sizes == [1]
+    assert predicted == predict(model, processor, corrected, output_path=tmp_path / "anew.jsonl", **FAST)
+    assert [row["reference"] for row in predicted] == [row["text"] for row in corrected]
 
 
 def test_rows_of_a_file_that_was_changed_are_predicted_again(model_and_processor, rows, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import tiny
@@ -106,6 +107,7 @@ def test_warns_where_transcripts_got_worse_than_the_parents(runs, tmp_path, capl
         folder = parent / "dev" / f"step-{step}"
         folder.mkdir(parents=True)
         (folder / "report.json").write_text(json.dumps(report))
+    shutil.copytree(parent / "dev" / "step-9", parent / "dev" / "step-11.bak")  # somebody's copy
     assert last_dev_report(parent) == before
     worse = dev_report({"fr": 0.9, "es": 0.1})
     monkeypatch.setattr("modeling_part.training.monitoring.predict_and_report", lambda *args, **kwargs: worse)

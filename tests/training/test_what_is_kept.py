@@ -137,6 +137,14 @@ class TestForce:
         assert [(tmp_path / ASIDE / str(n) / "stage.json").read_text() for n in (1, 2)] == ["first", "second"]
         assert set_aside(tmp_path) is None
 
+    def test_what_dev_data_was_answered_moves_with_the_weights_that_did(self, tmp_path):
+        """A shorter training would otherwise be compared with the last evaluation of the longer one."""
+        (tmp_path / "dev" / "step-1000").mkdir(parents=True)
+        assert set_aside(tmp_path) is None  # a folder of that name alone is the user's
+        (tmp_path / "dev" / "step-1000" / "predictions.jsonl").write_text("{}")
+        assert (set_aside(tmp_path) / "dev" / "step-1000" / "predictions.jsonl").is_file()
+        assert not (tmp_path / "dev").exists()
+
     @given(
         st.lists(
             st.text("checkpoint-0123456789.best_ok", min_size=1, max_size=16).filter(lambda s: s not in (".", "..")),
