@@ -81,7 +81,8 @@ class PARTPipeline(ChunkPipeline):
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
         voice_activity: cut where nothing is said, by Silero VAD (extra `vad`): windows are of speech alone and do not overlap.
-            Without it, too, a window gives no text where it is silent, or where the alignment head hears nothing.
+            Without it, too, a window gives no text that is silent, or that is faint and in which the alignment head hears
+            nothing; noise may still be answered.
         return_timestamps: `"word"` gives the times of words, as Whisper's pipeline does (of characters in scripts without
             spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
         return_confidence: also `"confidence"` of the text and of each chunk, 0 to 1: `{"language_model", "ctc", "product"}`,
@@ -322,7 +323,7 @@ class PARTPipeline(ChunkPipeline):
             features = inputs.pop("input_features")
             inputs.pop("input_features_mask", None)
             inputs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(features, mask)}
-        silent = silent_windows(self.model, inputs, silent)
+        silent = silent_windows(self.model, inputs, silent, [row.get("audio") for row in rows])
         of_languages = None
         if languages and has_head:
             of_languages = self._language_log_probs(inputs, mask, None, rows, languages)

@@ -10,21 +10,27 @@ import torch
 from .alignment_part import PARTAlignmentHead, clip_embeds
 
 
-LOUDEST = 1e-4  # of full scale, -80 dB: three steps of 16 bits, as the dither of a recording of nothing
+# Of full scale. -80 dB is three steps of 16 bits, the dither of a recording of nothing. Below -40 dB the head is asked; what is
+# louder is never left out: a head that knows few voices is sure to hear nothing in others.
+LOUDEST, FAINT = 1e-4, 1e-2
 LEAST_PROBABILITY = 0.5
 
 
 def is_silence(waveform: np.ndarray) -> bool:
     """Whether no sample of `(samples,)` is louder than the dither of an empty recording."""
-    return float(np.abs(waveform).max(initial=0.0)) < LOUDEST
+    return _loudest(waveform) < LOUDEST
+
+
+def _loudest(waveform: np.ndarray) -> float:
+    return float(np.abs(waveform).max(initial=0.0))
 
 
 @torch.no_grad()
 def hears_nothing(head: PARTAlignmentHead, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> bool:
     """Whether CTC gives more than half of all probability to the empty text, for which every audio token is blank.
 
-    A head that is hardly trained writes blanks, too, but is not sure of each of them. Speech costs little here: a token
-    that is more probable than the blank at one place settles it, without the sum over the vocabulary.
+    A head that is hardly trained writes blanks, too, but is not sure of each of them. A token that is more probable than the
+    blank at one place settles it, without the sum over the vocabulary.
 
     Args:
         head: of the model.
@@ -37,20 +43,23 @@ def hears_nothing(head: PARTAlignmentHead, audio_embeds: torch.Tensor, embedding
     return float(blank.sum()) > math.log(LEAST_PROBABILITY)
 
 
-def silent_windows(model, inputs: Mapping, known: Sequence[bool]) -> list[bool]:
-    """In which windows of a batch nothing is said: those of which it is known, and those in which the head hears nothing.
+def silent_windows(
+    model, inputs: Mapping, known: Sequence[bool], waveforms: Sequence[np.ndarray | None]
+) -> list[bool]:
+    """In which windows of a batch nothing is said: those of which it is known, and faint ones in which the head hears nothing.
 
     Args:
         model: a `PARTForSpeechSeq2Seq`; without an alignment head only what is known is.
         inputs: prompts with `mm_encoder_outputs`, as for `generate`.
         known: of each window.
+        waveforms: `(samples,)` of each window; None of rows without.
     """
     head, embeddings = model.alignment_head, model.get_input_embeddings().weight
     if head is None or all(known):
         return list(known)
     return [
-        nothing or (embeds is not None and len(embeds) > 0 and hears_nothing(head, embeds, embeddings))
-        for nothing, embeds in zip(known, clip_embeds(model, inputs), strict=True)
+        nothing or (clip is not None and _loudest(clip) < FAINT and hears_nothing(head, embeds, embeddings))
+        for nothing, clip, embeds in zip(known, waveforms, clip_embeds(model, inputs), strict=True)
     ]
 
 

@@ -74,9 +74,12 @@ def test_the_language_model_is_not_asked_about_silence(pipe, monkeypatch):
     assert set(pipe.stream(silence)) == {""} and asked == []
     texts = [one["text"] for one in pipe([silence, noise(2)], batch_size=2)]
     assert texts == ["", spoken] and asked == [2]
+    faint = noise(2, 0.001)
+    assert pipe(faint)["text"] and asked == [2, 1]
     pipe.model.alignment_head.token_bias.fill_(-1e4)  # it hears nothing but blanks
-    assert pipe(noise(2))["text"] == "" and pipe(noise(2), task="s2tt", target_lang="fr")["text"] == ""
-    assert asked == [2]
+    assert pipe(faint)["text"] == "" and pipe(faint, task="s2tt", target_lang="fr")["text"] == ""
+    assert asked == [2, 1]
+    assert pipe(noise(2))["text"] == spoken  # loud enough to be speech of a voice that it does not know
 
 
 def test_a_model_without_a_head_and_faint_sound_are_heard(pipe):
