@@ -16,6 +16,7 @@ PARTS = {
     "encoder": ("model.audio_tower.",),
     "language_model": ("model.language_model.", "lm_head."),
 }
+FOLDERS_OF_A_RUN = ("data", "analyses", "tensorboard")  # beside those of its stages
 GATES = ("task_gated", "frozen", "always")
 TUNINGS = ("lora", "full")
 # Of the answer given audio and prompt (the paper's only one), of the transcript given audio (see alignment_part.py), and of
@@ -89,6 +90,10 @@ class Stage:
         _check_known(where, "loss in `losses`", self.losses, LOSSES)
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits and underscores (a folder).")
+        if self.name in FOLDERS_OF_A_RUN:
+            raise ValueError(
+                f"Stage name {self.name!r}: a run has a folder of that name for other things; choose another."
+            )
         if not any(self.tasks.values()) or not self.learning_rates:
             raise ValueError(f"Stage {self.name!r} trains nothing: give it `tasks` and `learning_rates`.")
         if self.epochs is None and self.max_steps is None:

@@ -63,6 +63,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
         ([{"name": "encoder_top", "encoder_layers": 0}], "at least 1"),
         ([{"name": "joint", "gate": "frozen"}], "leave `mt` out"),
         ([{"name": "Stage 1", "tasks": {"asr": 1}, "learning_rates": {"adapter": 1e-3}}], "lower-case"),
+        (
+            [{"name": "data", "tasks": {"asr": 1}, "learning_rates": {"adapter": 1e-3}}],
+            "'data': a run has a folder of",
+        ),
     ],
 )
 def test_a_wrong_plan_is_one_clear_error(stages, message):
