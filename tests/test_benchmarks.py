@@ -4,11 +4,13 @@ import importlib
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import REPOSITORY
@@ -280,6 +282,32 @@ def test_trainers(tmp_path):
         assert all(row["steps_per_s"] > 0 and row["batches"] == [2] * 4 for row in rows)
     for label, reason in figures["left_out"].items():
         assert label in printed and any(word in reason for word in ("torchaudio", "mistral-common", "tekken.json"))
+
+
+def test_live_sound_comes_while_the_model_computes(load):
+    live = load("live")
+    clock, sound = live.Clock(), np.arange(30_000)
+    pieces = live.arriving(sound, 10_000, clock)
+    heard = [next(pieces)]
+    assert len(heard[0]) == 5000 and clock.now == 0.5  # it waits for the first
+    clock.now += 1.2
+    heard.append(next(pieces))
+    assert len(heard[1]) == 10_000 and clock.now == 1.7  # what has come since, at once
+    heard += pieces
+    assert clock.now == 3.0 and np.concatenate(heard).tolist() == sound.tolist()
+
+
+def test_padding_of_batches(load):
+    padding_of = load("many_files").padding_of
+    assert padding_of([4.0, 1.0, 4.0, 1.0], 2) == pytest.approx(37.5) and padding_of([4.0, 4.0, 1.0, 1.0], 2) == 0
+
+
+def test_lists_hold_the_word_or_do_not(load):
+    recall = load("recall")
+    others = [f"word{number}" for number in range(20)]
+    for has_it in (True, False):
+        words = recall.listed("word3", others, random.Random(0), has_it)
+        assert len(set(words)) == recall.LISTED and ("word3" in words) == has_it
 
 
 def test_drafts_of_random_weights(tmp_path):
