@@ -52,6 +52,8 @@ COLUMNS = ("from sound to text", "trained", "long audio", "one graph", "publishe
 LOOPS = ("wav2vec2_group", "hubert_group")
 # vLLM asks the encoder's config for its most frames, and these have no such limit: it must be told one.
 WITHOUT_POSITIONS = ("wav2vec2", "wav2vec2_group", "hubert", "hubert_group", "wavlm")
+# It hands the weights of its projections to torch's attention, and vLLM has put layers of its own, fused, in their place.
+NOT_BY_VLLM = ("wavlm",)
 
 
 def feature_extractor(kind: str):

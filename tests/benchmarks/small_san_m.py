@@ -2,7 +2,7 @@
 
     python tests/benchmarks/small_san_m.py data/asterisk/digits/train.jsonl models/san-m-small
 
-writes a folder that `audio_model:` takes, 6.0 million parameters; `modeling_part/recipes/README.md` shows what it learned.
+writes a folder that `audio_model:` takes, 5.0 million parameters; `modeling_part/recipes/README.md` shows what it learned.
 """
 
 import argparse

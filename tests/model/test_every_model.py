@@ -19,6 +19,7 @@ from named_models import (
     ENCODERS,
     LANGUAGE_MODELS,
     LOOPS,
+    NOT_BY_VLLM,
     WITHOUT_POSITIONS,
     feature_extractor,
     make,
@@ -125,7 +126,7 @@ def table() -> str:
         if kind in LOOPS:
             cells["one graph"] = "clip by clip"
         if kind in WITHOUT_POSITIONS:
-            cells["vLLM"] = "with `hf_overrides`"
+            cells["vLLM"] = "no" if kind in NOT_BY_VLLM else "with `hf_overrides`"
         extractor = type(feature_extractor(kind)).__name__
         lines.append(" | ".join([f"| {name}", f"`{extractor}`", *cells.values()]) + " |")
     return "\n".join(lines)
