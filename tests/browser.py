@@ -19,11 +19,11 @@ def in_browser(test):
     return pytest.mark.slow(pytest.mark.skipif(not HAS_BROWSER, reason=reason)(test))
 
 
-def open_browser():
-    """A driver; the one who asks for it quits it."""
+def open_browser(*more: str):
+    """A driver, with more of Chromium's options; the one who asks for it quits it."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900", *more):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))

@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import browser
 import gradio
 import gradio_client
 import numpy as np
@@ -165,4 +166,39 @@ def test_a_visitor_s_pieces_reach_the_model_through_the_server(pipe, tmp_path):
         assert status == "3.0 s of sound answered."
         assert text == list(pipe.live([sound], source_lang="en"))[-1].text != ""
     finally:
+        page.close()
+
+
+@browser.in_browser
+def test_the_text_grows_while_a_microphone_of_a_browser_is_spoken_into(pipe, tmp_path):
+    """Chromium takes a file, over and over, for its microphone."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    soundfile.write(tmp_path / "spoken.wav", spoken(5), 48_000)
+    page = build_page(pipe, Checkpoint("x", "x", ["en", "fr"], ["fr"]))
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, inbrowser=False)
+    driver = browser.open_browser(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={tmp_path / 'spoken.wav'}",
+    )
+
+    def shown(name: str) -> str:
+        return driver.execute_script(
+            f"return document.querySelector('#{name} textarea')?.value ?? document.querySelector('#{name}')?.innerText ?? ''"
+        )
+
+    try:
+        driver.get(url)
+        wait = WebDriverWait(driver, 120)
+        record = wait.until(lambda driver: driver.find_element(By.CSS_SELECTOR, "#live .record-button, #live .record"))
+        record.click()
+        wait.until(lambda _: shown("text"))
+        assert "Live, " in shown("status")
+        driver.find_element(By.CSS_SELECTOR, "#live .stop-button").click()
+        wait.until(lambda _: "of sound answered." in shown("status"))
+        assert shown("text")
+    finally:
+        driver.quit()
         page.close()
