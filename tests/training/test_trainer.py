@@ -628,7 +628,11 @@ def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("regional", "ctc"), [("false", 0.0), ("true", 0.0), ("false", 0.5)])
+@pytest.mark.parametrize(
+    ("regional", "ctc"),
+    # The first is a part of the last.
+    [pytest.param("false", 0.0, marks=pytest.mark.slow), ("true", 0.0), ("false", 0.5)],
+)
 def test_compiled_training_gives_the_same_weights_and_is_compiled_throughout(
     shared, tmp_path, monkeypatch, regional, ctc
 ):
