@@ -67,7 +67,7 @@ def train(recipe: Recipe) -> list[str]:
     run.check(rows)
     record_launch(run.folder, args)
     unpublished = []
-    for stage in run.stages_to_train():
+    for stage in run.stages_to_train(rows):
         train_stage(stage, rows, recipe)
         # After the ranks' last meeting of the stage: no time-out runs while the main process uploads.
         if args.push_to_hub and not args.dry_run and PartialState().is_main_process and not stage.publish(args):

@@ -20,7 +20,7 @@ import numpy as np
 from transformers import StoppingCriteria, StoppingCriteriaList, pipeline
 
 from .audio_part import audio_seconds, load_audio
-from .demo_checkpoint import Checkpoint, find_checkpoint, find_examples, language_choices, to_tell_apart
+from .demo_checkpoint import Checkpoint, asked_of, find_checkpoint, find_examples, language_choices, to_tell_apart
 from .demo_live import listen, microphone
 from .demo_messages import errors_shown, shown
 from .pipeline_part import PARTPipeline
@@ -138,12 +138,8 @@ def _stream(
     so_far = Answer(dict.fromkeys(TASKS[task], ""))
     for one in TASKS[task]:
         windows: list[dict] = []
-        options = {"task": one, "source_lang": source_lang or None}
-        if one == "asr" and not source_lang and languages:
-            options["languages"] = languages
-        if one == "s2tt":
-            options["target_lang"] = target_lang
-        elif getattr(pipe.model, "alignment_head", None) is not None:
+        options = asked_of(one, source_lang, target_lang, languages)
+        if one == "asr" and getattr(pipe.model, "alignment_head", None) is not None:
             options["return_timestamps"] = "word"
         criteria = {"stopping_criteria": StoppingCriteriaList([stop])}
         recording = {"raw": waveform, "sampling_rate": rate}

@@ -2,6 +2,7 @@
 """What the web page knows of the checkpoint that it serves: where it is, its languages, clips to try."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def to_tell_apart(pipe: PARTPipeline, checkpoint: Checkpoint) -> list[str]:
     """The languages of which one is spoken where none is named; none where the alignment head could not tell which."""
     has_head = getattr(pipe.model, "alignment_head", None) is not None
     return checkpoint.languages if has_head and len(checkpoint.languages) > 1 else []
+
+
+def asked_of(task: str, source_lang: str | None, target_lang: str | None, languages: Sequence[str]) -> dict:
+    """A visitor's choice as the pipeline takes it: `languages` tell apart what is spoken where none is named."""
+    asked = {"task": task, "source_lang": source_lang or None}
+    if task == "s2tt":
+        asked["target_lang"] = target_lang
+    elif languages and not source_lang:
+        asked["languages"] = languages
+    return asked
 
 
 def find_examples(checkpoint: Checkpoint, folder: Path) -> list[tuple[str, str, str]]:

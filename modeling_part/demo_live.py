@@ -9,6 +9,7 @@ import gradio
 import numpy as np
 import soxr
 
+from .demo_checkpoint import asked_of
 from .demo_messages import errors_shown
 from .pipeline_part import PARTPipeline
 
@@ -88,12 +89,10 @@ def follow(
         limit = max_minutes * 60
         texts, seconds = dict.fromkeys(tasks, ""), 0.0
         pieces = tee(_first_seconds(recording, limit), len(tasks))
-        options = {"interval": INTERVAL, "source_lang": source_lang or None}
-        own = {
-            "asr": {"languages": languages} if languages and not source_lang else {},
-            "s2tt": {"target_lang": target_lang},
-        }
-        ways = [pipe.live(heard, task=task, **options, **own[task]) for task, heard in zip(tasks, pieces, strict=True)]
+        ways = [
+            pipe.live(heard, interval=INTERVAL, **asked_of(task, source_lang, target_lang, languages))
+            for task, heard in zip(tasks, pieces, strict=True)
+        ]
         for so_far in zip(*ways, strict=True):
             texts = {task: one.text + one.tentative for task, one in zip(tasks, so_far, strict=True)}
             seconds = so_far[0].seconds

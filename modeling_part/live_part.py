@@ -35,7 +35,8 @@ def transcribe_live(
     Args:
         pipe: a `PARTPipeline`.
         pieces: arrays or tensors as [`load_audio`] takes them, at the encoder's rate, one after the other, of any length,
-            as they come; empty ones are passed over. To keep up with a microphone where a transcript takes longer than `interval`, give all that has come since as one piece.
+            as they come; empty ones are passed over. To keep up with a microphone where a transcript takes longer than
+            `interval`, give all that has come since as one piece.
         interval: seconds of new audio from one transcript to the next.
         longest: seconds; two thirds of the encoder's window by default, or 20.
         options: of the pipeline, such as `source_lang`.

@@ -327,7 +327,7 @@ class PARTPipeline(ChunkPipeline):
         of_languages = None
         if languages and has_head:
             of_languages = self._language_log_probs(inputs, mask, None, rows, languages)
-            inputs |= self._named_prompts(columns, of_languages)
+            inputs |= self._named_prompts(columns, mask, of_languages)
         generate_kwargs = dict(generate_kwargs or {})
         if ctc_draft and not others:
             generate_kwargs["ctc_draft"] = True
@@ -364,14 +364,15 @@ class PARTPipeline(ChunkPipeline):
             sequences = sequences.sequences
         return cut_loops(sequences[:, inputs["input_ids"].shape[1] :].tolist(), self._end_ids())
 
-    def _named_prompts(self, columns: dict[str, list], of_languages: list[dict[str, float] | None]) -> dict:
+    def _named_prompts(self, columns: dict[str, list], mask, of_languages: list[dict[str, float] | None]) -> dict:
         """The prompts of a batch that name, of rows that name none, the language that was found."""
         named = [
             given if found is None else max(found, key=found.__getitem__)
             for given, found in zip(columns.get("source_lang", [None] * len(of_languages)), of_languages, strict=True)
         ]
-        prompts = self.processor(**{**columns, "source_lang": named}).to(self.device)
-        return {name: prompts[name] for name in ("input_ids", "attention_mask")}
+        rows = self.processor.rows_of(**{**columns, "source_lang": named})
+        prompts = self.processor.assemble_prompts(rows, [] if mask is None else mask.sum(-1).tolist(), "left")
+        return {name: tensor.to(self.device) for name, tensor in prompts.items()}
 
     def _end_ids(self) -> set[int]:
         """Tokens that end an answer, or fill the room behind its end."""

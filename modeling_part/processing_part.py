@@ -192,11 +192,7 @@ class PARTProcessor(ConventionalProcessor):
             return self._fill_prompts(texts, clips, options)
         if refused := [name for name in ONLY_OF_PROMPTS if options.of_tokenizer.get(name)]:
             raise ValueError(f"{refused} can be asked of whole prompts only, not of rows of a task.")
-        columns["task"] = "asr" if task is None else task
-        rows = broadcast(audio=clips, text=texts, **{name: as_list(value) for name, value in columns.items()})
-        for row in rows:  # Whisper's words
-            row |= {"task": task_of(row["task"])}
-            row |= {name: code_of(row[name]) for name in ("source_lang", "target_lang")}
+        rows = self.rows_of(audio=clips, text=texts, **columns)
         features = [
             self.extract_features(row["audio"], options.sampling_rate) for row in rows if row["audio"] is not None
         ]
@@ -213,6 +209,17 @@ class PARTProcessor(ConventionalProcessor):
             # 3 is what transformers calls audio.
             batch["mm_token_type_ids"] = 3 * (batch["input_ids"] == self.audio_token_id)
         return BatchFeature(convert(batch, options.return_tensors))
+
+    @staticmethod
+    def rows_of(audio=None, task=None, text=None, **columns) -> list[dict]:
+        """Rows as [`assemble`] and [`assemble_prompts`] take them, of what `__call__` is given, one for all or one per row."""
+        columns = {**dict.fromkeys(("source_lang", "target_lang", "source_text", "prompt", "context")), **columns}
+        columns |= {"audio": audio, "task": "asr" if task is None else task, "text": text}
+        rows = broadcast(**{name: as_list(value) for name, value in columns.items()})
+        for row in rows:  # Whisper's words
+            row |= {"task": task_of(row["task"])}
+            row |= {name: code_of(row[name]) for name in ("source_lang", "target_lang")}
+        return rows
 
     def assemble(
         self,

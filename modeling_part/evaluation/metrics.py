@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jiwer
 import sacrebleu
 
-from .normalization import counts_characters, is_chinese, primary_language
+from .normalization import counts_characters, is_chinese, normalize_text, primary_language, scored_units
 
 
 # Other languages: "zh" where only Han is written, "char" where no spaces are, since 13a would see one word per sentence.
@@ -39,6 +39,11 @@ def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCoun
     """Aligns two sequences of units (no unit holds a space) with jiwer; either may be empty."""
     output = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
     return EditCounts(output.hits, output.substitutions, output.deletions, output.insertions)
+
+
+def count_text_edits(reference: str, hypothesis: str, language: str) -> EditCounts:
+    """Aligns two texts as they are scored in a language (BCP 47): normalised, by words or characters."""
+    return count_edits(*(scored_units(normalize_text(text, language), language) for text in (reference, hypothesis)))
 
 
 def composed(texts: Sequence[str]) -> list[str]:

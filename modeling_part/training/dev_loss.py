@@ -14,8 +14,7 @@ from transformers import Trainer
 from ..alignment_part import collapse
 from ..data.batches import Batches
 from ..data.row_tokens import transcript
-from ..evaluation.metrics import count_edits
-from ..evaluation.normalization import normalize_text, scored_units
+from ..evaluation.metrics import count_text_edits
 from ..prompts_part import TASKS, TEXT_TASKS
 from .losses import GroupLosses, LossSums, add_losses, add_output, mean_losses
 
@@ -136,8 +135,7 @@ def greedy_errors(rows: Sequence[dict], inputs: dict, outputs: dict, trainer: Tr
         language = row["source_lang"]
         hypothesis = trainer.processing_class.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True)
         reference = transcript(row["task"], row["text"], row["source_text"])
-        units = [scored_units(normalize_text(text, language), language) for text in (reference, hypothesis)]
-        counts = count_edits(*units)
+        counts = count_text_edits(reference, hypothesis, language)
         _add_errors(errors, {language: (counts.errors, counts.reference_units)})
     return errors
 

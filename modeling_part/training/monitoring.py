@@ -101,9 +101,9 @@ class GenerationMonitor:
 def last_dev_report(stage_folder: Path) -> dict | None:
     """The dev report of a stage's last evaluation; None where it generated none."""
     reports = (stage_folder / DEV_FOLDER).glob("step-*/report.json")
-    steps = {int(path.parent.name[5:]): path for path in reports if path.parent.name[5:].isdecimal()}  # no step-5.bak
-    last = steps[max(steps)] if steps else None
-    return None if last is None else read_json_if_there(last)
+    numbers = {path: path.parent.name.removeprefix("step-") for path in reports}
+    steps = {int(number): path for path, number in numbers.items() if number.isdecimal()}  # no step-5.bak
+    return read_json_if_there(steps[max(steps)]) if steps else None
 
 
 def report_metrics(report: Mapping) -> dict[str, float]:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +25,7 @@ from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..publishing.cards import write_card
 from ..publishing.hub import PublishingError, publish
-from ..recipes.arguments import ModelArguments, PARTTrainingArguments, Recipe
+from ..recipes.arguments import PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
 from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, weight_files
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
@@ -37,6 +37,7 @@ from .freezing import trainable_per_part
 from .launches import INDENT, command
 from .lock import only_run_in
 from .monitoring import GenerationMonitor, report_metrics
+from .recorded_settings import base_models, hyperparameters
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import is_checkpoint, remove_set_aside, set_aside, written_by_training
 from .trackers import continue_trackers, end_trackers, show_test
@@ -46,44 +47,6 @@ from .trainer import PARTTrainer
 logger = logging.getLogger(__name__)
 
 VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
-
-# What of the arguments the result of a stage depends on, besides data, seed and versions; the model card states it.
-MODEL_SETTINGS = (
-    "checkpoint",
-    "adapter",
-    "system_prompt",
-    "language_names",
-    "model_dtype",
-    "frozen_dtype",
-    "attn_implementation",
-)
-DATA_SETTINGS = (
-    "max_audio_seconds",
-    "max_tokens",
-    "max_rows",
-    "temperature",
-    "direction_weights",
-    "augmentation",
-    "unnamed_share",
-    "context_drop_rate",
-    "pad_seconds_multiple",
-    "pad_tokens_multiple",
-)
-TRAINING_SETTINGS = (
-    "gradient_accumulation_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "bf16",
-    "fp16",
-    "world_size",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "lr_scheduler_kwargs",
-    "padding_free",
-    "cache_encoder_outputs",
-    "optim_args",
-)
 
 
 @dataclass(frozen=True)
@@ -350,7 +313,7 @@ class Run:
         Raises:
             ValueError: the message names it.
         """
-        args, names, self.fingerprint = self.recipe.training, [one.plan.name for one in self.stages], rows.fingerprint
+        args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
         check_optimizer(args)
         check_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
@@ -367,7 +330,7 @@ class Run:
             check_test_rows(rows.eval, "eval_data")
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def stages_to_train(self) -> Iterator[StageRun]:
+    def stages_to_train(self, rows: Rows) -> Iterator[StageRun]:
         """The stages that are asked for and not finished, in order; each is looked at when its turn has come."""
         args = self.recipe.training
         for stage in self.stages:
@@ -379,7 +342,7 @@ class Run:
                 continue
             restarts = args.force
             if not restarts and (stage.folder / "stage.json").is_file():
-                restarts = self._is_outdated(stage)
+                restarts = self._is_outdated(stage, rows)
                 if not restarts:
                     self._check_finished(stage.folder)
                     logger.info("Stage %s is finished (%s); --force runs it again.", stage.plan.name, stage.folder)
@@ -400,7 +363,7 @@ class Run:
             check_files(folder, read_stage_json(folder), fix)
         PartialState().wait_for_everyone()
 
-    def _is_outdated(self, stage: StageRun) -> bool:
+    def _is_outdated(self, stage: StageRun, rows: Rows) -> bool:
         """Whether a finished stage must be trained again: the weights that it started from are not there any more.
 
         Raises:
@@ -411,7 +374,7 @@ class Run:
             "seed": self.recipe.training.seed,
             "hyperparameters": hyperparameters(stage.plan, record["hyperparameters"].get("num_steps"), self.recipe),
             "base_models": base_models(self.recipe.model),
-            "data": {"fingerprint": self.fingerprint},
+            "data": {"fingerprint": rows.fingerprint},
         }
         changes = {
             name: pair
@@ -476,24 +439,4 @@ def generation_settings(args: PARTTrainingArguments) -> dict:
         "batch_size": args.per_device_eval_batch_size,
         "max_audio_seconds": args.generation_batch_seconds,
         "max_new_tokens": args.max_new_tokens,
-    }
-
-
-def base_models(model_args: ModelArguments) -> dict[str, str]:
-    """What the run's first stage starts from: `{"checkpoint": ...}`, or the two pretrained parts."""
-    names = ["audio_model", "language_model"] if model_args.checkpoint is None else ["checkpoint"]
-    return {name: getattr(model_args, name) for name in names}
-
-
-def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:
-    """What the model card states; all that the stage's result depends on, besides data, seed and versions."""
-    args = recipe.training
-    return {
-        **asdict(stage),
-        "num_steps": num_steps,
-        **{name: getattr(recipe.model, name) for name in MODEL_SETTINGS},
-        **{name: getattr(recipe.data, name) for name in DATA_SETTINGS},
-        **{name: getattr(args, name) for name in TRAINING_SETTINGS},
-        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        "optim": str(getattr(args.optim, "value", args.optim)),
     }

@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+from .monitoring import DEV_FOLDER
+
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def is_dev(path: Path) -> bool:
     """Whether a folder holds what evaluations were answered: those of an earlier training are not of this one."""
-    return path.name == "dev" and any(path.glob("step-*/predictions.jsonl"))
+    return path.name == DEV_FOLDER and any(path.glob("step-*/predictions.jsonl"))
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -25,12 +25,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from side_by_side import now, show, to_device, write
+from side_by_side import now, show, to_device, transcriptions, write
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.rows import speech_bounds
-from modeling_part.evaluation.metrics import count_edits
-from modeling_part.evaluation.normalization import normalize_text, scored_units
+from modeling_part.evaluation.metrics import count_text_edits
 from modeling_part.pipeline_part import PARTPipeline
 
 
@@ -172,8 +171,7 @@ def relaxed_errors(model, processor, rows: list[dict], prompts: list[dict], opti
             ids, taken, count = timed(model, **inputs, **settings, ctc_draft=True)
             written = ids[:, inputs["input_ids"].shape[1] :]
             seconds, passes, tokens = seconds + taken, passes + count, tokens + written.shape[1]
-            text = processor.batch_decode(written, skip_special_tokens=True)[0]
-            texts.append(text)
+            texts += processor.batch_decode(written, skip_special_tokens=True)
         exact = texts if weight == 1.0 else exact
         results.append(
             {
@@ -190,10 +188,7 @@ def relaxed_errors(model, processor, rows: list[dict], prompts: list[dict], opti
 
 def error_rate(rows: list[dict], texts: list[str]) -> float:
     """Percent of the words that were said."""
-    edits = []
-    for row, text in zip(rows, texts, strict=True):
-        sides = (normalize_text(one, row["source_lang"]) for one in (row["text"], text))
-        edits.append(count_edits(*(scored_units(side, row["source_lang"]) for side in sides)))
+    edits = [count_text_edits(row["text"], text, row["source_lang"]) for row, text in zip(rows, texts, strict=True)]
     return 100 * sum(one.errors for one in edits) / sum(one.reference_units for one in edits)
 
 
@@ -308,9 +303,7 @@ def main(argv: list[str] | None = None):
     else:
         model = PARTForSpeechSeq2Seq.from_pretrained(args.checkpoint).eval().to(args.device)
         processor = PARTProcessor.from_pretrained(args.checkpoint)
-        rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
-        rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows if row["task"] == "asr"]
-        rows = rows[: args.rows]
+        rows = transcriptions(args.manifest)[: args.rows]
         options = {"max_new_tokens": 64}
         prompts = [processor(row["audio"], source_lang=row["source_lang"]) for row in rows]
         pipe = PARTPipeline(model=model, processor=processor, device=args.device, max_new_tokens=64)

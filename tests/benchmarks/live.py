@@ -9,7 +9,6 @@ that shows it, or says for good, is there.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from decoding import known_bounds
-from side_by_side import show, write
+from side_by_side import show, transcriptions, write
 from transformers import pipeline
 
 from modeling_part.audio_part import load_audio
-from modeling_part.evaluation.metrics import count_edits
-from modeling_part.evaluation.normalization import normalize_text, scored_units
+from modeling_part.evaluation.metrics import count_text_edits
 
 
 PIECE = 0.5  # seconds
@@ -91,11 +89,6 @@ def follow(pipe, sound: np.ndarray, rate: int, **options) -> tuple[str, list[flo
     return " ".join(words), shown, final, computed
 
 
-def errors(reference: str, text: str, language: str) -> tuple[int, int]:
-    counts = count_edits(*(scored_units(normalize_text(one, language), language) for one in (reference, text)))
-    return counts.errors, counts.reference_units
-
-
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")
@@ -114,8 +107,7 @@ def main(argv: list[str] | None = None):
     torch.set_num_threads(args.threads)
     pipe = pipeline("speech-to-text", model=args.checkpoint, device=args.device)
     rate = pipe.processor.sampling_rate
-    rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
-    rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows if row["task"] == "asr"]
+    rows = transcriptions(args.manifest)
     counts = {"live": np.zeros(2, int), "whole": np.zeros(2, int)}
     shown_after, final_after, seconds, computing, recordings = [], [], 0.0, 0.0, []
     for language in args.languages:
@@ -128,7 +120,8 @@ def main(argv: list[str] | None = None):
             )
             whole = pipe({"raw": sound, "sampling_rate": rate}, chunk_length_s=args.window, **options)["text"]
             for name, one in (("live", live), ("whole", whole)):
-                counts[name] += errors(text, one, language)
+                edits = count_text_edits(text, one, language)
+                counts[name] += edits.errors, edits.reference_units
             if len(final) == len(ends):
                 shown_after += np.subtract(shown, ends).tolist()
                 final_after += np.subtract(final, ends).tolist()

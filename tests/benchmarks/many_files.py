@@ -7,7 +7,6 @@ turns, which write the same files. Seconds are the processor's; padding is what 
 """
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -17,7 +16,7 @@ from unittest import mock
 import numpy as np
 import soundfile
 import torch
-from side_by_side import show, write
+from side_by_side import show, transcriptions, write
 from transformers import pipeline
 
 from modeling_part.audio_part import load_audio
@@ -67,9 +66,7 @@ def main(argv: list[str] | None = None):
     torch.set_num_threads(args.threads)
     pipe = pipeline("speech-to-text", model=args.checkpoint, device=args.device)
     rate = pipe.processor.sampling_rate
-    rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["task"] == "asr" and row["source_lang"] == args.language]
-    rows = [row | {"audio": str(args.manifest.parent / row["audio"])} for row in rows]
+    rows = [row for row in transcriptions(args.manifest) if row["source_lang"] == args.language]
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), rows, args.files, args.most, rate, args.seed)
         lengths = [soundfile.info(file).duration for file in files]

@@ -1,4 +1,4 @@
-"""Processes that take turns, and the tables that are printed of them: what the benchmarks share."""
+"""Processes that take turns, the tables that are printed of them, and clips of a manifest: what the benchmarks share."""
 
 import json
 import multiprocessing
@@ -105,6 +105,12 @@ def show(title: str, results: list[dict], columns: dict[str, str]):
     for result in results:
         table.add_row(*(form.format(**result) for form in columns.values()))
     Console(width=140).print(table)
+
+
+def transcriptions(manifest: Path) -> list[dict]:
+    """The rows of a manifest that are transcriptions, with the paths of their sounds from here."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    return [row | {"audio": str(manifest.parent / row["audio"])} for row in rows if row["task"] == "asr"]
 
 
 def write(path: Path | None, figures: dict):

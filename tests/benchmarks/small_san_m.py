@@ -6,11 +6,11 @@ writes a folder that `audio_model:` takes, 5.0 million parameters; `modeling_par
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from side_by_side import transcriptions
 from transformers import AutoModel, FunAsrNanoEncoderConfig
 
 from modeling_part import load_audio
@@ -20,8 +20,7 @@ from modeling_part.fbank_part import PARTFbankFeatureExtractor
 def make(manifest: Path, folder: Path, clips: int, seed: int) -> int:
     """Write the folder; the number of the encoder's parameters."""
     extractor = PARTFbankFeatureExtractor(waveform_scale=32768.0)
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    paths = [manifest.parent / row["audio"] for row in rows if row["task"] == "asr"]
+    paths = [row["audio"] for row in transcriptions(manifest)]
     chosen = np.random.default_rng(seed).permutation(len(paths))[:clips]
     waveforms = [load_audio(paths[index], extractor.sampling_rate) for index in chosen]
     steps = np.concatenate([extractor.stack(extractor.filter_banks(waveform)) for waveform in waveforms])

@@ -155,9 +155,8 @@ def test_a_visitor_s_pieces_reach_the_model_through_the_server(pipe, tmp_path):
         client = gradio_client.Client(url, verbose=False)
         client.predict(api_name="/begin")
         answered = client.submit("Transcribe", "en", "fr", api_name="/answer_live")
-        for (
-            file
-        ) in files:  # a streaming event stays open for the next piece: its first answer says that this one was taken
+        for file in files:
+            # A streaming event stays open for the next piece: its first answer says that this one was taken.
             taken = client.submit(gradio_client.handle_file(file), api_name="/take_piece")
             while not taken.outputs() and not taken.done():
                 time.sleep(0.02)

@@ -72,6 +72,18 @@ def test_with_an_alignment_head_what_it_hears_is_explained(clips):
     assert "language" not in both[1] and both[0]["language_scores"] == answer["language_scores"]
 
 
+def test_a_clip_s_features_are_computed_once(clips, monkeypatch):
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    pipe = PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=2, device="cpu")
+    lengths, extract = [], processor.extract_features
+    monkeypatch.setattr(
+        processor, "extract_features", lambda clip, *args: lengths.append(len(clip)) or extract(clip, *args)
+    )
+    pipe(clips, languages=["en", "fr"], batch_size=2)
+    assert lengths == [len(clip) for clip in clips]
+
+
 def test_windows_are_summed_up():
     found = spoken_language([{"en": -3.0, "fr": -1.0}, {"en": -1.0, "fr": -2.0}])
     assert found == {"language": "fr", "language_scores": {"en": 0.2689, "fr": 0.7311}}
