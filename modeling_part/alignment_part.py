@@ -14,7 +14,8 @@ Shapes are written with B clips, A audio tokens of a clip, N of all clips, U tok
 model's width, V its vocabulary, K the tokens that occur in a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -95,12 +96,17 @@ class PARTAlignmentHead(nn.Module):
         return nats, is_counted
 
     def log_probs(self, audio_embeds: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """`(N, H)` and `(K,)` -> `(N, 1 + K)`: of the blank and of these tokens, among the whole vocabulary."""
+        """`(N, H)` and `(K,)` -> `(N, 1 + K)`: of the blank and of these tokens, among the whole vocabulary.
+
+        On the embeddings' device, wherever `device_map` has put the rest.
+        """
+        audio_embeds, tokens = audio_embeds.to(embeddings.device), tokens.to(embeddings.device)
         blank = self.blank_scores(audio_embeds)
         scaled = (self.scale * audio_embeds).to(embeddings.dtype)
-        total = torch.logaddexp(blank, VocabularyTotal.apply(scaled, embeddings, self.token_bias))
+        bias = self.token_bias.to(embeddings.device)
+        total = torch.logaddexp(blank, VocabularyTotal.apply(scaled, embeddings, bias))
         # Once more for the few: picked from the whole vocabulary's, their gradient would fill a matrix of that size.
-        wanted = self.token_scores(audio_embeds, embeddings[tokens], self.token_bias[tokens])
+        wanted = self.token_scores(audio_embeds, embeddings[tokens], bias[tokens])
         return torch.cat([blank[:, None], wanted], -1) - total[:, None]
 
     def scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -110,7 +116,7 @@ class PARTAlignmentHead(nn.Module):
 
     def blank_scores(self, audio_embeds: torch.Tensor) -> torch.Tensor:
         """`(n, H)` -> `(n,)` in float32."""
-        return self.scale * (audio_embeds.float() * self.blank.float()).sum(-1)
+        return self.scale * (audio_embeds.float() * self.blank.to(audio_embeds.device).float()).sum(-1)
 
     def token_scores(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(n, H)`, `(K, H)` and `(K,)` -> `(n, K)` in float32."""
@@ -127,8 +133,9 @@ class PARTAlignmentHead(nn.Module):
             embeddings: `(V, H)`.
             among: `(K,)` tokens that may be chosen; all of them by default.
         """
-        bias = self.token_bias
+        audio_embeds, bias = audio_embeds.to(embeddings.device), self.token_bias.to(embeddings.device)
         if among is not None:
+            among = among.to(embeddings.device)
             embeddings, bias = embeddings[among], bias[among]
         best = [self.scores(chunk, embeddings, bias).argmax(-1) - 1 for chunk in audio_embeds.split(CHUNK_SIZE)]
         best = torch.cat(best)
@@ -348,6 +355,20 @@ def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks
     ]
 
 
+@contextmanager
+def _whole_weight(embed: nn.Module) -> Iterator[torch.Tensor]:
+    """`(V, H)` token embeddings without gradient, outside the module's own forward; FSDP2 gathers them for this while.
+
+    Nothing that the backward pass needs is a view of them.
+    """
+    is_sharded = hasattr(embed, "unshard")  # as a unit of its own: accelerate's way
+    if is_sharded:
+        embed.unshard()
+    yield embed.weight.detach()
+    if is_sharded:
+        embed.reshard()
+
+
 class AlignmentMixin:
     """What [`PARTForSpeechSeq2Seq`] does with its alignment head."""
 
@@ -363,12 +384,12 @@ class AlignmentMixin:
             raise ValueError(
                 "The model has no alignment head; call `add_alignment_head` first, or set `ctc_weight` to 0."
             )
-        embeddings = self.get_input_embeddings().weight.detach()
         lengths = (input_ids == self.config.audio_token_id).sum(-1)
-        losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings, layout)
-        alignment = {"ctc_losses": losses, "ctc_counted": counted}
-        if not self.training:
-            alignment["ctc_tokens"] = self.alignment_head.best_tokens(audio_embeds, embeddings)
+        with _whole_weight(self.get_input_embeddings()) as embeddings:
+            losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings, layout)
+            alignment = {"ctc_losses": losses, "ctc_counted": counted}
+            if not self.training:
+                alignment["ctc_tokens"] = self.alignment_head.best_tokens(audio_embeds, embeddings)
         return alignment
 
     def _alignment_only(
@@ -379,8 +400,21 @@ class AlignmentMixin:
             raise ValueError(
                 "There is nothing to learn from: `nll_weight` is 0, and `ctc_weight` or the audio is missing."
             )
+        if labels is None and num_items_in_batch is None:
+            raise ValueError(
+                "The alignment's loss is divided by the answer's tokens: give `labels` or `num_items_in_batch`."
+            )
         items = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return PARTCausalLMOutputWithPast(loss=ctc_weight * alignment["ctc_losses"].sum() / items, **alignment)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As of every model; the bias of new tokens is that of tokens which were never counted."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if (head := self.alignment_head) is not None:
+            size, bias = embeddings.num_embeddings, head.token_bias
+            more = max(0, size - len(bias))
+            head.token_bias = nn.functional.pad(bias[:size], (0, more), value=float(bias.min()))
+        return embeddings
 
     @torch.no_grad()
     def add_alignment_head(self, token_counts: torch.Tensor) -> None:

@@ -47,7 +47,8 @@ def chunked_token_losses(
     """
 
     def token_losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(logits_of(hidden_states).float(), targets, reduction="none")
+        logits = logits_of(hidden_states).float()
+        return nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
     return _in_chunks(token_losses, hidden_states, targets, size)
 

@@ -82,6 +82,8 @@ class PARTModel(PARTPreTrainedModel):
         `feature_lengths` `(B,)` are the sums of the mask, where they are known on the CPU.
         """
         audio_config = self.config.audio_config
+        if not torch.is_autocast_enabled(input_features.device.type):  # wav2vec2 and its like do not cast
+            input_features = input_features.to(self.audio_tower.dtype)
         if audio_config.model_type in FIXED_WINDOW_ENCODERS and not self.config.variable_length:
             input_features_mask = None  # the original attends to the padding of its 30 s window
         if getattr(audio_config, "feat_extract_norm", None) == "group" and input_features_mask is not None:
@@ -385,6 +387,8 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
                 predicting, targets = layout["predicting"], layout["targets"]
             if padding_free:  # the place among the valid positions
                 predicting = (attention_mask.flatten().cumsum(0) - 1)[predicting]
+            # `device_map` may have put the last layer on another device than the batch.
+            predicting, targets = (places.to(outputs.last_hidden_state.device) for places in (predicting, targets))
             hidden_states = take_positions(outputs.last_hidden_state, predicting)
             if loss_chunk_size:
                 token_losses = chunked_token_losses(self._logits, hidden_states, targets, loss_chunk_size)

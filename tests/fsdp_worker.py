@@ -34,11 +34,18 @@ BATCHES_PER_STEP = 4
 
 
 def shard(model):
-    """Per-layer units, as accelerate makes them from `_no_split_modules`."""
+    """Per-layer units, the embeddings and the tail, as accelerate makes them (`fsdp2_prepare_model`)."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     layers = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1].isdigit() and "layers." in name]
     for layer in layers:
         fully_shard(layer, mesh=mesh)
+    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tail = [model.model.language_model.norm, head]
+    if embed.weight is head.weight:
+        tail.insert(1, embed)
+    else:
+        fully_shard(embed, mesh=mesh)
+    fully_shard(tail, mesh=mesh, reshard_after_forward=False)
     fully_shard(model, mesh=mesh)
 
 

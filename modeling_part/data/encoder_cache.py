@@ -255,9 +255,9 @@ def _checksum(frames: torch.Tensor) -> int:
 def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, str]) -> None:
     """Whole or not at all; the name tells nothing but that these clips are together."""
     name = hashlib.sha256("".join(sorted(frames)).encode()).hexdigest()[:16]
-    partial = folder / f"{name}.partial"
+    partial = folder / f"{name}.{PartialState().process_index}.partial"  # of ranks that hold the same clips, too
     save_file(frames, partial, metadata=steps)
-    partial.rename(folder / f"{name}.safetensors")
+    partial.replace(folder / f"{name}.safetensors")
 
 
 def _check_room(folder: Path, model, processor: PARTProcessor, durations: Sequence[float]) -> None:

@@ -97,6 +97,8 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[list[Row]]:
         worker = get_worker_info()
         index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        # The loader takes its first batch from worker 0, wherever the stage goes on; a share stays with its batches.
+        index = (index + self.first_step * self.gradient_accumulation_steps) % workers
         self.passes = {}
         rows = {
             task: self._read_forever(task, self.rank * workers + index, self.world_size * workers)

@@ -8,7 +8,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +38,13 @@ from .scoring import (
 
 logger = logging.getLogger(__name__)
 PLANNING_COLUMNS = ["id", "corpus", "task", "source_lang", "target_lang", "text", "source_text", "duration", *QUESTION]
+
+
+def planning_table(dataset: Dataset | Sequence[Mapping]) -> list[dict]:
+    """The rows without their audio: what they ask and are scored by."""
+    if isinstance(dataset, Dataset):
+        dataset = dataset.select_columns([name for name in PLANNING_COLUMNS if name in dataset.column_names])
+    return [{name: row.get(name) for name in PLANNING_COLUMNS} for row in dataset]
 
 
 def weights_fingerprint(model: torch.nn.Module, salt: str = "") -> str:
@@ -141,14 +147,27 @@ def _answers(prediction: Mapping, row: Mapping) -> bool:
     return prediction["reference"] == row["text"] and all(prediction.get(name) == row.get(name) for name in names)
 
 
+def count_unanswered(dataset: Dataset | Sequence[Mapping], folder: Path) -> int:
+    """Rows of a data set that `predictions.jsonl` in a folder does not answer as they are now."""
+    path = folder / PREDICTIONS_FILE
+    answers = {}
+    for row in read_predictions(path) if path.is_file() else []:
+        try:
+            check_prediction(row)
+        except ValueError:
+            continue  # no answer: predicted again, this row is named and replaced
+        answers[prediction_key(row)] = row
+    table = [(row, answers.get(prediction_key(row))) for row in planning_table(dataset)]
+    return sum(answer is None or not _answers(answer, row) for row, answer in table)
+
+
 def _gather(output_path: Path, table: Sequence[Mapping], model_fingerprint: str) -> list[dict]:
     """Puts the file and the part files of this and earlier, perhaps interrupted, runs together into the one file.
 
-    Rows of other weights or of another data set are dropped with a warning, and the file that had them stays as
-    `predictions.jsonl.replaced`; of two rows for the same key one without an error counts. Order: the data set's.
+    Rows of other weights or of another data set are moved to `predictions.jsonl.replaced-1` with a warning; of two rows for the same key one without an error counts. Order: the data set's.
     """
     parts = sorted(output_path.parent.glob(f"{output_path.name}.part-*"))
-    wanted, dropped, found = {prediction_key(row): row for row in table}, 0, {}
+    wanted, dropped, found = {prediction_key(row): row for row in table}, [], {}
     for path in [output_path, *parts]:
         for row in read_predictions(path) if path.exists() else []:
             try:
@@ -158,15 +177,16 @@ def _gather(output_path: Path, table: Sequence[Mapping], model_fingerprint: str)
                 continue
             key = prediction_key(row)
             if row.get("model") != model_fingerprint or key not in wanted or not _answers(row, wanted[key]):
-                dropped += 1
+                dropped.append(row)
             elif row.get("error") is None or key not in found:
                 found[key] = row
     if dropped:
-        before = output_path.with_name(f"{output_path.name}.replaced")
-        if output_path.exists():
-            shutil.copy2(output_path, before)
-        message = "%s: dropped %d predictions of another model or data set; the file as it was: %s"
-        logger.warning(message, output_path, dropped, before)
+        suffixes = [path.name.rpartition("-")[2] for path in output_path.parent.glob(f"{output_path.name}.replaced-*")]
+        number = 1 + max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
+        before = output_path.with_name(f"{output_path.name}.replaced-{number}")
+        write_predictions(dropped, before)
+        message = "%s: dropped %d predictions of another model or data set; they are in %s now"
+        logger.warning(message, output_path, len(dropped), before)
     rows = annotate(found[key] for key in wanted if key in found)
     write_predictions(rows, output_path)
     for path in parts:
@@ -223,8 +243,8 @@ def predict(
 
     Every process takes its share of the batches and appends to a part file of its own; the main process puts the parts
     together at the end. Called again after an interruption it does the missing and the failed rows only; rows in the
-    file that are of other weights, or of a row that was another then (its text, length or prompt), are replaced with a
-    warning, and the file stays as `predictions.jsonl.replaced`.
+    file that are of other weights, or of a row that was another then (its text, length or prompt), are moved to
+    `predictions.jsonl.replaced-1` (the next ones to `-2`) with a warning.
 
     Args:
         model: a `PARTForSpeechSeq2Seq` on its device, whole on every process (not sharded).
@@ -247,11 +267,7 @@ def predict(
     """
     output_path = Path(output_path)
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(dataset, Dataset):
-        rows = dataset.select_columns([name for name in PLANNING_COLUMNS if name in dataset.column_names])
-    else:
-        rows = dataset
-    table = [{name: row.get(name) for name in PLANNING_COLUMNS} for row in rows]
+    table = planning_table(dataset)
     keys = [prediction_key(row) for row in table]
     double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
     if count > 1:

@@ -58,8 +58,10 @@ def check_files(folder: Path, record: Mapping, fix: str) -> None:
 
 def check_finite(folder: Path) -> None:
     """Raise `NotFiniteError` where a tensor of a folder's safetensors files holds NaN or infinity."""
-    bad = []
-    for path in sorted([*folder.glob("*.safetensors"), *(folder / LORA_FOLDER).glob("*.safetensors")]):
+    bad, paths = [], sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(f"{folder} holds no weights: nothing was saved. Start the stage again with --force.")
+    for path in [*paths, *sorted((folder / LORA_FOLDER).glob("*.safetensors"))]:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
                 tensor = tensors.get_tensor(name)

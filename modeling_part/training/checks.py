@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, get_scheduler
 
 from ..data.augmentation import Augmentation, SpecAugment, WaveformAugment
-from ..evaluation.prediction import PLANNING_COLUMNS
+from ..evaluation.prediction import planning_table
 from ..evaluation.scoring import check_prediction, check_scorable, prediction_key
 from ..publishing.cards import render_card
 from ..recipes.arguments import PARTTrainingArguments
@@ -38,9 +38,8 @@ def check_test_rows(dataset: datasets.Dataset, name: str = "test_data") -> None:
     Raises:
         ValueError: names the rows.
     """
-    table = dataset.select_columns([name for name in PLANNING_COLUMNS if name in dataset.column_names])
     keys, without_text = Counter(), []
-    for row in table:
+    for row in planning_table(dataset):
         if row["task"] == "text":
             raise ValueError(
                 f"Row {row['id']!r} of `{name}` is of the task text, whose answers nothing here can score; leave such corpora "

@@ -80,22 +80,40 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
     Returns:
         The sums of all batches, and those of the batches with several rows, which can be compared with swapped clips.
     """
-    args, rows = trainer.args, batches.eval_rows
-    planned = [batch for batch in batches.eval_batches if len(batch) > 1 or not swap]
+    rows = batches.eval_rows
+    planned: dict[bool, list[list[int]]] = {False: [], True: []}
+    for batch in batches.eval_batches:
+        if len(batch) > 1 or not swap:
+            planned[rows[batch[0]]["task"] in TEXT_TASKS].append(batch)
     if not options["nll_weight"]:  # the language model does not run
-        planned = [batch for batch in planned if rows[batch[0]]["task"] not in TEXT_TASKS]
+        planned[True] = []
+    model, was_training = trainer.model_wrapped, trainer.model.training
+    model.eval()
+    sums, of_several = DevSums(), DevSums()
+    for of_a_kind in planned.values():
+        for total, found in zip((sums, of_several), _share(trainer, batches, options, swap, of_a_kind), strict=True):
+            total.add(found)
+    if was_training:
+        model.train()
+    return sums.over_ranks(), of_several.over_ranks()
+
+
+def _share(
+    trainer: Trainer, batches: Batches, options: dict, swap: bool, planned: Sequence[list[int]]
+) -> tuple[DevSums, DevSums]:
+    """The sums of this rank's share of planned batches, all with audio or all without, see [`dev_sums`].
+
+    FSDP2 gathers weights inside forward: every rank runs as many forwards as the one with the most, of the same parts.
+    """
+    args, rows, model = trainer.args, batches.eval_rows, trainer.model_wrapped
     mine = planned[args.process_index :: args.world_size]
 
     def collate(chosen: list[dict]) -> dict:
         return batches.eval_collator(swap_clips(chosen) if swap else chosen) | {"rows": chosen}
 
-    model, was_training = trainer.model_wrapped, trainer.model.training
-    # FSDP gathers weights inside forward, so every rank must run as many forwards as the one with the most.
     rounds = math.ceil(len(planned) / args.world_size)
     loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate, pin_memory=args.dataloader_pin_memory)
-    model.eval()
-    sums, of_several = DevSums(), DevSums()
-    last = None
+    sums, of_several, last = DevSums(), DevSums(), None
     for index, batch in enumerate(_padded(loader, rounds)):
         batch = last if batch is None else batch
         if batch is None:
@@ -111,13 +129,11 @@ def dev_sums(trainer: Trainer, batches: Batches, options: dict, swap: bool = Fal
             add_output(answers, alignment, info, outputs)
             found = DevSums(answers.sums(), alignment.sums())
             if outputs.get("ctc_tokens") is not None and info["task"] == "asr":
-                found.errors = greedy_errors(batch["rows"], inputs, outputs, trainer)
+                found.errors = greedy_errors(batch["rows"], info, inputs, outputs, trainer)
             sums.add(found)
             if len(batch["rows"]) > 1:
                 of_several.add(found)
-    if was_training:
-        model.train()
-    return sums.over_ranks(), of_several.over_ranks()
+    return sums, of_several
 
 
 def swap_clips(rows: Sequence[dict]) -> list[dict]:
@@ -127,11 +143,13 @@ def swap_clips(rows: Sequence[dict]) -> list[dict]:
     return [{**row, **{name: other.get(name) for name in names}} for row, other in zip(rows, others, strict=True)]
 
 
-def greedy_errors(rows: Sequence[dict], inputs: dict, outputs: dict, trainer: Trainer) -> Errors:
-    """Errors of what greedy CTC writes for a batch of transcription, by language."""
+def greedy_errors(rows: Sequence[dict], info: dict, inputs: dict, outputs: dict, trainer: Trainer) -> Errors:
+    """Errors of what greedy CTC writes for a batch of transcription, by language; not of rows whose audio is broken."""
     tokens = outputs["ctc_tokens"].cpu().split(inputs["layout"]["audio_lengths"].tolist())
     errors: Errors = {}
-    for row, best in zip(rows, tokens, strict=True):
+    for row, best, answer_tokens in zip(rows, tokens, info["target_counts"], strict=True):
+        if not answer_tokens:
+            continue
         language = row["source_lang"]
         hypothesis = trainer.processing_class.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True)
         reference = transcript(row["task"], row["text"], row["source_text"])

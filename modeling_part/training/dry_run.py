@@ -104,9 +104,12 @@ def dry_run(trainer: PARTTrainer) -> None:
     inputs = trainer._prepare_inputs(dict(batches[0]))
     info = inputs.pop("batch_info")
     trainer.broken_rows.warn(info)
-    with torch.no_grad(), trainer.accelerator.autocast():  # which accelerate puts around a model that it prepares
-        loss = trainer.model(**inputs, **trainer.loss_options).loss
-    logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
+    if trainer.is_fsdp_enabled:  # its weights come to the devices when they are sharded
+        logger.info("  dry run: no forward pass with FSDP2")
+    else:
+        with torch.no_grad(), trainer.accelerator.autocast():  # which accelerate puts around a model that it prepares
+            loss = trainer.model(**inputs, **trainer.loss_options).loss
+        logger.info("  dry run: loss %.3f on %d %s rows", float(loss), len(info["ids"]), info["task"])
     config, args = trainer.model.config, trainer.args
     steps = max(batch["input_features_mask"].numel() if "input_features_mask" in batch else 0 for batch in batches)
     gibibytes = estimate_memory(

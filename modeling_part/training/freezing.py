@@ -11,8 +11,9 @@ from ..recipes.stages import PARTS, Stage, part_of
 
 _ENCODER_LAYER = r"^model\.audio_tower\.(?:encoder\.)?layers\.(\d+)\."
 
-# Whisper's and Qwen2-Audio's positions are fixed sinusoids, not parameters to learn.
-_NEVER_TRAINED = re.compile(r"^model\.audio_tower\.embed_positions\.")
+# Whisper's and Qwen2-Audio's positions are fixed sinusoids, not parameters to learn; the mask embedding is of wav2vec2's own
+# SpecAugment, which PART switches off: it would never get a gradient.
+_NEVER_TRAINED = re.compile(r"^model\.audio_tower\.(?:embed_positions\.|masked_spec_embed$)")
 
 
 def trainable_patterns(stage: Stage, model: nn.Module) -> dict[str, list[str]]:

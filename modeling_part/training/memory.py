@@ -1,5 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""How much memory a training step needs on each device: arithmetic, for `--dry_run` and the README's table."""
+"""How much memory a training step needs on each device: arithmetic, for `--dry_run` and tests/benchmarks/memory.py."""
 
 from torch import nn
 

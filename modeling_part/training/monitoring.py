@@ -21,7 +21,7 @@ class GenerationMonitor:
     """Generates on the dev data and scores it; `PARTTrainer` calls it at each evaluation (`predict_with_generate`).
 
     Each call writes `dev/step-N/predictions.jsonl`, `report.json` and `report.md` in the stage's folder. Warned of, by
-    [`reports.failure_signs`]: a language whose transcripts got worse than at the end of the parent stage, one far from
+    [`failure_signs.failure_signs`]: a language whose transcripts got worse than at the end of the parent stage, one far from
     the average, a direction that lost BLEU.
 
     Args:
@@ -29,7 +29,7 @@ class GenerationMonitor:
         processor: the model's.
         folder: the stage's.
         parent: the parent stage's folder, whose dev report is what "worse" means; None: nothing to compare with.
-        training_rows: rows per group that the stage trains on, see [`reports.failure_signs`].
+        training_rows: rows per group that the stage trains on, see [`failure_signs.failure_signs`].
         seed: of the bootstrap behind the intervals.
         ask_unnamed: score the transcripts a second time, asked for without the name of their language.
         **generation: `batch_size`, `max_audio_seconds` and `max_new_tokens` of [`evaluation.predict`].

@@ -2,6 +2,7 @@
 """What `stage.json` and the model card say of the recipe that a stage was trained by."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from ..recipes.arguments import ModelArguments, Recipe
 from ..recipes.stages import Stage
@@ -47,10 +48,14 @@ TRAINING_SETTINGS = (
 
 
 def base_models(model_args: ModelArguments) -> dict[str, str]:
-    """What the run's first stage starts from: `{"checkpoint": ...}`, or the two pretrained parts."""
+    """What the run's first stage starts from: `{"checkpoint": ...}`, or the two pretrained parts.
+
+    A folder is recorded with its whole path: `models/whisper-base` could be taken for a repository of the Hub later.
+    """
+    names = {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
     if model_args.checkpoint is not None:
-        return {"checkpoint": model_args.checkpoint}
-    return {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
+        names = {"checkpoint": model_args.checkpoint}
+    return {part: str(Path(name).resolve()) if Path(name).is_dir() else name for part, name in names.items()}
 
 
 def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:

@@ -7,6 +7,7 @@ other values than another: by the dotted name of what differs, its value in that
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -110,7 +111,13 @@ def check_checkpoint(checkpoint: Path, record: Mapping) -> None:
     """Raise `CheckpointError` where a checkpoint inside a stage lacks what resuming needs, or is damaged."""
     fix = "Remove this checkpoint to go on from an earlier one, or start again with --force."
     check_files(checkpoint, record, fix)
-    optimizer = [*checkpoint.glob("optimizer*"), *checkpoint.glob("rank*-optimizer.pt")]
+    sharded, whole = ([*checkpoint.glob(pattern)] for pattern in ("optimizer.bin", "*optimizer.pt"))
+    optimizer, others = (sharded, whole) if is_sharded() else (whole, sharded)
+    if others and not optimizer:
+        with_it, without = ("without", "with") if is_sharded() else ("with", "without")
+        raise CheckpointError(
+            f"{checkpoint} was made {with_it} FSDP2 and cannot go on {without} it: launch as before. {fix}"
+        )
     for name, found in (("optimizer.pt", optimizer), ("scheduler.pt", [*checkpoint.glob("scheduler.pt")])):
         if not found:
             raise CheckpointError(f"{checkpoint} has no {name}: training would not go on where it stood. {fix}")
@@ -171,4 +178,9 @@ class NewSettings(TrainerCallback):
 
 def _plain(name: str) -> str:
     """The name of a parameter without that of its wrappers."""
-    return name.removeprefix("module.").replace("_orig_mod.", "")
+    return name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def is_sharded() -> bool:
+    """Whether this process was launched with FSDP2."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")

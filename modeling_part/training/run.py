@@ -20,7 +20,7 @@ from ..data.batches import Batches, Progress
 from ..data.encoder_cache import refuse_augmentation
 from ..data.loading import Rows, check_prompts, load_test_rows
 from ..evaluation.alignments import write_alignments
-from ..evaluation.prediction import predict_and_report
+from ..evaluation.prediction import count_unanswered, predict_and_report
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..publishing.cards import write_card
@@ -158,6 +158,9 @@ class StageRun:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         checkpoints = 0 if args.save_strategy == "no" else 1 + (args.save_total_limit or 1)
         needed = weights * (1 + checkpoints) + 8 * trained * checkpoints
+        if not self.restarts:  # those of an interrupted run are there already, and replaced one by one
+            there = [path for path in self.folder.glob("checkpoint-*") if is_checkpoint(path)]
+            needed -= sum(path.stat().st_size for one in there for path in one.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.folder.parent).free
         if free < needed:
             raise OSError(
@@ -270,11 +273,22 @@ class StageRun:
             return None
         return predict_and_score(self.folder, rows.test, self.folder, args, device, accelerator)
 
+    def say_what_is_unanswered(self, rows: Rows) -> None:
+        """A finished stage's report is of the test data as they were: say so where they are others now."""
+        if not self.predicts or rows.test is None or not PartialState().is_main_process:
+            return
+        if unanswered := count_unanswered(rows.test, self.folder):
+            message = (
+                "Stage %s has not answered %d of the %d rows of `test_data` as they are now; it does so with:\n%s%s"
+            )
+            line = f"{command()} --do_predict --stage {self.plan.name}"
+            logger.warning(message, self.plan.name, unanswered, len(rows.test), INDENT, line)
+
     def publish(self, args: PARTTrainingArguments) -> bool:
         """One commit and one tag on the Hub; training goes on if it cannot be reached. Returns whether it worked."""
         try:
             publish(self.folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
-        except PublishingError as error:
+        except (PublishingError, CheckpointError) as error:
             command = f"part publish {self.folder} --repo_id {args.hub_model_id}"
             logger.error("%s is trained but not published: %s Publish it later with: %s", self.folder, error, command)
             return False
@@ -346,6 +360,7 @@ class Run:
                 if not restarts:
                     self._check_finished(stage.folder)
                     logger.info("Stage %s is finished (%s); --force runs it again.", stage.plan.name, stage.folder)
+                    stage.say_what_is_unanswered(rows)
                     continue
             if stage.parent is not None:
                 if not (stage.parent / "stage.json").is_file():

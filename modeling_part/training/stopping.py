@@ -49,8 +49,9 @@ class StopCallback(TrainerCallback):
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """The signals are requests to stop while this is open."""
-        before = {number: signal.signal(number, self.request) for number in SIGNALS}
+        """The signals are requests to stop while this is open; SIGHUP not where it is ignored (`nohup`)."""
+        heard = [number for number in SIGNALS if not _is_ignored_hangup(number)]
+        before = {number: signal.signal(number, self.request) for number in heard}
         try:
             yield
         finally:
@@ -67,6 +68,12 @@ class StopCallback(TrainerCallback):
             control.should_evaluate = False
         return control
 
+    def on_epoch_end(self, args, state, control, **kwargs) -> TrainerControl:
+        """`Trainer` ends its epoch when it stops, where [`EpochEnds`] asks once more: all has been saved."""
+        if self.was_stopped or self.broken_rows.are_too_many:
+            control.should_evaluate = control.should_save = False
+        return control
+
     def _is_stopped(self, args, state) -> bool:
         """The same on every rank: what they agreed on when the step began, so that no step waits for it alone."""
         if args.world_size == 1:
@@ -75,3 +82,7 @@ class StopCallback(TrainerCallback):
             return self.is_agreed
         # There is no next step to tell the other ranks with, but the run may have later stages.
         return bool(gather(torch.tensor([int(self.is_requested)], device=args.device)).any())
+
+
+def _is_ignored_hangup(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN

@@ -146,11 +146,15 @@ class PARTTrainer(Trainer):
             self.stage.opens_language_model(task) for task in self.stage.active_tasks
         )
         text_only = any(task in TEXT_TASKS for task in self.stage.active_tasks)
-        # The mask embedding of wav2vec2's own SpecAugment, which PART switches off.
-        masked = any(name.endswith("masked_spec_embed") for names in self.trainable_names.values() for name in names)
-        return gated or text_only or masked
+        return gated or text_only
 
     def _refuse_wrong_settings(self, args) -> None:
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs, over which torch would divide each batch in a way that PART's do not "
+                f"allow: start a process for each (`accelerate launch --num_processes {args.n_gpu}`), or name one in "
+                "CUDA_VISIBLE_DEVICES."
+            )
         if args.ddp_static_graph:
             raise ValueError(
                 "`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it."
@@ -181,6 +185,11 @@ class PARTTrainer(Trainer):
                 "FSDP1 flattens frozen and trained parameters together, which the task gate cannot toggle. Set "
                 "`fsdp_version: 2` (see accelerate_configs/fsdp2_bf16.yaml)."
             )
+        if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+            raise ValueError(
+                f"FSDP2 with {plugin.state_dict_type} saves no model that can be loaded: set `fsdp_state_dict_type: "
+                "FULL_STATE_DICT` (see accelerate_configs/fsdp2_bf16.yaml)."
+            )
         dtypes = {parameter.dtype for parameter in self.model.parameters()}
         if plugin is not None and len(dtypes) > 1:
             raise ValueError(
@@ -210,6 +219,7 @@ class PARTTrainer(Trainer):
             "pin_memory": self.args.dataloader_pin_memory,
             "persistent_workers": self.args.dataloader_persistent_workers,
             "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "worker_init_fn": _in_a_group_of_its_own,
         }
         if self.batches.is_streamed:  # a stream deals its batches to the ranks itself
             return DataLoader(self.batches.sampler, batch_size=None, **options)
@@ -325,8 +335,10 @@ class PARTTrainer(Trainer):
     def _note_norms(self) -> None:
         """Of the parts that the step trains: not of a language model behind a closed gate."""
         norms = gradient_norms(self.model, self.trainable_names)
+        scaler = self.accelerator.scaler  # of fp16, which divides by its scale later
+        scale = 1.0 if scaler is None else scaler.get_scale()
         self._statistics.add_norms(
-            {part: norm for part, norm in norms.items() if part != "language_model" or self.gate.is_open}
+            {part: norm / scale for part, norm in norms.items() if part != "language_model" or self.gate.is_open}
         )
 
     def _get_grad_norm(self, model, grad_norm=None) -> torch.Tensor | float | None:
@@ -470,3 +482,12 @@ class PARTTrainer(Trainer):
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         restore_weights(self.model if model is None else model, Path(resume_from_checkpoint), self.stage)
+
+
+def _in_a_group_of_its_own(worker: int) -> None:
+    """Signals that launchers and schedulers send to the trainer's group are for the trainer: it has a checkpoint to save.
+
+    torch would take a worker that ended by one for an accident, and end the step with an error.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

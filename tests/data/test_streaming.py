@@ -96,7 +96,7 @@ def test_a_pass_gives_every_row_of_a_share_once_and_the_next_pass_is_counted():
     assert max(Counter(rows).values()) <= stream.passes["asr"]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2, 3])
 @pytest.mark.parametrize("kind", ["list", "datasets"])
 def test_resumed_stream_equals_the_uninterrupted_one(num_workers, kind):
     streams = STREAMS

@@ -14,6 +14,7 @@ from tiny_training import free_port
 from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.__main__ import main
 from modeling_part.evaluation.prediction import (
+    count_unanswered,
     plan_prediction_batches,
     predict,
     predict_and_report,
@@ -176,7 +177,13 @@ def test_other_weights_and_other_rows_are_not_taken_for_done(model_and_processor
         assert sum(counting.batch_sizes) == 5
         assert f"dropped {len(rows)} predictions" in caplog.text
         assert len(read_predictions(path)) == 5
-        assert len(read_predictions(tmp_path / "predictions.jsonl.replaced")) == len(rows)
+        assert len(read_predictions(tmp_path / "predictions.jsonl.replaced-1")) == len(rows)
+        # An interrupted prediction has its answers in another file: they stay, too, beside those of before.
+        path.rename(tmp_path / "predictions.jsonl.part-3")
+        with torch.no_grad():
+            weight[0, 0] += 1e-3
+        predict(model, processor, rows[:5], output_path=path, **FAST)
+        assert len(read_predictions(tmp_path / "predictions.jsonl.replaced-2")) == 5
     finally:
         with torch.no_grad():
             weight[0, 0] = saved
@@ -209,6 +216,7 @@ def test_rows_of_a_file_that_was_changed_are_predicted_again(model_and_processor
     first, second, *others = path.read_text(encoding="utf-8").splitlines()
     changed = {**json.loads(second), "hypothesis": 7}
     path.write_text("\n".join(["{}", json.dumps(changed), *others, first]) + "\n", encoding="utf-8")
+    assert count_unanswered(rows[:4], tmp_path) == 1
     counting = CountingModel(model)
     assert predict(counting, processor, rows[:4], output_path=path, **FAST) == expected
     assert sum(counting.batch_sizes) == 1

@@ -447,6 +447,17 @@ class TestGeneration:
         assert output.sequences.shape[0] == output.sequences_scores.shape[0] == 6
 
 
+@pytest.mark.parametrize("audio", ["wav2vec2", "wav2vec2_group", "w2v_bert", "fun_asr_nano", "qwen2_audio"])
+@torch.no_grad()
+def test_features_come_in_the_encoders_precision(audio):
+    """As the processor gives them, in float32: not every encoder of transformers casts them itself."""
+    model = build(audio)
+    inputs = inputs_of(model, audio, random_clips(audio, LENGTHS))
+    expected = model(**inputs).logits
+    given = model.to(torch.bfloat16)(**inputs).logits.float()
+    assert (given - expected).abs().max() < 0.2 * expected.std()
+
+
 class TestLanguageModels:
     @pytest.mark.parametrize("text", [*TEXT_CONFIGS, "falcon_h1"])
     @torch.no_grad()
@@ -465,6 +476,22 @@ class TestLanguageModels:
         model.lm_head.load_state_dict(original.get_output_embeddings().state_dict())
         ids = torch.randint(5, 250, (2, 20))
         torch.testing.assert_close(model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-6, rtol=1e-5)
+
+    def test_resized_with_an_alignment_head(self, tmp_path):
+        model = build()
+        counts = torch.zeros(VOCABULARY)
+        counts[5] = 100
+        model.add_alignment_head(counts)
+        inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS))
+        inputs["transcript_ids"] = torch.full((len(LENGTHS), 2), 5)
+        model.resize_token_embeddings(VOCABULARY + 44)
+        model.save_pretrained(tmp_path)
+        loaded = PARTForSpeechSeq2Seq.from_pretrained(tmp_path)
+        assert loaded.alignment_head.known_tokens().tolist() == [5]
+        with torch.no_grad():
+            options = {"nll_weight": 0.0, "ctc_weight": 1.0, "num_items_in_batch": 1}
+            losses = [one(**inputs, **options).ctc_losses for one in (model, loaded)]
+        assert torch.equal(*losses) and losses[0].min() > 0
 
     @pytest.mark.parametrize("text", list(TEXT_CONFIGS))
     def test_saved_loaded_resized(self, text, tmp_path):

@@ -241,8 +241,14 @@ def test_fsdp2_as_accelerate_wraps_it_trains_and_saves(tmp_path, tiny_parts, cor
     """train_part.py with what fsdp2_bf16.yaml says: checkpoints on the way, and stages that load without it."""
     stages = [
         {"name": "adapter", "max_steps": 2},
-        {"name": "encoder", "max_steps": 2},
-        {"name": "joint", "max_steps": 4, "learning_rates": RATES, "warmup_ratio": 0.0},
+        {"name": "encoder", "max_steps": 2, "losses": {"nll": 0.0, "ctc": 1.0}},
+        {
+            "name": "joint",
+            "max_steps": 4,
+            "learning_rates": RATES,
+            "warmup_ratio": 0.0,
+            "losses": {"nll": 1.0, "ctc": 0.5},
+        },
     ]
     saving = {"save_strategy": "steps", "save_steps": 2}
     recipe = tiny_training.write_recipe(tmp_path, tiny_parts, corpus, stages=stages, max_rows=2, **saving)

@@ -113,6 +113,8 @@ def test_ligers_kernels_train_the_same_weights(tmp_path):
         weights.append(tiny_training.snapshot(trainer.model))
     assert "Liger" in trainer.model.model.language_model.norm.forward.__qualname__
     for name, weight in weights[0].items():
+        if "adapter" in name and name.endswith("k_proj.bias"):
+            continue  # softmax ignores it: its gradient is rounding alone, of which Adam makes whole steps
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-5)
 
 

@@ -1,6 +1,7 @@
 """Runs that survive: kill -9 at any moment, SIGTERM, another number of batches per step."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -11,9 +12,13 @@ import pytest
 import tiny
 import tiny_training
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerControl
 
 from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.training.checkpoints import last_checkpoint
+from modeling_part.training.stopping import StopCallback
+from modeling_part.training.trainer import _in_a_group_of_its_own
 
 
 STEPS = 5
@@ -96,8 +101,6 @@ def test_the_real_command_killed_from_outside(whole, tmp_path):
     while not (stage / "checkpoint-1").exists() and time.time() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     result = tiny_training.execute([*command, "--resume"])
@@ -124,6 +127,38 @@ def test_sigterm_in_the_last_step_is_heard(whole, tmp_path):
     assert [path.name for path in (tmp_path / "run" / "joint").glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
     assert interruption.train([str(recipe), "--resume"], log) == 0, log.read_text()[-3000:]
     assert not tiny_training.changed(whole.weights, outcome(tmp_path)["weights"])
+
+
+def test_signals_to_the_group_do_not_reach_the_workers_of_the_data():
+    """Launchers and schedulers send them to all processes, and torch ends a step whose worker has ended."""
+    loader = DataLoader(GroupOfProcess(), num_workers=1, batch_size=None, worker_init_fn=_in_a_group_of_its_own)
+    assert list(loader) != [os.getpgid(0)]
+
+
+class GroupOfProcess(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return os.getpgid(0)
+
+
+def test_nohup_is_kept_and_an_epochs_end_asks_for_nothing_more():
+    callback = StopCallback(SimpleNamespace(are_too_many=False))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with callback.handling_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == callback.request
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    control = TrainerControl(should_evaluate=True, should_save=True)
+    callback.on_epoch_end(None, None, control)
+    assert control.should_evaluate and control.should_save
+    callback.was_stopped = True
+    callback.on_epoch_end(None, None, control)
+    assert not control.should_evaluate and not control.should_save
 
 
 def test_an_interrupted_stage_is_not_started_over_by_mistake(whole, tmp_path):

@@ -489,11 +489,16 @@ def test_settings_that_contradict_the_method_are_refused(shared, tmp_path, setti
 def test_wrappers_that_break_the_gate_are_refused(shared, tmp_path):
     trainer = build(shared, tmp_path, tiny_training.joint_stage())
     plugin = SimpleNamespace(fsdp_version=1)
+    in_parts = SimpleNamespace(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
     for accelerator, message in (
         (SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), "DeepSpeed ZeRO"),
         (
             SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)),
             "fsdp_version: 2",
+        ),
+        (
+            SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=in_parts)),
+            "saves no model that can be loaded: set `fsdp_state_dict_type: FULL_STATE_DICT`",
         ),
     ):
         trainer.accelerator = accelerator

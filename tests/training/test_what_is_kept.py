@@ -234,6 +234,23 @@ class TestFinished:
             )
             assert "data.fingerprint was" in told and "base_models.language_model was" in told
 
+    def test_other_test_rows_than_a_finished_stage_answered_are_told(self, made, run, caplog):
+        run()
+        assert "has not answered" not in caplog.text
+        rows = [json.loads(line) for line in made.corpus["test"].read_text(encoding="utf-8").splitlines()]
+        corrected = made.corpus["test"].with_name("corrected.jsonl")
+        lines = [json.dumps({**row, "text": f"{row['text']} indeed"} if row is rows[0] else row) for row in rows]
+        corrected.write_text("\n".join(lines), encoding="utf-8")
+        test_data = [{"reader": "manifest", "path": str(corrected), "tasks": ["asr", "s2tt"]}]
+        run(test_data=test_data)
+        told = [message for message in caplog.messages if "has not answered" in message]
+        assert "Stage encoder has not answered 1 of the 4 rows of `test_data`" in told[-1]
+        assert told[-1].endswith("--do_predict --stage encoder")
+        run("--do_predict", "--stage", "encoder", test_data=test_data)
+        caplog.clear()
+        run(test_data=test_data)
+        assert "has not answered" not in caplog.text
+
     def test_weights_that_are_not_finite_are_not_finished(self, run, monkeypatch):
         train = PARTTrainer.train
 
