@@ -133,9 +133,7 @@ def plan_eval_batches(
     """Batches for the dev loss: every row once, one task per batch. What is counted for them is kept in `folder`."""
     table = RowTable.from_dataset(rows, row_tokens(rows, processor, folder=folder).answers)
     tasks = {group[0]: 1.0 for group in table.groups}
-    # The multiples that shapes are padded to are of training; here a batch is as large as the limits allow.
-    limits = Budget(budget.max_audio_seconds, budget.max_tokens, budget.max_rows)
-    return list(TaskBatchSampler(table, Mixture(tasks), limits, epochs=1))
+    return list(TaskBatchSampler(table, Mixture(tasks), budget, epochs=1))
 
 
 def _sampler(

@@ -342,6 +342,8 @@ def fault(row: dict, measured: Mapping, missing: Set[str]) -> str | None:
     path, data = row["audio"]["path"], row["audio"]["bytes"]
     if path is None and data is None:
         return "no audio"
+    if None not in (row["start"], row["duration"]) and row["end"] is None:
+        row["end"] = row["start"] + row["duration"]  # a part of a recording, as MuST-C and others write it
     if row["duration"] is None:
         length = row["end"] if row["end"] is not None else measured[_source(row["audio"])]
         if isinstance(length, CorpusError):

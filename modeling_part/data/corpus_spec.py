@@ -31,8 +31,8 @@ class CorpusSpec:
         reader: one of `READERS`.
         path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs"). For readers of files and dataset also
             an address that fsspec knows, such as `s3://bucket/train.jsonl`.
-        split: train, dev or test; for common_voice also validated, for dataset any that it has. Of no use to manifest
-            and text_pairs, where a file is one split.
+        split: train, dev or test; for common_voice also validated, for dataset any that it has. Of no use to manifest,
+            nemo, funasr, lhotse and text_pairs, where a file is one split.
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
         tasks: tasks to keep. Default: all that the corpus offers.
         languages: BCP 47 codes of the source languages to keep. Default: all that are found.

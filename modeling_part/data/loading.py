@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from accelerate import PartialState
 
 from ..processing_part import PARTProcessor
@@ -18,10 +22,14 @@ from ..recipes.places import located
 from .corpora import open_corpora, read_corpora
 from .expansion import corpus_specs
 from .readers.registry import FROM_FILES
+from .streamed_corpora import interleaved
 
 
 if TYPE_CHECKING:
     import datasets
+
+
+LONGEST_READING = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def load_rows(recipe: Recipe) -> Rows:
     folder = Path(recipe.training.output_dir) / "data"
     eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
     if any(spec.get("streaming") for spec in recipe.data.train_data or []):
-        streams = _read_streams(recipe.data)
+        streams = _read_streams(recipe)
         return Rows(streams, eval_rows, test_rows, fingerprint="streamed", is_streamed=True, folder=folder)
     train_rows, report = _read("train", recipe)
     return Rows(train_rows, eval_rows, test_rows, report["weights"], report["fingerprint"], folder=folder)
@@ -101,16 +109,16 @@ def check_corpora(recipe: Recipe) -> None:
                         spec.folder()
 
 
-def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict]:
-    """The rows of `train_data`, `eval_data` or `test_data`, and the report on them (see `read_corpora`)."""
-    specs = getattr(recipe.data, f"{name}_data")
+def _read(name: str, recipe: Recipe, specs: Sequence[dict] | None = None) -> tuple[datasets.Dataset | None, dict]:
+    """The rows of `train_data`, `eval_data` or `test_data` (or of some of it), and the report on them (see `read_corpora`)."""
+    specs = getattr(recipe.data, f"{name}_data") if specs is None else specs
     if not specs:
         return None, {"weights": {}, "fingerprint": ""}
     folder = Path(recipe.training.output_dir)
-    if PartialState().is_main_process:
-        report_path = folder / f"data_report_{name}.json"
-        read_corpora(specs, **_filters(recipe.data), report_path=report_path, cache_dir=folder / "data" / name)
-    PartialState().wait_for_everyone()
+    with _main_process_first():
+        if PartialState().is_main_process:
+            report_path = folder / f"data_report_{name}.json"
+            read_corpora(specs, **_filters(recipe.data), report_path=report_path, cache_dir=folder / "data" / name)
     dataset, report = open_corpora(folder / "data" / name)
     most = recipe.training.max_eval_rows
     if name == "eval" and most is not None and len(dataset) > most:
@@ -118,17 +126,41 @@ def _read(name: str, recipe: Recipe) -> tuple[datasets.Dataset | None, dict]:
     return dataset, report
 
 
-def _read_streams(data: DataArguments) -> dict[str, datasets.IterableDataset]:
-    """One stream of canonical rows per task: a global step takes its rows from one of them."""
+@contextmanager
+def _main_process_first() -> Iterator[None]:
+    """The other ranks wait at the end, however long: `ddp_timeout` is of a step, downloads and reading may take hours."""
+    if PartialState().num_processes == 1:
+        yield
+        return
+    waiting = torch.distributed.new_group(backend="gloo", timeout=LONGEST_READING)
+    yield
+    torch.distributed.barrier(group=waiting)
+    torch.distributed.destroy_process_group(waiting)
+
+
+def _read_streams(recipe: Recipe) -> dict[str, datasets.IterableDataset]:
+    """One stream of canonical rows per task: a global step takes its rows from one of them.
+
+    Corpora that are not streamed are read first, and interleaved with the others by weight.
+    """
+    entries = recipe.data.train_data
+    rows, report = _read("train", recipe, [entry for entry in entries if not entry.get("streaming")])
+    tasks = None if rows is None else rows.select_columns("task").with_format("arrow")[:]["task"].to_numpy()
     streams = {}
     for task in TASKS:
+        parts = []
+        if tasks is not None and (tasks == task).any():
+            parts.append((rows.select(np.flatnonzero(tasks == task)), sum(report["weights"].values())))
         specs = [
-            {**entry, "tasks": [task], "streaming": True}
-            for entry in data.train_data
-            if any(spec.wants(task) for spec in corpus_specs([entry]))
+            {**entry, "tasks": [task]}
+            for entry in entries
+            if entry.get("streaming") and any(spec.wants(task) for spec in corpus_specs([entry]))
         ]
         if specs:
-            streams[task], _ = read_corpora(specs, **_filters(data))
+            stream, _ = read_corpora(specs, **_filters(recipe.data))
+            parts.append((stream, sum(spec.weight for spec in corpus_specs(specs))))
+        if parts:
+            streams[task] = interleaved(parts)
     return streams
 
 

@@ -29,28 +29,46 @@ def stream_corpora(
     specs: Sequence[CorpusSpec], filters: RowFilters, max_bad_fraction: float
 ) -> tuple["datasets.IterableDataset", dict]:
     """The corpora interleaved as one stream; those that are not streamed are read first."""
-    from datasets import interleave_datasets
-
     local = [spec for spec in specs if not spec.streaming]
     report: dict = {**DataReport().as_dict(), "corpora": [], "weights": {}}
-    streams, weights = [], []
+    parts: list[tuple] = []
     for spec in specs:
         if spec.streaming:
-            streams.append(stream_dataset(spec, filters, max_bad_fraction))
+            parts.append((stream_dataset(spec, filters, max_bad_fraction), spec.weight))
             report["corpora"].append({**spec.place, "streamed": True})
-            weights.append(spec.weight)
     if local:
         dataset, read = load_corpora(local, filters, max_bad_fraction, None)
         report = {**read, "corpora": read["corpora"] + report["corpora"]}
-        streams.append(dataset.to_iterable_dataset(num_shards=min(64, len(dataset))))
-        weights.append(sum(spec.weight for spec in local))
+        parts.append((dataset, sum(spec.weight for spec in local)))
     settings = json.dumps([[asdict(spec) for spec in specs], asdict(filters)], sort_keys=True, default=str)
     report["fingerprint"] = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
+    return interleaved(parts), report
+
+
+def interleaved(
+    parts: Sequence[tuple["datasets.Dataset | datasets.IterableDataset", float]],
+) -> "datasets.IterableDataset":
+    """Datasets of canonical rows as one stream, each row once, drawn in proportion to the datasets' weights."""
+    from datasets import interleave_datasets
+
+    streams = [_as_stream(dataset) for dataset, _ in parts]
     if len(streams) == 1:
-        return streams[0], report
-    shares = [weight / sum(weights) for weight in weights]
+        return streams[0]
+    total = sum(weight for _, weight in parts)
+    shares = [weight / total for _, weight in parts]
     strategy = "all_exhausted_without_replacement"
-    return interleave_datasets(streams, probabilities=shares, seed=0, stopping_strategy=strategy), report
+    return interleave_datasets(streams, probabilities=shares, seed=0, stopping_strategy=strategy)
+
+
+def _as_stream(dataset: "datasets.Dataset | datasets.IterableDataset") -> "datasets.IterableDataset":
+    """A dataset as a stream; sounds that its rows only refer to are fetched as they come."""
+    from datasets import IterableDataset
+
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    resolve = dataset.format["format_kwargs"].get("transform")
+    stream = dataset.with_format(None).to_iterable_dataset(num_shards=min(64, len(dataset)))
+    return stream if resolve is None else stream.map(resolve, batched=True, batch_size=32, features=stream.features)
 
 
 def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float) -> "datasets.IterableDataset":
@@ -59,14 +77,15 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
 
     settings = dict(spec.settings)
     columns = settings.pop("columns", None)
+    rows = StreamedRows(spec, filters, max_bad_fraction)
     with errors_of_dataset(spec):
-        dataset = open_dataset(spec, **settings)
+        dataset = open_dataset(spec, **settings, on_broken=partial(rows.report.drop_line, spec.corpus))
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
     available = features_of(dataset)
     check_columns(spec, columns, available)
     stream = dataset.with_format("arrow").map(
-        StreamedRows(spec, filters, max_bad_fraction),
+        rows,
         batched=True,
         batch_size=32,
         remove_columns=[name for name in available if name not in COLUMNS],  # the others are replaced

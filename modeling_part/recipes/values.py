@@ -36,7 +36,7 @@ BOUNDS = {
     "max_bad_fraction": Field(ge=0, le=1),
     "unnamed_share": Field(ge=0, le=1),
     "context_drop_rate": Field(ge=0, le=1),
-    "temperature": Field(ge=0.1, le=10**6),
+    "temperature": Field(ge=1, le=10**6),
     "max_audio_seconds": Field(gt=0, le=10**5),
     "max_tokens": Field(ge=1, le=10**7),
     "max_rows": AT_LEAST_1,
@@ -158,6 +158,8 @@ def checked(name: str, value: object, annotation: object, where: str = "") -> An
     Raises:
         ValueError: it is not as it must be; the message says what is due.
     """
+    if value == "none" and name != "report_to" and may_be_none(name, annotation):  # as messages and help write it
+        return None
     try:
         result = _adapter(name, annotation).validate_python(value)
     except (ValidationError, RecursionError, OverflowError) as error:

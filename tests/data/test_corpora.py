@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from made_data import MT, RATE, asr, encoded, read_lines, tone, write_lines
 
 from modeling_part import load_audio
+from modeling_part.audio_part import load_clip
 from modeling_part.data.checking import RowFilters, summary
 from modeling_part.data.corpora import open_corpora, read_corpora
 from modeling_part.data.files import read_table, write_manifest
@@ -400,8 +401,32 @@ def test_saved_datasets_and_audiofolders_are_read_too(parquet, tmp_path):
     assert folder[0]["text"] == "Guten Tag, test"
     assert folder[0]["audio"]["path"].endswith("test/x.flac")
     assert folder[0]["duration"] == pytest.approx(0.9)
-    file, _ = read_corpora([{**spec, "split": "train", "path": str(parquet / "train-00000-of-00001.parquet")}])
-    assert len(file) == 7
+    file = {**spec, "split": "train", "path": str(parquet / "train-00000-of-00001.parquet")}
+    assert len(read_corpora([file])[0]) == 7
+    datasets.Dataset.from_list(records).save_to_disk(tmp_path / "one")
+    for source in (file, {**spec, "path": str(tmp_path / "one")}):
+        with pytest.raises(CorpusError, match=r"has no splits, so that 'test' would be the same rows"):
+            read_corpora([{**source, "split": "test"}])
+        with pytest.raises(CorpusError, match="config would have no effect"):
+            read_corpora([{**source, "split": "train", "config": "de"}])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_audiofolders_table_has_seconds_and_empty_fields(tmp_path, streaming):
+    for name in "xyz":
+        soundfile.write(tmp_path / f"{name}.flac", tone(2.0), RATE)
+    lines = [
+        "file_name,text,duration,start,context",
+        "x.flac,Ja,2.0,,",
+        "y.flac,Nein,0.5,1.25,Ada Lovelace",
+        ",Oh,1,,",
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    spec = {"reader": "dataset", "path": str(tmp_path), "tasks": ["asr"], "languages": ["de"], "streaming": streaming}
+    found, _ = read_corpora([spec], max_bad_fraction=0.5)
+    rows = [(row["text"], row["duration"], row["start"], row["end"], row["context"]) for row in found]
+    assert rows == [("Ja", 2.0, None, None, None), ("Nein", 0.5, 1.25, 1.75, "Ada Lovelace")]
+    assert len(load_clip(found[1] if not streaming else list(found)[1], RATE)) == RATE // 2
 
 
 def test_streaming_gives_the_same_rows_lazily(parquet, clips, monkeypatch):

@@ -9,6 +9,9 @@ import tiny_training
 from datasets import Dataset
 
 import train_part
+from modeling_part.audio_part import load_clip
+from modeling_part.data.loading import load_rows
+from modeling_part.recipes.arguments import parse_recipe
 
 
 KINDS = (
@@ -93,6 +96,27 @@ def test_a_stage_on_streams_is_never_taken_from_another_run(streamed, tiny_parts
         )
     assert not [message for message in caplog.messages if "was trained alike" in message]
     assert losses(tmp_path / "second/adapter")
+
+
+def test_what_is_not_streamed_is_read_once_and_mixed_in(streamed, tiny_parts, tmp_path):
+    """A manifest beside a stream: each task has all of its rows, from both, with their sound."""
+    folder, corpus, specs = streamed
+    local = {"reader": "manifest", "path": str(corpus["train"]), "tasks": ["asr", "mt"], "name": "local"}
+    recipe = tiny_training.write_recipe(
+        folder, tiny_parts, corpus, output_dir=str(tmp_path / "run"), train_data=[local, *specs]
+    )
+    rows = load_rows(parse_recipe([str(recipe)]))
+    assert rows.is_streamed and set(rows.train) == {"asr", "s2tt", "mt"}
+    written = [json.loads(line) for line in corpus["train"].read_text().splitlines()]
+    for task, times in (("asr", 2), ("s2tt", 1), ("mt", 1)):
+        found = list(rows.train[task])
+        assert len(found) == times * sum(row["task"] == task for row in written)
+        assert {row["task"] for row in found} == {task}
+        assert {row["corpus"] for row in found} == {"asr": {"local", "dataset"}, "s2tt": {"dataset"}, "mt": {"local"}}[
+            task
+        ]
+    clip = next(row for row in rows.train["asr"] if row["corpus"] == "local")
+    assert len(load_clip(clip, tiny.SAMPLING_RATE)) == round(clip["duration"] * tiny.SAMPLING_RATE)
 
 
 def test_streams_need_a_number_of_steps(streamed, tiny_parts):

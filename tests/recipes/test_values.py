@@ -48,6 +48,12 @@ def get(recipe, name):
 
 
 class TestTypesAndBounds:
+    def test_none_is_nothing_where_a_field_may_be_empty(self, parsed):
+        names = ("--max_rows", "--system_prompt", "--max_eval_rows", "--frozen_dtype")
+        recipe = parsed(*(word for name in names for word in (name, "none")), "--report_to", "none")
+        assert [get(recipe, name.removeprefix("--")) for name in names] == [None] * 4
+        assert get(recipe, "report_to") == []
+
     @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(name=st.sampled_from(sorted(FIELDS)), value=odd)
     @example(name="language_names", value={False: "Norwegian"})

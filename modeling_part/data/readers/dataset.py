@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..addresses import AddressError, is_address, path_of
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
-from ..files import OnBroken, handle, read_csv, read_jsonl
+from ..files import OnBroken, as_values, handle, read_csv, read_jsonl
 from ..records import check_columns, rows_of
 from ..rows import BrokenRowError, CorpusError
 from ..where_to_get import how_to_get, hub_id_of
@@ -130,27 +130,44 @@ def open_dataset(
     config: str | None = None,
     revision: str | None = None,
     data_files: str | None = None,
+    on_broken: OnBroken | None = None,
 ) -> "datasets.Dataset | datasets.IterableDataset":
     """The `datasets.Dataset` or `IterableDataset` behind a spec; local files are read where they lie, not copied."""
     import datasets
 
     path = Path(spec.path).expanduser()
     if is_address(spec.path):
+        refuse_without_effect(spec, config=config, revision=revision, data_files=data_files)
         return open_files(spec, spec.path)
     if not path.exists():
         return open_hub_dataset(spec, streaming, config, revision, data_files)
     if path.is_file():
+        refuse_without_effect(spec, config=config, revision=revision, data_files=data_files)
         return open_files(spec, str(path))
     if (path / "state.json").exists():
-        return datasets.load_from_disk(str(path))
+        saved = datasets.load_from_disk(str(path))
+        refuse_without_effect(spec, str(saved.split), config=config, revision=revision, data_files=data_files)
+        return saved
     if (path / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(str(path))
         return saved[split_name(saved, spec)]
-    if (records := audiofolder_records(spec)) is not None:
-        return datasets.Dataset.from_list(records)
+    if (records := audiofolder_records(spec, on_broken)) is not None:
+        names = dict.fromkeys(name for record in records for name in record)  # `from_list` looks at the first alone
+        return datasets.Dataset.from_list([{name: record.get(name) for name in names} for record in records])
     files = data_files and {spec.split: data_files}
     found = datasets.load_dataset(str(path), name=config, data_files=files, streaming=True)
     return in_one_order(found[split_name(found, spec)])
+
+
+def refuse_without_effect(spec: CorpusSpec, own_split: str = "", **settings: str | None) -> None:
+    """Raise `CorpusError` where a source without splits is given one, or a setting that it does not have."""
+    if spec.split != "train" and own_split not in SPLIT_NAMES.get(spec.split, (spec.split,)):
+        raise CorpusError(
+            f"dataset: {spec.path} has no splits, so that {spec.split!r} would be the same rows as 'train': leave `split` out, "
+            "or give a file or folder for each split (a DatasetDict when saved)"
+        )
+    if given := [name for name, value in settings.items() if value is not None]:
+        raise CorpusError(f"dataset: {', '.join(given)} would have no effect on {spec.path}: leave that out")
 
 
 def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
@@ -187,9 +204,8 @@ def open_hub_dataset(
             settings = {"repo_type": "dataset", "revision": files.commit, "allow_patterns": files.paths}
             folder = Path(snapshot_download(spec.path, **settings))
             addresses = [str(folder / path) for path in files.paths]
-        return datasets.load_dataset(
-            files.kind, data_files={files.split: addresses}, split=files.split, streaming=True
-        )
+        settings = {"data_files": {files.split: addresses}, "split": files.split, "streaming": True}
+        return in_one_order(datasets.load_dataset(files.kind, **settings))
 
 
 @dataclass(frozen=True)
@@ -303,6 +319,8 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
                 if not isinstance(name, str) or not name:
                     handle(on_broken, f"{path}, line {number}", BrokenRowError("no 'file_name'", repr(name)))
                     continue
+                if path.suffix == ".csv":
+                    record = as_values(record, spec.settings.get("columns"))
                 audio = os.path.abspath(path.parent / name)
                 own_id = os.path.splitext(os.path.relpath(audio, place))[0]
                 records.append({"id": own_id, **record, "audio": audio})

@@ -9,7 +9,7 @@ from itertools import chain
 from ...prompts_part import TEXT_TASKS
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
-from ..files import read_csv, read_jsonl, read_table, unquoted
+from ..files import as_values, read_csv, read_jsonl, read_table, unquoted
 from ..records import check_columns, rows_of
 from ..rows import CorpusError
 
@@ -35,9 +35,10 @@ def read_text_pairs(
     on_broken = partial(report.drop_line, spec.corpus)
     if path.suffix == ".tsv":
         lines = read_table(path, on_broken=on_broken)
-        records = ((number, {name: unquoted(field) for name, field in line.items()}) for number, line in lines)
+        unquoted_lines = ((number, {name: unquoted(field) for name, field in line.items()}) for number, line in lines)
+        records = ((number, as_values(line, columns)) for number, line in unquoted_lines)
     elif path.suffix == ".csv":
-        records = read_csv(path, on_broken=on_broken)
+        records = ((number, as_values(line, columns)) for number, line in read_csv(path, on_broken=on_broken))
     elif path.suffix == ".jsonl":
         records = read_jsonl(path, on_broken)
     else:

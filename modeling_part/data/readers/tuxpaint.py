@@ -73,9 +73,11 @@ def stamp_folder(spec: CorpusSpec) -> Path:
         if not folder.exists():
             if not shutil.which("dpkg-deb"):
                 raise CorpusError(f"tuxpaint: dpkg-deb is needed to unpack {package}; or give the unpacked folder")
-            result = subprocess.run(["dpkg-deb", "-x", package, folder], capture_output=True, text=True, check=False)
+            partial = folder.with_suffix(".partial")  # whole or not at all; unpacked again it is written over
+            result = subprocess.run(["dpkg-deb", "-x", package, partial], capture_output=True, text=True, check=False)
             if result.returncode != 0:
                 raise CorpusError(f"tuxpaint: {package} could not be unpacked: {result.stderr.strip()}")
+            partial.rename(folder)
     found = [path for path in (folder, *sorted(folder.rglob("stamps"))) if path.name == "stamps" and path.is_dir()]
     if not found:
         raise CorpusError(f"tuxpaint: no folder 'stamps' in {folder}; is it tuxpaint-stamps-default, unpacked?")
