@@ -128,7 +128,8 @@ class VariableLengthEncoderMixin:
                 f"{type(self).__name__} has {self.max_source_positions} positions. Cut the audio into shorter pieces "
                 "(PARTPipeline does, see `chunk_length_s`) or filter it by `max_duration` in training."
             )
-        hidden_states = hidden_states + self.embed_positions.weight[:frames]
+        places = torch.arange(frames, device=hidden_states.device)
+        hidden_states = hidden_states + self.embed_positions(places)
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
 
         mask = None

@@ -29,10 +29,15 @@ class FeatureProcessor(ProcessorMixin):
 
     @cached_property
     def feature_rate(self) -> float:
-        """Feature steps per second (Whisper: 100), measured on silence: a full window, or ten seconds."""
-        samples = getattr(self.feature_extractor, "n_samples", 10 * self.sampling_rate)
-        features = self.extract_features(np.zeros(samples, dtype=np.float32))
-        return features.shape[self.feature_time_axis] * self.sampling_rate / samples
+        """Feature steps per second (Whisper: 100), measured on silence: of a full window, or of six seconds more."""
+        rate, window = self.sampling_rate, getattr(self.feature_extractor, "n_samples", None)
+        if window is not None:
+            return self._steps_of_silence(window) * rate / window
+        # A difference: the first and the last analysis window cost Kaldi's filter banks steps, whatever the length.
+        return (self._steps_of_silence(12 * rate) - self._steps_of_silence(6 * rate)) / 6
+
+    def _steps_of_silence(self, samples: int) -> int:
+        return self.extract_features(np.zeros(samples, dtype=np.float32)).shape[self.feature_time_axis]
 
     @property
     def feature_time_axis(self) -> int:

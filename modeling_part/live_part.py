@@ -16,6 +16,9 @@ from .prompts_part import task_of
 from .windows_part import split_units, unit_key
 
 
+PAUSE_SECONDS = 2  # of a long pause stay: a word may have begun in them
+
+
 class LiveText(NamedTuple):
     """What is known of a recording that goes on."""
 
@@ -29,7 +32,7 @@ def transcribe_live(
 ) -> Iterator[LiveText]:
     """Transcribe audio while it is recorded.
 
-    What has been transcribed for good is cut off once the rest is longer than `longest`, at the end of a word, where the
+    What has been transcribed for good is cut off once the rest is longer than `longest`, at the end of a word or in a pause, where the
     checkpoint has an alignment head that knows it; without one, and of translations, all is heard each time, in windows.
 
     Args:
@@ -38,7 +41,8 @@ def transcribe_live(
             as they come; empty ones are passed over. To keep up with a microphone where a transcript takes longer than
             `interval`, give all that has come since as one piece.
         interval: seconds of new audio from one transcript to the next.
-        longest: seconds; two thirds of the encoder's window by default, or 20.
+        longest: seconds; two thirds of the encoder's window by default, or 20. A checkpoint that was trained on shorter
+            clips than that, as the quickstart's is, needs about their length.
         options: of the pipeline, such as `source_lang`.
 
     Yields:
@@ -100,12 +104,14 @@ class _Heard:
         return self._text()
 
     def forget(self) -> None:
-        """Cut the audio after the last final word whose end is known."""
+        """Cut the audio after the last final word whose end is known, or all but the end of a long pause."""
         known = [(place, end) for place, (_, end) in enumerate(self.times[: self.inside]) if end is not None]
         if known:
             place, end = known[-1]
             self.audio = self.audio[round(end * self.rate) :]
             self.inside, self.times = self.inside - place - 1, []
+        elif not self.inside and not self.before:  # nothing was heard in any of it
+            self.audio = self.audio[-PAUSE_SECONDS * self.rate :]
 
     def _following(self) -> tuple[list[str], list[tuple[float | None, float | None]]]:
         """The words of a new transcript that come after the final ones, and the times of these."""

@@ -66,7 +66,8 @@ class PARTPipeline(ChunkPipeline):
     Inputs: a path, encoded bytes, a `(samples,)` or `(channels, samples)` array or tensor at the encoder's rate,
     `{"raw" or "array": array, "sampling_rate": Hz}` or `{"path": ..., "bytes": ...}`; for `task="mt"` the sentence.
     Lists give lists; generators and datasets (`transformers.pipelines.pt_utils.KeyDataset(dataset, "audio")`) are
-    read as they come. Any of these arguments can also be given once, to `pipeline(...)`:
+    read as they come. All of these arguments but `task`, which names the pipeline there, can also be given once, to
+    `pipeline(...)`:
 
     Args:
         task: `"asr"` (default), `"s2tt"` or `"mt"`.
@@ -336,7 +337,7 @@ class PARTPipeline(ChunkPipeline):
         answers, looped = self._answers(inputs, generate_kwargs, silent)
         if any(looped) and generate_kwargs.get("ctc_draft") and "assistant_ensemble_weight" in generate_kwargs:
             # The draft may have led it there: an exact one could not.
-            exact = {name: value for name, value in generate_kwargs.items() if name not in RELAXED}
+            exact = {name: value for name, value in generate_kwargs.items() if name not in {*RELAXED, "streamer"}}
             answers, looped = self._answers(inputs, exact, silent)
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         texts = ["" if nothing else text.strip() for text, nothing in zip(texts, silent, strict=True)]
@@ -358,6 +359,8 @@ class PARTPipeline(ChunkPipeline):
     def _answers(self, inputs, generate_kwargs: dict, silent: list[bool]) -> tuple[list[list[int]], list[bool]]:
         """Generated tokens without loops, and which of them had one, see [`cut_loops`]."""
         if all(silent):  # nothing is asked where nothing is said
+            if (streamer := generate_kwargs.get("streamer")) is not None:
+                streamer.end()  # or its reader would wait for ever
             return [[] for _ in silent], [False] * len(silent)
         sequences = self.model.generate(**inputs, **generate_kwargs)
         if not isinstance(sequences, torch.Tensor):  # return_dict_in_generate
@@ -382,11 +385,13 @@ class PARTPipeline(ChunkPipeline):
 
     def _known_languages(self, languages) -> tuple[str, ...]:
         is_list = isinstance(languages, Iterable) and not isinstance(languages, str)
-        if not is_list or len({str(one) for one in languages}) < 2:
+        names = list(languages) if is_list else languages
+        codes = tuple(dict.fromkeys(self.processor.language_code(code_of(one)) for one in names)) if is_list else ()
+        if len(codes) < 2:
             raise ValueError(
-                f"`languages` is {languages!r}; give the codes of two languages or more, such as ['en', 'fr']."
+                f"`languages` is {names!r}; give the codes of two languages or more, such as ['en', 'fr']."
             )
-        return tuple(self.processor.language_code(code_of(language)) for language in languages)
+        return codes
 
     def _language_log_probs(self, inputs, mask, texts: list[str] | None, rows: list[dict], languages) -> list:
         """See [`language_log_probs`]; None of rows that name their language, or are no transcription.
@@ -448,10 +453,13 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     # Loaded where they can be: a PART needs its processor instead.
     _load_tokenizer = None
     _load_feature_extractor = None
+    _load_processor = None
 
     def __new__(cls, model, **kwargs) -> AutomaticSpeechRecognitionPipeline | PARTPipeline:
         """The pipeline for a model, ready made."""
         if getattr(model.config, "model_type", None) != PARTConfig.model_type:
+            if None not in (kwargs.get("tokenizer"), kwargs.get("feature_extractor")):
+                kwargs.pop("processor", None)  # which transformers' own does not load
             return AutomaticSpeechRecognitionPipeline(model=model, **kwargs)
         for name in ("tokenizer", "feature_extractor", "decoder"):
             kwargs.pop(name, None)

@@ -95,9 +95,10 @@ def test_where_the_language_is_named_or_nothing_is_transcribed_none_is_found(pip
     assert "language" not in pipe(clips[0], source_lang="en", languages=languages)
     assert "language" not in pipe(clips[0], task="s2tt", target_lang="fr", languages=languages)
     assert "language" not in pipe("Bonjour", task="mt", target_lang="en", languages=languages)
+    assert pipe(clips[0], languages=iter(languages)) == pipe(clips[0], languages=languages)
     long = np.concatenate([clips[1], clips[1], clips[1]])
     assert pipe(long, languages=languages)["language"] in languages
-    for wrong in ("en", ["en"], ["en", "xx"]):
+    for wrong in ("en", ["en"], ["en", "English"], ["en", "xx"]):
         with pytest.raises(ValueError, match=r"give the codes of two languages|Unknown language 'xx'"):
             pipe(clips[0], languages=wrong)
 

@@ -111,6 +111,13 @@ def test_scripts_without_spaces_get_none(monkeypatch):
     assert texts[-1].text.replace(" ", "") == "你好吗我很好" * 4
 
 
+def test_a_long_pause_is_not_heard_again_and_again():
+    pause, pipe = np.zeros(60 * RATE, dtype=np.float32), Listener(True)
+    texts = list(transcribe_live(pipe, cut(np.concatenate([pause, speech([1, 2]), pause, speech([3])]), [500])))
+    assert texts[-1].text == "one, two three." and texts[-1].tentative == ""
+    assert pipe.heard / pipe.calls < 6
+
+
 @pytest.mark.parametrize("has_head", [True, False])
 def test_a_real_pipeline_ends_with_a_text(has_head):
     model, processor = tiny_training.tiny_model(adapter_conv_stride=1)

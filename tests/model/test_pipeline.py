@@ -15,7 +15,13 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutomaticSpeechRecognitionPipeline, TextStreamer, Wav2Vec2ForCTC, pipeline
+from transformers import (
+    AutomaticSpeechRecognitionPipeline,
+    TextIteratorStreamer,
+    TextStreamer,
+    Wav2Vec2ForCTC,
+    pipeline,
+)
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_part import PARTPipeline
@@ -274,6 +280,12 @@ def test_text_is_streamed(pipe, clip, capsys):
     streamer = TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
     result = pipe(clip, generate_kwargs={"streamer": streamer})
     assert capsys.readouterr().out.strip() == result["text"]
+
+
+def test_a_streamers_reader_does_not_wait_for_silence(pipe):
+    streamer = TextIteratorStreamer(pipe.tokenizer, skip_prompt=True, timeout=5)
+    assert pipe(np.zeros(16_000, dtype=np.float32), generate_kwargs={"streamer": streamer})["text"] == ""
+    assert "".join(streamer) == ""
 
 
 def test_stream_gives_the_text_so_far(pipe, clip, long_clip):

@@ -160,6 +160,8 @@ class TestAudio:
         assert processor.feature_rate == 100
         assert build(variable_length=False).feature_rate == 100
         assert build("wav2vec2").feature_rate == 16_000
+        assert build("fun_asr_nano").feature_rate == pytest.approx(100 / 6)  # stacks of six steps of 10 ms
+        assert build("w2v_bert").feature_rate == 50
 
 
 class TestPrompt:
