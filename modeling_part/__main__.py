@@ -1,7 +1,8 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """The command `part`, also `python -m modeling_part`: what is done with recipes, runs and checkpoints.
 
-    part quickstart digits                    real speech to train on
+    part quickstart speech data/asterisk      real speech, and its digits strung together to train on:
+    part quickstart digits data/asterisk
     part train quickstart                     a recipe, through `accelerate launch`
     part report runs/quickstart               its stages side by side
     part demo runs/quickstart/joint           a web page with a microphone
@@ -188,6 +189,10 @@ def report(options: argparse.Namespace) -> None:
     from .evaluation.run_report import run_report, stage_report
 
     if any((options.folder / name).is_file() for name in ("stage.json", "predictions.jsonl")):
+        if options.analyses:
+            raise ValueError(
+                f"--analyses compares the stages of a run, and {options.folder} is one: give the run's folder."
+            )
         print(f"Written: {stage_report(options.folder)}")
         return
     if options.analyses:

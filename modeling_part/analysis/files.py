@@ -19,6 +19,7 @@ def read_rows(path: str | Path) -> list[dict]:
     Raises:
         FileNotFoundError: there is neither.
         CorpusError: a line of the manifest is no JSON object.
+        ValueError: a row leaves something out that a run's own rows have.
     """
     path = Path(path)
     if (kept := kept_rows(path)) is not None:
@@ -28,7 +29,12 @@ def read_rows(path: str | Path) -> list[dict]:
             f"{path} is neither a JSONL manifest nor a folder with rows.arrow (runs/NAME/data/test)"
         )
     rows = [row for _, row in read_jsonl(path)]
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if missing := [name for name in ("task", "source_lang", "target_lang", "text") if row.get(name) is None]:
+            raise ValueError(
+                f"{path}: row {number} ({row.get('id')}) has no {', '.join(missing)}. Fill it in, or give the folder data/test "
+                "of a run, whose rows have all of it."
+            )
         if isinstance(row.get("audio"), str):
             row["audio"] = {"path": str(path.parent / row["audio"]), "bytes": None}
     return rows

@@ -245,8 +245,8 @@ def similarity_between_languages(
     generator = np.random.default_rng(seed)
     found = {}
     for (source, target), answers in sorted(pairs.items()):
-        if source > target:
-            continue
+        if source > target and (target, source) in pairs:
+            continue  # the other direction pairs the same clips
         matched: dict[int, int] = {}  # clip of the target -> clip of the source: each at most once
         for query, options in answers.items():
             free = next((option for option in options if option not in matched), None)
@@ -257,7 +257,7 @@ def similarity_between_languages(
         one, other = _centred_gram(vectors[list(matched.values())]), _centred_gram(vectors[list(matched)])
         orders = [generator.permutation(len(matched)) for _ in range(SHUFFLES)]
         shuffled = [_kernel_alignment(one, other[np.ix_(order, order)]) for order in orders]
-        found[f"{source}-{target}"] = {
+        found["-".join(sorted((source, target)))] = {
             "cka": _kernel_alignment(one, other),
             "shuffled": float(np.mean(shuffled)),
             "pairs": len(matched),

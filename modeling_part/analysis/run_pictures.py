@@ -38,6 +38,7 @@ def analyze_run(run_folder: str | Path, *, device: str | None = None) -> list[Pa
 
     Raises:
         FileNotFoundError: the run has no stage, or has left no dev or test rows.
+        ValueError: the rows have no speech.
     """
     run_folder = Path(run_folder)
     folders = stage_folders(run_folder)
@@ -49,19 +50,25 @@ def analyze_run(run_folder: str | Path, *, device: str | None = None) -> list[Pa
             "to analyse; leave --analyses out."
         )
     rows = [row for path in found for row in read_rows(path) if row["task"] not in TEXT_TASKS]
-    hub = min(row["source_lang"] for row in rows)
-    compared = [row for row in rows if row["task"] == "asr" or row["target_lang"] == hub]
+    if not rows:
+        raise ValueError(f"The dev and test rows of {run_folder} have no speech: there is nothing to analyse.")
+    into = min(row["source_lang"] for row in rows)
+    compared = [row for row in rows if row["task"] == "asr" or row["target_lang"] == into]
+    has_languages = len({row["source_lang"] for row in rows}) > 1
+    if not has_languages:
+        print(f"All speech is {into}: what the layers hold of languages is left out")
     gradients, probes = {}, {}
     for folder in folders:
         print(f"Analysing {folder}")
         model, processor = load_checkpoint(folder, device)
         settings = {"rows_per_group": ROWS_PER_GROUP}
         gradients[folder.name] = gradient_similarity(model, processor, compared, **settings)["adapter"]
-        probes[folder.name] = probe_representations(model, processor, rows, clips_per_language=CLIPS_PER_LANGUAGE)
+        if has_languages:
+            probes[folder.name] = probe_representations(model, processor, rows, clips_per_language=CLIPS_PER_LANGUAGE)
     drifts = {after.name: weight_drift(after, before)["parts"] for before, after in pairwise(folders)}
     pictures = {
         "1_gradients_of_the_adapter": plot_run_gradients(gradients),
-        "2_what_the_layers_hold": plot_probes(probes),
+        "2_what_the_layers_hold": plot_probes(probes) if probes else None,
         "3_drift_of_the_weights": plot_drift(drifts),
     }
     target = run_folder / ANALYSES_FOLDER

@@ -102,15 +102,21 @@ def prediction_key(row: Mapping) -> tuple[str, str, str, str, str]:
 def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
     """True for units that repeat their tail `LOOP_REPEATS` times or deflate by more than `LOOP_COMPRESSION_RATIO`.
 
-    Never true of a hypothesis that is no longer than its reference, so that "seven seven seven seven" may be said.
+    Never true of a hypothesis that is no longer than its reference, or that ends as it does, so that "seven seven seven
+    seven" may be said. Letters are compressed, one byte each: in UTF-8 most scripts repeat themselves in every letter.
     """
     if len(hypothesis) <= len(reference):
         return False
+    hypothesis, reference = list(hypothesis), list(reference)
     for length in range(1, len(hypothesis) // LOOP_REPEATS + 1):
-        if list(hypothesis[-length * LOOP_REPEATS :]) == list(hypothesis[-length:]) * LOOP_REPEATS:
+        repeated = hypothesis[-length:] * LOOP_REPEATS
+        if hypothesis[-len(repeated) :] == repeated and reference[-len(repeated) :] != repeated:
             return True
-    text = " ".join(hypothesis).encode()
-    return len(text) / len(zlib.compress(text)) > LOOP_COMPRESSION_RATIO
+    are_characters = all(len(unit) == 1 for unit in hypothesis)
+    text = ("" if are_characters else " ").join(hypothesis)
+    numbers = {letter: number % 256 for number, letter in enumerate(dict.fromkeys(text))}
+    letters = bytes(numbers[letter] for letter in text)
+    return len(letters) / len(zlib.compress(letters)) > LOOP_COMPRESSION_RATIO
 
 
 @functools.cache

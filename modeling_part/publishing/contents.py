@@ -107,7 +107,8 @@ def prepare(
         repo_id: the repository on the Hub, which the card names.
         license: identifier for the card's metadata.
         tags: what the repository has published before, commits by tag; they give the revision of the parent.
-        samples: show a few answers in the card beside their references: these quote the test data.
+        samples: show a few answers in the card beside their references, and leave those in the report that the two heads
+            disagree on: these quote the test data.
 
     Raises:
         CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
@@ -125,7 +126,10 @@ def prepare(
             _check_weights(path)
             contents[name] = path
         elif name in JSON_FILES:
-            contents[name] = to_json(without_local_paths(read_json(path), folder)).encode()
+            content = without_local_paths(read_json(path), folder)
+            if name == "report.json" and not samples and isinstance(content, dict):
+                content.pop("disagreements", None)
+            contents[name] = to_json(content).encode()
         else:
             contents[name] = path.read_bytes()
     _check_shards(contents, folder)

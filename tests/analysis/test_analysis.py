@@ -260,6 +260,10 @@ class TestCKA:
         assert found["cka"] == pytest.approx(1.0)
         assert found["shuffled"] < 0.2
         assert found["languages"]["en-fr"]["pairs"] == 60
+        pairs = parallel_clips(clips)
+        one_way = {("fr", "en"): pairs["fr", "en"]}  # as corpora of translation into English have it
+        vectors = np.concatenate([contents, -2.0 * contents])
+        assert similarity_between_languages(vectors, one_way)["languages"]["en-fr"]["cka"] == pytest.approx(1.0)
         assert similarity_between_languages(np.eye(8), parallel_clips(toy_clips(4)))["cka"] is None
 
 
@@ -421,3 +425,9 @@ class TestCommand:
     def test_no_such_data(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="neither a JSONL manifest nor a folder"):
             read_rows(tmp_path / "nothing.jsonl")
+
+    def test_rows_must_say_what_they_are(self, tmp_path):
+        path = tmp_path / "bare.jsonl"
+        path.write_text('{"audio": "a.wav", "text": "Bonjour."}\n', encoding="utf-8")
+        with pytest.raises(ValueError, match=r"bare\.jsonl: row 1 \(None\) has no task, source_lang, target_lang"):
+            read_rows(path)

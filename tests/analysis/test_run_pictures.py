@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +48,22 @@ def test_a_report_with_analyses(tmp_path, tiny_checkpoint, tiny_corpus, capsys):
     assert f"Written: {run / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
     main(["report", str(run / "joint")])
     assert (run / "joint" / "report.html").is_file() and not (run / "joint" / "report.md").exists()
+    with pytest.raises(SystemExit):
+        main(["report", str(run / "joint"), "--analyses"])
+    assert "give the run's folder" in capsys.readouterr().err
+
+
+def test_one_language_has_no_picture_of_languages(tmp_path, tiny_checkpoint, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint, run / "joint")
+    record = {"parent": None, "trainable_parameters": {"adapter": 1}, "data": {"rows": {}}}
+    (run / "joint" / "stage.json").write_text(json.dumps(record))
+    corpus = tiny.tiny_corpus(tmp_path / "corpus", languages=("fr",), tasks=("asr",), sentences={"test": 3})
+    load_corpora([CorpusSpec("manifest", str(corpus["test"]))], RowFilters(), 0.0, run / "data" / "test")
+    with torch.random.fork_rng():
+        main(["report", str(run), "--analyses", "--device", "cpu"])
+    assert [path.name for path in (run / "analyses").iterdir()] == ["1_gradients_of_the_adapter.png"]
+    assert "All speech is fr" in capsys.readouterr().out
 
 
 def test_a_run_without_test_data_has_no_analyses(tmp_path, capsys):

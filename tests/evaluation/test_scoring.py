@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_part.data.rows import group_name
-from modeling_part.evaluation.normalization import normalize_text
+from modeling_part.evaluation.normalization import normalize_text, scored_units
 from modeling_part.evaluation.scoring import (
     annotate,
     check_scorable,
@@ -225,11 +225,29 @@ def test_what_cannot_be_scored_is_known_before_training(monkeypatch):
         ("and then and then and then and then", "and then he left", True),
         ("so and then and then and then", "so", False),
         ("the cat sat on the mat and looked at the dog", "the cat", False),
+        ("one one seven seven seven seven", "one seven seven seven seven", False),
+        ("seven seven seven seven seven seven seven seven seven", "seven seven seven seven", True),
         (" ".join(f"{word} of the same old song we sang" for word in "abcdefghijklmnop"), "a", True),
     ],
 )
 def test_looping(hypothesis, reference, looping):
     assert is_looping(hypothesis.split(), reference.split()) is looping
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience."),
+        ("hi", "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है। उन्हें बुद्धि और अन्तरात्मा की देन प्राप्त है और परस्पर उन्हें भाईचारे के भाव से बर्ताव करना चाहिए।"),
+        ("th", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม และควรปฏิบัติต่อกันด้วยเจตนารมณ์แห่งภราดรภาพ"),
+        ("ka", "ყველა ადამიანი იბადება თავისუფალი და თანასწორი თავისი ღირსებითა და უფლებებით. მათ მინიჭებული აქვთ გონება და სინდისი."),
+    ],
+)  # fmt: skip
+def test_a_loop_is_no_matter_of_script(language, text):
+    """The declaration of human rights: UTF-8 writes every letter of three of these as two like bytes and another."""
+    reference = scored_units(normalize_text(text, language), language)
+    assert not is_looping([*reference, reference[0]], reference)
+    assert is_looping(reference * 5, reference)
 
 
 @given(

@@ -21,6 +21,7 @@ from tiny import REPOSITORY
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.__main__ import main
+from modeling_part.evaluation.scoring import annotate, score, write_predictions
 from modeling_part.publishing.contents import prepare
 from modeling_part.publishing.hub import PublishingError, finished_stages, preview, publish
 from modeling_part.publishing.privacy import without_local_paths
@@ -171,11 +172,16 @@ def test_the_card_has_a_curve_of_the_log_and_samples_where_they_are_asked_for(ch
         "target_lang": "en",
         "reference": "said words",
     }
-    (checkpoint / "predictions.jsonl").write_text(json.dumps({**row, "hypothesis": "written words"}) + "\n")
+    prediction = {**row, "hypothesis": "written words", "ctc_hypothesis": "heard words"}
+    write_predictions([prediction], checkpoint / "predictions.jsonl")
+    report = score(annotate([prediction]), bootstrap_samples=10)
+    assert report["disagreements"][0]["reference"] == "said words"
+    (checkpoint / "report.json").write_text(json.dumps(report))
     contents = prepare(checkpoint, REPO)
     assert contents["loss.png"].startswith(b"\x89PNG") and b"](loss.png)" in contents["README.md"]
-    assert b"said words" not in contents["README.md"]
+    assert not any(b"said words" in content for content in contents.values() if isinstance(content, bytes))
     assert b"| asr | en | said words | written words |" in prepare(checkpoint, REPO, samples=True)["README.md"]
+    assert b"said words" in prepare(checkpoint, REPO, samples=True)["report.json"]
 
 
 @pytest.mark.parametrize(
