@@ -370,6 +370,11 @@ class TestEverythingThatWaitsForAGpu:
             for part in parts
             if part.needs[:1] == ("models",) and "experiment" in part.command
         }
+        for part in parts:
+            if "experiment" in part.command:  # what each training is told, as `part train` takes it
+                trained = part.command[part.command.index("--") + 1 :]
+                assert trained[:4] == tuple(load("gpu").PRETRAINED) and "--overlays" not in trained
+                assert trained[4:] == ("--precision", "auto", "--resume", "true")
         assert folders["digits_recipes"] == folders["digits_recipes_3"] != folders["sentences_recipes"]
         assert str(REPOSITORY / "tests" / "training" / "test_gpu.py") in parts[0].command
 

@@ -8,7 +8,7 @@ second, written to a temporary folder as checkpoints and a manifest; then the wh
 and extracting features included, in turns: plain, cached, plain, cached. The frames are computed before the first
 cached epoch; what that takes is given apart, since a stage of several epochs takes it once. `paper` has the proportion
 of Whisper-large-v3's encoder to Qwen2.5-1.5B (0.49 without embeddings) at a seventh of the size, and their 12.5 audio
-tokens a second; the other two are what a CPU can train, with the quickstart's 6.25.
+tokens a second; the other two are what a CPU can train, with `part.yaml`'s 6.25.
 
 Prediction, before the first run, from FLOPs by formula (encoder: 2 per weight and frame; language model: 4 per weight
 and position, 30 of them prompt; without attention, embeddings and adapter): 0.80 of the plain epoch for `base`, 0.47

@@ -82,13 +82,16 @@ def benchmarks(folder: Path, device: str, tiny: bool, memory_gib: float) -> list
     classes = ["--parts", "gate"] if tiny else ["--parts", "classes", "gate", "memory", "tasks", "logits"]
     several = ["--rows", "16", "--seconds", "2", "6", "20"] if device == "cuda" else ["--seconds", "2"]
     drafts = ["--device", device, "--shape", "tiny" if tiny else "qwen2.5-1.5b", "--rounds", "1" if tiny else "3"]
-    others = ["flex", "liger", "flash"]
+    others = ["flex", "flash"]
     return [
-        benchmark("step", "training_step.py", folder, [*step, "--skip", *others, "compiled"]),
+        benchmark("step", "training_step.py", folder, [*step, "--skip", *others, "liger", "compiled"]),
         benchmark("classes", "training.py", folder, [*common, *few, *large, *classes]),
         benchmark("inference", "inference.py", folder, [*common, *few, *several, "--models", *decodings]),
         benchmark("drafts", "decoding.py", folder, drafts, 2.0),
         benchmark("kernels", "training_step.py", folder, [*step, "--only", *others], 3.0),
+        benchmark(
+            "liger", "training_step.py", folder, [*step, "--only", "liger"], 2.0
+        ),  # it changes what comes after it
         benchmark("compiled", "training_step.py", folder, [*step, "--only", "compiled"]),
         benchmark(
             "inference_compiled", "inference.py", folder, [*common, *few, "--seconds", "6", "--models", *COMPILED], 3.0
@@ -141,11 +144,11 @@ def experiments(folder: Path, packages: Path | None) -> list[Part]:
         return Part(name, (*part, *words), 15.0, needs[data] if change is None else (*needs[data], plain))
 
     def runs(
-        name: str, recipes: Sequence[str], needs: tuple[str, ...], *options: str, seeds=("42", "43", "44")
+        name: str, recipes: Sequence[str], needs: tuple[str, ...], *laid_over: str, seeds=("42", "43", "44")
     ) -> Part:
         # Recipes on other data have a folder of their own: a run's is called after recipe and seed.
-        where = str(folder / "runs" / ("sentences" if options else "digits"))
-        words = [*part, "experiment", *recipes, "--folder", where, *options, "--seeds", *seeds]
+        where = str(folder / "runs" / ("sentences" if laid_over else "digits"))
+        words = [*part, "experiment", *recipes, "--folder", where, *laid_over, "--seeds", *seeds]
         return Part(name, (*words, "--", *options), 25.0, needs)
 
     first = {"seeds": ("42",)}
@@ -171,9 +174,10 @@ def all_parts(
     files = [
         path for path in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()
     ]
-    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *map(str, files))
+    tests = (sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *map(str, files))
     return [
-        Part("tests", (sys.executable, *tests)),
+        Part("tests", (*tests, "-k", "not kernels_of_attention")),
+        Part("tests_of_kernels", (*tests, "-k", "kernels_of_attention")),  # which compile, for minutes
         *benchmarks(folder, device, tiny, memory_gib),
         *experiments(folder, packages),
     ]
@@ -207,13 +211,21 @@ def run_part(part: Part, folder: Path, seconds: float) -> dict:
 
 
 def end(process: subprocess.Popen):
-    """Ask a process and its children to stop (training saves first), then make them."""
-    os.killpg(process.pid, signal.SIGTERM)
+    """Ask a process and its children to stop (training saves first), then make them.
+
+    Children that outlive it, such as the training of an experiment, have the same time.
+    """
+    asked = time.monotonic()
     try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() - asked < GRACE_SECONDS:
+            process.poll()  # or it would stay in its group
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except ProcessLookupError:  # nothing of the group is left
+        pass
+    process.wait()
 
 
 def run_parts(parts: Sequence[Part], folder: Path, minutes: float, machine: dict) -> dict[str, str]:

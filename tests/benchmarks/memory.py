@@ -1,8 +1,8 @@
-"""Memory per GPU by model size, number of GPUs and launch configuration: the README's table, by arithmetic.
+"""Memory per GPU by model size, number of GPUs and launch configuration: a table, by arithmetic.
 
     python tests/benchmarks/memory.py
 
-Nothing is measured: `modeling_part.memory.estimate_memory` on models that have shapes and no weights.
+Nothing is measured: `modeling_part.training.memory.estimate_memory` on models that have shapes and no weights.
 """
 
 import torch

@@ -134,6 +134,14 @@ SPARE_GIB = 1.0  # left to the rest of the machine
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "CUDA out of memory")  # torch's own and that of C++
 
 
+# A GPU's attention kernels are left out of the count: a processor's are not counted at all.
+WITHOUT_ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention{end}"): lambda *_, **__: 0
+    for kind in ("flash", "efficient", "cudnn")
+    for end in ("", "_backward")
+}
+
+
 def set_training(case: Case, model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """Freeze or open the language model, in PART by the stage and its gate; returns what an optimizer holds."""
     if case.training == "frozen":
@@ -198,10 +206,12 @@ def run_case(connection, case: Case, threads: int):
         for seconds in case.batches * 2:
             step(seconds)
         print(f"{case.label}: the first two rounds took {time.perf_counter() - start:.0f} s", flush=True)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=WITHOUT_ATTENTION) as counter:
         losses = [step(seconds) for seconds in case.batches]
     clips = sum(map(len, case.batches))
     flops = counter.get_total_flops()
+    if case.device == "cuda":
+        torch.cuda.empty_cache()  # the others of the table are alive at the same time
     connection.send({"loss": statistics.mean(losses), "gflop_per_clip": flops / clips / 1e9, "parameters": counts})
     while connection.recv() == "round":
         if case.device == "cuda":  # what the last round has left to the other processes is taken again first
@@ -248,16 +258,21 @@ def matmul_peak(connection, dtype: str, size: int, threads: int, device: str):
 def in_turns(cases: list[Case], args, peaks: dict[str, float]) -> list[dict]:
     """Run `cases` in turn; every speed and memory is also given relative to the first."""
     workers, results = [], []
-    for case in cases:  # warmed up one after another: nothing else runs meanwhile
-        workers.append(Worker(run_case, case, args.threads))
-        results.append(asdict(case) | workers[-1].receive() | {"seconds": [], "cpu_seconds": []})
-    for _ in range(args.rounds):
+    try:
+        for case in cases:  # warmed up one after another: nothing else runs meanwhile
+            workers.append(Worker(run_case, case, args.threads))
+            results.append(asdict(case) | workers[-1].receive() | {"seconds": [], "cpu_seconds": []})
+        for _ in range(args.rounds):
+            for worker, result in zip(workers, results, strict=True):
+                for name, value in zip(("seconds", "cpu_seconds"), worker.ask("round"), strict=True):
+                    result[name].append(value)
         for worker, result in zip(workers, results, strict=True):
-            for name, value in zip(("seconds", "cpu_seconds"), worker.ask("round"), strict=True):
-                result[name].append(value)
-    for worker, result in zip(workers, results, strict=True):
-        result |= worker.ask("stop")
-        worker.process.join()
+            result |= worker.ask("stop")
+    finally:  # after an error too: the next part needs their memory
+        for worker in workers:
+            worker.process.terminate()
+            worker.process.join()
+    for result in results:
         result["clip_count"] = sum(map(len, result["batches"]))
     add_speeds(results)
     for result in results:
@@ -368,16 +383,23 @@ def main():
     settings = {name: value for name, value in vars(args).items() if name != "output"}
     machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
     figures = {"settings": settings, "machine": machine, "matmul_flop_per_s": peaks, "tables": {}}
+    failed = []
     for part in args.parts:
-        for title, results in measure(part, args, peaks):
-            figures["tables"][title] = results
-            write(args.output, figures)  # after each table: a run that is cut short keeps what it has
+        try:
+            for title, results in measure(part, args, peaks):
+                figures["tables"][title] = results
+                write(args.output, figures)  # after each table: a run that is cut short keeps what it has
+        except (RuntimeError, EOFError) as error:  # such as too little memory; the other parts may fit
+            print(f"{part} failed: {type(error).__name__}: {error}", flush=True)
+            failed.append(part)
     rows = [row for table in figures["tables"].values() for row in table]
     figures["targets"] = judge(rows, args.vocabularies)
     if any(target["measured"] is not None for target in figures["targets"]):
         show_targets(figures["targets"])
     write(args.output, figures)
     print(f"{time.perf_counter() - start:.0f} s in all")
+    if failed:
+        raise SystemExit(f"Not measured: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
     python tests/benchmarks/training_step.py [--rows 20] [--seconds 6] [--steps 10] [--only flash lora] [--skip liger]
 
 One line per stage, task and setting. MFU counts 6 FLOPs per parameter and position where weights train, 4 where only
-gradients pass through, 2 where there is only a forward pass, against the card's dense bf16 FLOP/s as its maker gives it
+gradients pass through, 2 where there is only a forward pass (the vocabulary matrix at the positions that reach it), against the card's dense bf16 FLOP/s as its maker gives it
 (`PEAKS`, --peak); of an unknown card, against the best product of two matrices. A line that cannot be measured (a kernel
 that is not installed, too little memory) says why, and the others go on; with the same --output, a second run measures
 those alone. The last lines hold the targets and what was reached.
 """
 
 import argparse
+import gc
 import json
 import traceback
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ TINY_QWEN = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads":
 TINY_QWEN |= {"num_hidden_layers": 2, "vocab_size": 512, "tie_word_embeddings": True}
 # Dense bf16 FLOP/s by a word of the card's name, from the makers' data sheets; the first that fits.
 PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12}
-PEAKS |= {"L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12}
+PEAKS |= {"L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "4090": 165e12, "3090": 71e12}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Variant:
         loss_chunk_size: see the model's forward; None: all targets at once.
         all_logits: at every position, as transformers' classes compute them.
         times: the batch holds so many times the clips.
+        checkpointed: layers compute their activations again in the backward pass: what is left is of the logits.
     """
 
     label: str
@@ -72,7 +74,10 @@ class Variant:
     loss_chunk_size: int | None = 1024
     all_logits: bool = False
     times: int = 1
+    checkpointed: bool = False
 
+
+THREEFOLD = {"tuning": "lora", "times": 3, "checkpointed": True}
 
 VARIANTS = [
     Variant("adapter", "adapter", "asr"),
@@ -81,8 +86,13 @@ VARIANTS = [
     Variant("joint lora, gated", task="asr", tuning="lora"),
     Variant("joint lora", tuning="lora"),
     Variant("joint lora, 3 x the clips", tuning="lora", times=3),
+    Variant("joint lora, logits everywhere", tuning="lora", loss_chunk_size=None, all_logits=True),
+    Variant("joint lora, checkpointed, 3 x the clips", **THREEFOLD),
     Variant(
-        "joint lora, 3 x the clips, logits everywhere", tuning="lora", times=3, loss_chunk_size=None, all_logits=True
+        "joint lora, checkpointed, 3 x the clips, logits everywhere",
+        **THREEFOLD,
+        loss_chunk_size=None,
+        all_logits=True,
     ),
     Variant("joint full, gated", task="asr"),
     Variant("joint full"),
@@ -145,15 +155,19 @@ def batch(model: PARTForSpeechSeq2Seq, variant: Variant, arguments) -> dict:
     return to_device(inputs, arguments.device)
 
 
-def flops(model, inputs, opens: bool, trains_encoder: bool) -> float:
-    """Of one step, attention and padding left out."""
+def flops(model, inputs, opens: bool, all_logits: bool) -> float:
+    """Of one step, attention, padding and what is computed twice left out."""
     counts = parameters_per_part(model)
     positions = len(inputs["layout"]["positions"])
+    at_head = positions if all_logits else len(inputs["layout"]["targets"])
     frames = int(inputs["layout"]["feature_lengths"].sum()) / 2
+    encoder = list(model.model.audio_tower.parameters())
+    trained = sum(one.numel() for one in encoder if one.requires_grad) / sum(one.numel() for one in encoder)
+    head = model.lm_head.weight.numel()  # the embeddings, too
     return (
-        counts["encoder"] * frames * (6 if trains_encoder else 2)
+        counts["encoder"] * frames * (2 + 4 * trained)  # the last layers: no gradient passes the others
         + counts["adapter"] * frames * 6
-        + counts["language_model"] * positions * (6 if opens else 4)
+        + ((counts["language_model"] - head) * positions + head * at_head) * (6 if opens else 4)
     )
 
 
@@ -169,6 +183,8 @@ def measure(variant: Variant, arguments) -> dict:
             add_lora(stage, model, autocast=True)
             model.to(device)
     names = set_trainable(stage, model)
+    if variant.checkpointed:
+        model.gradient_checkpointing_enable()
     cast_frozen(model, torch.bfloat16)
     if variant.attention == "flex_attention":
         let_flex_attention_autocast()
@@ -197,8 +213,7 @@ def measure(variant: Variant, arguments) -> dict:
         optimizer.zero_grad(set_to_none=True)
         times.append(now(device.type) - start)
     seconds = sorted(times)[len(times) // 2]
-    trains_encoder = "encoder" in stage.learning_rates
-    work = flops(model, inputs, opens and variant.tuning == "full", trains_encoder)
+    work = flops(model, inputs, opens and variant.tuning == "full", variant.all_logits)
     return {
         "seconds": seconds,
         "first_seconds": times[0],
@@ -228,7 +243,7 @@ def reached(rows: list[dict]) -> list[dict]:
         values = [measured.get(label, {}).get(key) for label in (one, other)]
         return None if None in values else values[0] / values[1]
 
-    large = "joint lora, 3 x the clips"
+    large = "joint lora, checkpointed, 3 x the clips"
     joint = [row["mfu"] for row in measured.values() if row["stage"] == "joint"]
     targets = [
         ("best MFU in `joint`", ">=", 0.45, max(joint, default=None)),
@@ -314,6 +329,7 @@ def main():
                 traceback.print_exc()
                 row["error"] = f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}"
             torch.compiler.reset()
+            gc.collect()  # some kernels bind functions to modules that hold them
             if arguments.device == "cuda":
                 torch.cuda.empty_cache()
         rows.append(row)
