@@ -1,1 +1,1 @@
-"""Templates and data of the model cards; `modeling_part.cards` renders them."""
+"""Templates and data of the model cards; `modeling_part.publishing.cards` renders them."""

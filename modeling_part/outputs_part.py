@@ -35,7 +35,8 @@ class PARTCausalLMOutputWithPast(ModelOutput):
     """Output of [`PARTForSpeechSeq2Seq`].
 
     Attributes:
-        loss: mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels.
+        loss: `nll_weight` times the mean (or sum over `num_items_in_batch`) negative log-likelihood of the labels, plus
+            the alignment and the divergence times their weights.
         logits: `(B, L, V)`, or of the positions that `logits_to_keep` asks for. With `labels` and without
             `logits_to_keep` only the positions that predict a label reach the vocabulary matrix: `(targets, V)`, or
             None with `loss_chunk_size`.

@@ -25,7 +25,7 @@ def verbs(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> list[
     return found
 
 
-def test_the_verbs_are_those_of_the_documentation():
+def test_the_verbs():
     assert {" ".join(words) for words in verbs(build_parser())} == {
         "",
         "train",

@@ -457,7 +457,7 @@ def survey(made, surface: str, count: int, folder: Path) -> tuple[Counter, list[
 def test_a_few_inputs(made, surface, tmp_path):
     found, told = survey(made, surface, 4 if surface == "runs" else 25, tmp_path)
     assert not told, "\n".join(told)
-    assert found["right"] or found["refused"]
+    assert found["right"]
 
 
 @pytest.mark.slow

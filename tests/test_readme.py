@@ -20,7 +20,9 @@ from modeling_part.recipes.stages import BUILT_IN_STAGES, build_plan
 PACKAGE = REPOSITORY / "modeling_part"
 README = REPOSITORY / "README.md"
 CLIP = "data/asterisk/digits/audio/it/742.wav"
-PAGES = [README, PACKAGE / "recipes/README.md", REPOSITORY / "tests/benchmarks/README.md"]
+PAGES = [README, PACKAGE / "recipes/README.md"]
+BENCHMARKS = REPOSITORY / "tests/benchmarks/README.md"
+CONFORMANCE = REPOSITORY / "tests/conformance/README.md"
 
 
 def blocks(language: str, page: Path = README) -> list[str]:
@@ -54,7 +56,7 @@ def test_python_blocks_run_in_order(workplace, capsys):
     assert len(code) >= 3
     namespace: dict = {}
     for block in code:
-        # The Hub's repository is a folder here; tests/test_remote_code.py and test_publishing.py use a Hub server.
+        # The Hub's repository is a folder here; tests/publishing/test_remote_code.py and test_publishing.py use a Hub server.
         block = block.replace('"USER/NAME"', '"runs/quickstart/joint"').replace("stage-joint", "main")
         exec(compile(block, str(README), "exec"), namespace)
     assert capsys.readouterr().out.count("\n") >= 4
@@ -113,7 +115,7 @@ def test_commands_name_what_exists(page):
             assert words[:2] == ["pip", "install"], command
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", [*PAGES, BENCHMARKS, CONFORMANCE], ids=lambda page: page.parent.name)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if link.startswith("https://"):
@@ -124,13 +126,23 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", [*PAGES, BENCHMARKS], ids=lambda page: page.parent.name)
 def test_programs_that_the_text_names_are_there(page):
     folders = [REPOSITORY, page.parent, *(path for path in PACKAGE.rglob("*") if path.is_dir()), PACKAGE]
     for name in set(re.findall(r"(?<![*\w/])[\w/]+\.(?:py|ipynb|yaml)\b", page.read_text(encoding="utf-8"))) - {
         "mine.yaml"
     }:
         assert any((folder / name).is_file() for folder in folders), name
+
+
+def test_the_benchmarks_that_the_text_runs_have_their_options():
+    text = " ".join(BENCHMARKS.read_text(encoding="utf-8").split())
+    commands = re.findall(r"`python (tests/benchmarks/[^`]+)`", text)
+    assert commands
+    for program, *words in map(str.split, commands):
+        source = (REPOSITORY / program).read_text(encoding="utf-8")
+        options = [word for word in words if word.startswith("--") and word != "--help"]
+        assert all(f'"{option}"' in source for option in options), (program, options)
 
 
 def test_every_folder_of_the_package_is_in_the_tree():

@@ -54,7 +54,7 @@ class Stage:
         max_steps: length in optimizer steps.
         warmup_ratio: share of the steps over which the learning rates rise.
         gate: when the language model gets gradients, if it trains at all. `task_gated` (the method): on cross-language
-            batches only; `always`: on every batch; `frozen`: never.
+            batches and those of the task `text` only; `always`: on every batch; `frozen`: never.
         tuning: how the language model trains, `lora` (Interspeech version) or `full` (arXiv v1).
         lora_rank, lora_alpha, lora_dropout: LoRA of all linear layers of the language model, see `peft.LoraConfig`.
             The paper names no values.
