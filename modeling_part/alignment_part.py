@@ -14,8 +14,7 @@ Shapes are written with B clips, A audio tokens of a clip, N of all clips, U tok
 model's width, V its vocabulary, K the tokens that occur in a batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -355,20 +354,6 @@ def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks
     ]
 
 
-@contextmanager
-def _whole_weight(embed: nn.Module) -> Iterator[torch.Tensor]:
-    """`(V, H)` token embeddings without gradient, outside the module's own forward; FSDP2 gathers them for this while.
-
-    Nothing that the backward pass needs is a view of them.
-    """
-    is_sharded = hasattr(embed, "unshard")  # as a unit of its own: accelerate's way
-    if is_sharded:
-        embed.unshard()
-    yield embed.weight.detach()
-    if is_sharded:
-        embed.reshard()
-
-
 class AlignmentMixin:
     """What [`PARTForSpeechSeq2Seq`] does with its alignment head."""
 
@@ -385,11 +370,18 @@ class AlignmentMixin:
                 "The model has no alignment head; call `add_alignment_head` first, or set `ctc_weight` to 0."
             )
         lengths = (input_ids == self.config.audio_token_id).sum(-1)
-        with _whole_weight(self.get_input_embeddings()) as embeddings:
-            losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings, layout)
-            alignment = {"ctc_losses": losses, "ctc_counted": counted}
-            if not self.training:
-                alignment["ctc_tokens"] = self.alignment_head.best_tokens(audio_embeds, embeddings)
+        embed = self.get_input_embeddings()
+        # FSDP2 may shard the embeddings as a unit of their own (accelerate's way), which this is outside the forward of.
+        is_sharded = hasattr(embed, "unshard")
+        if is_sharded:
+            embed.unshard()
+        embeddings = embed.weight.detach()
+        losses, counted = self.alignment_head.losses(audio_embeds, lengths, transcript_ids, embeddings, layout)
+        alignment = {"ctc_losses": losses, "ctc_counted": counted}
+        if not self.training:
+            alignment["ctc_tokens"] = self.alignment_head.best_tokens(audio_embeds, embeddings)
+        if is_sharded:
+            embed.reshard()  # the backward pass needs no view of them
         return alignment
 
     def _alignment_only(

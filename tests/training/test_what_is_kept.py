@@ -249,7 +249,7 @@ class TestFinished:
         run("--do_predict", "--stage", "encoder", test_data=test_data)
         caplog.clear()
         run(test_data=test_data)
-        assert "has not answered" not in caplog.text
+        assert "Stage adapter has not answered" in caplog.text and "Stage encoder has not" not in caplog.text
 
     def test_weights_that_are_not_finite_are_not_finished(self, run, monkeypatch):
         train = PARTTrainer.train
