@@ -107,9 +107,9 @@ def _is_alike(record: Mapping, run: Path, other_record: Mapping, other_run: Path
 def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:
     """Raise `CheckpointError` where a stage's record is not as [`write_stage_json`] describes it."""
     _check_keys(info, STAGE_KEYS, OPTIONAL_STAGE_KEYS, name)
-    _check_keys(info["data"], DATA_KEYS, None, f"{name}: data")
+    _check_keys(info["data"], DATA_KEYS, None, f"{name}: 'data'")
     for file, facts in (info.get("files") or {}).items():
-        _check_keys(facts, {"size": int, "sha256": str}, None, f"{name}: files: {file}")
+        _check_keys(facts, {"size": int, "sha256": str}, None, f"{name}: 'files': {file!r}")
     if not re.fullmatch(r"[a-z0-9_]+", info["stage"]):
         raise CheckpointError(
             f"{name}: stage {info['stage']!r} cannot be a tag; use lower-case letters, digits and _."
