@@ -22,7 +22,7 @@ from .features_part import MINIMUM_SECONDS
 from .language_part import language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
-from .prompts_part import TEXT_TASKS, code_of, task_of
+from .prompts_part import TASKS, TEXT_TASKS, code_of, task_of
 from .repetition_part import cut_loops
 from .silence_part import is_silence, silent_windows
 from .voice_activity_part import speech_windows
@@ -66,8 +66,8 @@ class PARTPipeline(ChunkPipeline):
     Inputs: a path, encoded bytes, a `(samples,)` or `(channels, samples)` array or tensor at the encoder's rate,
     `{"raw" or "array": array, "sampling_rate": Hz}` or `{"path": ..., "bytes": ...}`; for `task="mt"` the sentence.
     Lists give lists; generators and datasets (`transformers.pipelines.pt_utils.KeyDataset(dataset, "audio")`) are
-    read as they come. All of these arguments but `task`, which names the pipeline there, can also be given once, to
-    `pipeline(...)`:
+    read as they come. All of these arguments can also be given once, to `PARTPipeline(...)` or, but for `task`, which
+    names the pipeline there, to `pipeline(...)`:
 
     Args:
         task: `"asr"` (default), `"s2tt"` or `"mt"`.
@@ -110,8 +110,12 @@ class PARTPipeline(ChunkPipeline):
     _load_image_processor = False
     _load_video_processor = False
 
-    def __init__(self, model, processor: PARTProcessor, **kwargs) -> None:
-        super().__init__(model=model, processor=processor, **kwargs)
+    def __init__(self, model, processor: PARTProcessor, task: str = "", **kwargs) -> None:
+        super().__init__(model=model, processor=processor, task=task, **kwargs)
+        if (
+            task_of(task) in TASKS
+        ):  # the class itself was called: no name of a pipeline, but what calls ask for by default
+            self._preprocess_params["task"] = task
         # Batches are padded by the processor; with a feature extractor transformers would compare padding sides.
         self.feature_extractor = None
         if hasattr(self.model.config, "custom_pipelines"):

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.stages import LOSSES, Stage
 from ..recipes.user_errors import UserError
 from .broken_rows import BrokenRows
+from .buffers import whole_on_every_rank
 from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
 from .dev_loss import DevSums, dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
@@ -136,7 +138,8 @@ class PARTTrainer(Trainer):
         )
 
     def _prepare_for_training(self, *args, **kwargs) -> tuple:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        with whole_on_every_rank(self.model) if self.is_fsdp_enabled else nullcontext():
+            prepared = super()._prepare_for_training(*args, **kwargs)
         self.gate = self._make_gate(self.model)  # FSDP2 has replaced the parameters
         return prepared
 

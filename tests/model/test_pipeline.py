@@ -276,6 +276,12 @@ def test_prompt_and_language_change_what_the_model_is_asked(pipe, clip, monkeypa
     assert "What is said?" in asked[1] and "Transcribe" not in asked[1]
 
 
+def test_a_task_given_once_is_that_of_every_call(pipe, clip):
+    once = PARTPipeline(model=pipe.model, processor=pipe.processor, task="s2tt", target_lang="fr", device="cpu")
+    assert once(clip, max_new_tokens=6) == pipe(clip, task="s2tt", target_lang="fr", max_new_tokens=6)
+    assert once(clip, max_new_tokens=6) != pipe(clip, max_new_tokens=6)
+
+
 def test_text_is_streamed(pipe, clip, capsys):
     streamer = TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
     result = pipe(clip, generate_kwargs={"streamer": streamer})

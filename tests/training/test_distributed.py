@@ -235,7 +235,6 @@ def test_fsdp2_keeps_the_gate_the_loss_and_exports_a_loadable_checkpoint(tmp_pat
         torch.testing.assert_close(tensor, exported[1][name], rtol=0, atol=2e-6, msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fsdp2_as_accelerate_wraps_it_trains_and_saves(tmp_path, tiny_parts, corpus):
     """train_part.py with what fsdp2_bf16.yaml says: checkpoints on the way, and stages that load without it."""
@@ -259,6 +258,10 @@ def test_fsdp2_as_accelerate_wraps_it_trains_and_saves(tmp_path, tiny_parts, cor
     for name in ("adapter", "encoder", "joint"):
         model = PARTForSpeechSeq2Seq.from_pretrained(tmp_path / "run" / name)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
+        if (
+            name != "adapter"
+        ):  # the alignment head is new in `encoder`, and its bias is a buffer that a checkpoint holds
+            assert model.alignment_head.token_bias.max() == 0 and len(model.alignment_head.known_tokens()) > 1
     assert (tmp_path / "run" / "joint" / "checkpoint-2" / "model.safetensors").is_file()
     lines = json.loads((tmp_path / "run" / "joint" / "log_history.json").read_text())
     assert all(line["gate_open_share"] == 0.0 for line in lines if "asr_loss" in line and "loss" in line)
