@@ -2,13 +2,28 @@
 """Which language is spoken: how well each language's prompt explains what was heard."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from .alignment_part import heard_text
 from .confidence_part import text_log_probs
 from .outputs_part import PARTAudioOutput
+from .prompts_part import code_of
+
+
+def known_languages(processor, languages: Iterable[str]) -> tuple[str, ...]:
+    """The codes of the languages that may be spoken, given as codes or English names.
+
+    Raises:
+        ValueError: they are not two or more, or the prompts know no name for one.
+    """
+    is_list = isinstance(languages, Iterable) and not isinstance(languages, str)
+    names = list(languages) if is_list else languages
+    codes = tuple(dict.fromkeys(processor.language_code(code_of(one)) for one in names)) if is_list else ()
+    if len(codes) < 2:
+        raise ValueError(f"`languages` is {names!r}; give the codes of two languages or more, such as ['en', 'fr'].")
+    return codes
 
 
 def language_log_probs(
@@ -52,4 +67,4 @@ def spoken_language(of_windows: Sequence[Mapping[str, float]]) -> dict:
     return {"language": best, "language_scores": scores}
 
 
-__all__ = ["language_log_probs", "spoken_language"]
+__all__ = ["known_languages", "language_log_probs", "spoken_language"]

@@ -19,10 +19,10 @@ from .alignment_part import align_answers, clip_embeds
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
 from .features_part import MINIMUM_SECONDS
-from .language_part import language_log_probs, spoken_language
+from .language_part import known_languages, language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
-from .prompts_part import TASKS, TEXT_TASKS, code_of, task_of
+from .prompts_part import TASKS, TEXT_TASKS, task_of
 from .repetition_part import cut_loops
 from .silence_part import is_silence, silent_windows
 from .voice_activity_part import speech_windows
@@ -187,7 +187,7 @@ class PARTPipeline(ChunkPipeline):
         preprocess = {name: options.get(name) for name in OF_PREPROCESS}
         forward = {name: options.get(name) for name in OF_FORWARD}
         if options.get("languages") is not None:
-            forward["languages"] = self._known_languages(options["languages"])
+            forward["languages"] = known_languages(self.processor, options["languages"])
         generate_kwargs, most = options.get("generate_kwargs"), options.get("max_new_tokens")
         if not isinstance(generate_kwargs, (dict, type(None))):
             raise ValueError(f"`generate_kwargs` is {generate_kwargs!r}; give a dict of arguments of `generate`.")
@@ -386,16 +386,6 @@ class PARTPipeline(ChunkPipeline):
         settings = self.model.generation_config
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         return {token for token in (*ends, settings.pad_token_id) if token is not None}
-
-    def _known_languages(self, languages) -> tuple[str, ...]:
-        is_list = isinstance(languages, Iterable) and not isinstance(languages, str)
-        names = list(languages) if is_list else languages
-        codes = tuple(dict.fromkeys(self.processor.language_code(code_of(one)) for one in names)) if is_list else ()
-        if len(codes) < 2:
-            raise ValueError(
-                f"`languages` is {names!r}; give the codes of two languages or more, such as ['en', 'fr']."
-            )
-        return codes
 
     def _language_log_probs(self, inputs, mask, texts: list[str] | None, rows: list[dict], languages) -> list:
         """See [`language_log_probs`]; None of rows that name their language, or are no transcription.

@@ -162,7 +162,9 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by the names that they have in an unwrapped model, tied ones under each of their names."""
-    return {
-        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
+    return {plain_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without those of the wrappers of its model and modules."""
+    return name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")

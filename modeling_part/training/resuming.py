@@ -7,10 +7,10 @@ other values than another: by the dotted name of what differs, its value in that
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback
 
 from ..recipes.arguments import PARTTrainingArguments
@@ -21,6 +21,7 @@ from ..recipes.stages import Stage
 from ..recipes.values import shortened
 from ..saved_prompt_part import by_dotted_names
 from .checkpoints import checkpoint_step
+from .freezing import plain_name
 
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class NewSettings(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs) -> None:
         """When the checkpoint has been loaded, before the first step."""
-        decayed = {id(one) for name, one in model.named_parameters() if _plain(name) in self.decayed}
+        decayed = {id(one) for name, one in model.named_parameters() if plain_name(name) in self.decayed}
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = self.stage.learning_rates[group["part"]]
             group["weight_decay"] = args.weight_decay if id(group["params"][0]) in decayed else 0.0
@@ -176,11 +177,6 @@ class NewSettings(TrainerCallback):
             schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
-def _plain(name: str) -> str:
-    """The name of a parameter without that of its wrappers."""
-    return name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
-
-
 def is_sharded() -> bool:
     """Whether this process was launched with FSDP2."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
