@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 def train(recipe: Recipe) -> list[str]:
     """Every stage that is asked for and not finished; the names of those that could not be published."""
     args, run = recipe.training, Run(recipe)
+    run.check_settings()
     if args.dry_run and needs_download(recipe):
         return []
     rows = load_rows(recipe)

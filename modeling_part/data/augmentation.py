@@ -8,7 +8,7 @@ happens to a row depends neither on the number of workers nor on what was augmen
 import hashlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 import torch
 
-from ..recipes.suggestions import did_you_mean
+from ..recipes.values import checked_fields
 
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class SpecAugment:
     max_time_frames: int = 100
 
     def __post_init__(self) -> None:
-        shares = {"max_mel_share": (0, 1), "max_time_share": (0, 1)}
-        _check_numbers(self, {"mel_masks": (0, 100), "time_masks": (0, 100), "max_time_frames": (0, 10**6), **shares})
+        checked_fields(vars(self), SpecAugment, "`augmentation.spec_augment`: ")
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,10 @@ class WaveformAugment:
     max_bitrate: int = 64
 
     def __post_init__(self) -> None:
-        probabilities = ("noise_probability", "gain_probability", "codec_probability")
-        _check_numbers(self, dict.fromkeys(probabilities, (0, 1)))
-        _check_numbers(self, {"min_snr_db": (-100, 200), "max_snr_db": (-100, 200), "max_gain_db": (0, 100)})
-        _check_numbers(self, {"min_bitrate": (8, 320), "max_bitrate": (8, 320)})
+        checked_fields(vars(self), WaveformAugment, "`augmentation.waveform`: ")
         for least, most in (("min_snr_db", "max_snr_db"), ("min_bitrate", "max_bitrate")):
             if getattr(self, least) > getattr(self, most):
-                raise ValueError(f"`{least}` of the augmentation is above `{most}`.")
+                raise ValueError(f"`augmentation.waveform`: `{least}` is above `{most}`.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Augmentation:
 
     Attributes:
         spec_augment: masks on the features.
-        speeds: factors of speed and pitch, one of which is drawn per row, such as `(0.9, 1.0, 1.1)`.
+        speeds: factors of speed and pitch from 0.5 to 2, one of which is drawn per row, such as `(0.9, 1.0, 1.1)`.
         max_seconds: a speed that would make the audio longer than this is not drawn (Whisper's window).
         waveform: noise, loudness and codec; needs the `augment` extra.
     """
@@ -103,9 +99,7 @@ class Augmentation:
     waveform: WaveformAugment | None = None
 
     def __post_init__(self) -> None:
-        _check_numbers(self, {"max_seconds": (0.1, 10**6)})
-        if any(not isinstance(speed, (int, float)) or not 0.5 <= speed <= 2.0 for speed in self.speeds):
-            raise ValueError(f"Speeds are factors such as 0.9 or 1.1 between 0.5 and 2.0, got {self.speeds}")
+        checked_fields(vars(self), Augmentation, "`augmentation`: ")
         if self.waveform is not None:
             _waveform_transforms(self.waveform)  # fails now rather than in a worker if the extra is missing
 
@@ -219,7 +213,7 @@ def _apply_waveform(
         np.random.set_state(numpy_state)
 
 
-def build_augmentation(settings: dict | None) -> Augmentation | None:
+def build_augmentation(settings: Mapping | None) -> Augmentation | None:
     """A recipe's `augmentation` mapping, such as `{speeds: [0.9, 1.0, 1.1], spec_augment: {time_masks: 2}}`.
 
     Raises:
@@ -227,36 +221,15 @@ def build_augmentation(settings: dict | None) -> Augmentation | None:
     """
     if not settings:
         return None
-    settings = _known(settings, Augmentation, "augmentation")
+    built = _settings_of(settings, "augmentation", Augmentation, without=("spec_augment", "waveform"))
     for name, kind in (("spec_augment", SpecAugment), ("waveform", WaveformAugment)):
         if settings.get(name) is not None:
-            settings[name] = kind(**_known(settings[name], kind, f"augmentation.{name}"))
-    speeds = settings.get("speeds")
-    if not isinstance(speeds, (list, tuple, type(None))):
-        raise ValueError(f"`augmentation.speeds` is {speeds!r}; it must be a list of factors such as [0.9, 1.0, 1.1].")
-    settings["speeds"] = tuple(speeds or ())
-    return Augmentation(**settings)
+            built[name] = kind(**_settings_of(settings[name], f"augmentation.{name}", kind))
+    return Augmentation(**built | {"speeds": tuple(built.get("speeds", ()))})
 
 
-def _known(settings: object, kind: type, name: str) -> dict:
-    """A copy of the settings for a class; ValueError if they are no mapping or name what the class has not."""
+def _settings_of(settings: object, name: str, kind: type, without: tuple[str, ...] = ()) -> dict:
+    """What a recipe says of a class, but for some fields; ValueError for what it has not or what cannot be."""
     if not isinstance(settings, Mapping):
-        raise ValueError(f"`{name}` is {settings!r}; it must be a mapping.")
-    names = [one.name for one in fields(kind)]
-    for key in settings:
-        if key not in names:
-            raise ValueError(f"`{name}` has no setting {key!r}.{did_you_mean(key, names)} It has {', '.join(names)}.")
-    return dict(settings)
-
-
-def _check_numbers(settings: object, bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Raise ValueError unless each of the named settings is a number within its bounds, whole where it is an int."""
-    whole = {one.name for one in fields(settings) if one.type in ("int", int)}
-    for name, (least, most) in bounds.items():
-        value = getattr(settings, name)
-        kind = int if name in whole else (int, float)
-        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-            described = "a whole number" if name in whole else "a number"
-            raise ValueError(
-                f"`{name}` of the augmentation is {value!r}; it must be {described} from {least} to {most}."
-            )
+        raise ValueError(f"`{name}` is {settings!r}; it must be a mapping, such as {{}} for its defaults.")
+    return checked_fields({key: settings[key] for key in settings if key not in without}, kind, f"`{name}`: ")

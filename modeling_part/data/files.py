@@ -12,8 +12,10 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+from filelock import FileLock
 
 from .addresses import errors_at
 from .rows import COLUMNS, BrokenRowError, CorpusError
@@ -25,23 +27,39 @@ NUMBER = re.compile(r"\d+(\.\d+)?")
 LINES_PER_FIELD = 50  # a quoted field of CSV that goes on for longer was never closed
 
 
+@contextmanager
+def filled_once(folder: Path) -> Iterator[Path | None]:
+    """A folder to fill, which becomes `folder` when it is whole; runs that begin together fill it one after the other.
+
+    Yields:
+        The folder to write into, which may hold what an interrupted call left; None where another run has filled it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if folder.exists():
+            yield None
+            return
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(exist_ok=True)
+        yield partial
+        partial.rename(folder)
+
+
 def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
     """Unpack the files of a tar archive into `folder`, which is there when all of them are.
 
     Args:
         archive: compressed or not.
-        folder: not there yet; what an interrupted call left beside it is written over.
+        folder: see [`filled_once`].
         flat: side by side, whatever folders they had in the archive; else in these folders. Default: True.
 
     Raises:
         CorpusError: the archive is damaged, or two of its files have one name.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
     names = set()
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
+        with filled_once(folder) as partial, tarfile.open(archive, "r|*") as tar:
+            for member in tar if partial else ():
                 if member.isfile():
                     member.name = Path(member.name).name if flat else member.name
                     if member.name in names:
@@ -52,7 +70,6 @@ def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
                     tar.extract(member, partial, filter="data")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise CorpusError(f"{archive} could not be unpacked into {folder}: {error}") from error
-    partial.rename(folder)
 
 
 def as_values(record: dict[str, str], columns: Mapping[str, str] | None = None) -> dict[str, str | float | None]:

@@ -145,12 +145,9 @@ def _read_streams(recipe: Recipe) -> dict[str, datasets.IterableDataset]:
     """
     entries = recipe.data.train_data
     rows, report = _read("train", recipe, [entry for entry in entries if not entry.get("streaming")])
-    tasks = None if rows is None else rows.select_columns("task").with_format("arrow")[:]["task"].to_numpy()
     streams = {}
     for task in TASKS:
-        parts = []
-        if tasks is not None and (tasks == task).any():
-            parts.append((rows.select(np.flatnonzero(tasks == task)), sum(report["weights"].values())))
+        parts = [] if rows is None else _of_task(rows, task, report["weights"])
         specs = [
             {**entry, "tasks": [task]}
             for entry in entries
@@ -162,6 +159,14 @@ def _read_streams(recipe: Recipe) -> dict[str, datasets.IterableDataset]:
         if parts:
             streams[task] = interleaved(parts)
     return streams
+
+
+def _of_task(rows: datasets.Dataset, task: str, weights: Mapping[str, float]) -> list[tuple[datasets.Dataset, float]]:
+    """The rows of a task, each corpus for itself with its weight."""
+    table = rows.select_columns(["task", "corpus"]).with_format("arrow")[:]
+    of_task, corpora = table["task"].to_numpy() == task, table["corpus"].to_numpy()
+    chosen = {corpus: np.flatnonzero(of_task & (corpora == corpus)) for corpus in weights}
+    return [(rows.select(indices), weights[corpus]) for corpus, indices in chosen.items() if len(indices)]
 
 
 def _filters(data: DataArguments) -> dict:

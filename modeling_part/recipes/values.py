@@ -79,16 +79,18 @@ BOUNDS = {
     "lora_alpha": AT_LEAST_1,
     "lora_dropout": SHARE,
     # augmentation
-    "mel_masks": Field(ge=0, le=1000),
-    "time_masks": Field(ge=0, le=1000),
+    "mel_masks": Field(ge=0, le=100),
+    "time_masks": Field(ge=0, le=100),
     "max_mel_share": Field(ge=0, le=1),
     "max_time_share": Field(ge=0, le=1),
-    "max_time_frames": AT_LEAST_0,
-    "max_seconds": ABOVE_0,
+    "max_time_frames": Field(ge=0, le=10**6),
+    "max_seconds": Field(ge=0.1, le=10**6),
     "noise_probability": Field(ge=0, le=1),
     "gain_probability": Field(ge=0, le=1),
     "codec_probability": Field(ge=0, le=1),
-    "max_gain_db": AT_LEAST_0,
+    "min_snr_db": Field(ge=-100, le=200),
+    "max_snr_db": Field(ge=-100, le=200),
+    "max_gain_db": Field(ge=0, le=100),
     "min_bitrate": Field(ge=8, le=320),
     "max_bitrate": Field(ge=8, le=320),
 }
@@ -130,7 +132,7 @@ KINDS = {
     "tasks": dict[Text, Weight],
     "losses": dict[Text, Weight],
     "learning_rates": dict[Text, Annotated[Number, Field(le=1000)]],
-    "speeds": list[Number],
+    "speeds": list[Annotated[Number, Field(ge=0.5, le=2)]],
 }
 
 

@@ -10,13 +10,10 @@ import pyarrow.compute
 import torch
 from transformers import Trainer, get_scheduler
 
-from ..data.augmentation import Augmentation, SpecAugment, WaveformAugment
 from ..evaluation.prediction import planning_table
 from ..evaluation.scoring import check_prediction, check_scorable, prediction_key
 from ..publishing.cards import render_card
 from ..recipes.arguments import PARTTrainingArguments
-from ..recipes.suggestions import did_you_mean
-from ..recipes.values import checked_fields
 
 
 if TYPE_CHECKING:
@@ -75,23 +72,6 @@ def check_publishable(record: Mapping, repo_id: str | None) -> None:
         ValueError: `repo_id` is none, or the card's metadata are not valid.
     """
     render_card({**record, "metrics": {}}, repo_id=repo_id or "user/name")
-
-
-def check_augmentation(settings: Mapping | None) -> None:
-    """Raise ValueError for a field of `augmentation` that there is none of, or a value that is not as it must be."""
-    settings = dict(settings or {})
-    for name, owner in (("spec_augment", SpecAugment), ("waveform", WaveformAugment)):
-        inner = settings.pop(name, None)
-        if inner is not None and not isinstance(inner, dict):
-            raise ValueError(
-                f"`augmentation`: `{name}` is {inner!r}; it must be a mapping, such as {{}} for its defaults."
-            )
-        checked_fields(inner or {}, owner, f"`augmentation`: `{name}`: ")
-    for name in settings:
-        if name not in ("speeds", "max_seconds"):
-            known = ["spec_augment", "waveform", "speeds", "max_seconds"]
-            raise ValueError(f"`augmentation`: Unknown field {name!r}.{did_you_mean(name, known)}")
-    checked_fields(settings, Augmentation, "`augmentation`: ")
 
 
 def check_optimizer(args: PARTTrainingArguments) -> None:

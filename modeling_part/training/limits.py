@@ -15,6 +15,7 @@ from torch import nn
 from ..data.augmentation import build_augmentation
 from ..data.loading import Rows
 from ..data.row_tokens import count_tokens
+from ..data.rows import QUESTION
 from ..loading_part import has_learned_positions
 from ..processing_part import PARTProcessor
 from ..prompts_part import TEXT_TASKS
@@ -96,21 +97,20 @@ class RowLengths:
         candidates = np.flatnonzero(sure + self._text_bytes() + multiple > limit)
         if not len(candidates):
             return None, 0
-        tokens = count_tokens(self.dataset.select(candidates), self.processor)
-        lengths = sure[candidates] + (self._source_share(candidates, tokens) if self.new_tokens else tokens)
+        rows = self.dataset.select(candidates)
+        if self.new_tokens:  # in place of the row's own answer
+            rows = rows.remove_columns("text").add_column("text", [""] * len(rows))
+        lengths = sure[candidates] + count_tokens(rows, self.processor)
         lengths = np.ceil(lengths / multiple) * multiple
         longest = int(lengths.argmax())
         return (int(candidates[longest]), int(lengths[longest])) if lengths[longest] > limit else (None, 0)
 
-    def _source_share(self, candidates: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """What is in the prompt of a text task; nothing of it for a speech task."""
-        return np.where(self.is_text[candidates], tokens, 0)
-
     def _text_bytes(self) -> np.ndarray:
-        text, source = (
-            _numbers(_column(self.dataset, pyarrow.compute.binary_length, [name])) for name in ("text", "source_text")
-        )
-        return (text + np.where(self.is_text, source, 0)).astype(int)
+        """`(rows,)`, of the answer, of what a text task translates, and of what a row is asked in words of its own."""
+        names = [name for name in ("text", "source_text", *QUESTION) if name in self.dataset.column_names]
+        found = {name: _numbers(_column(self.dataset, pyarrow.compute.binary_length, [name])) for name in names}
+        found["source_text"] = np.where(self.is_text, found["source_text"], 0)
+        return sum(found.values()).astype(int)
 
     def _prompt(self, index: int) -> int:
         """Positions of a row's prompt without audio and text."""

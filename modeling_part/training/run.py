@@ -5,7 +5,7 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from .. import __version__
+from ..data.augmentation import build_augmentation
 from ..data.batches import Batches, Progress
 from ..data.encoder_cache import refuse_augmentation
 from ..data.loading import Rows, check_prompts, load_test_rows
@@ -31,7 +32,7 @@ from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checks
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
-from .checks import check_augmentation, check_languages_of, check_optimizer, check_publishable, check_test_rows
+from .checks import check_languages_of, check_optimizer, check_publishable, check_test_rows
 from .console import figures_with_table, terminal_width, write_total
 from .freezing import trainable_per_part
 from .launches import INDENT, command
@@ -40,6 +41,7 @@ from .monitoring import GenerationMonitor, report_metrics
 from .recorded_settings import base_models, hyperparameters
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import is_checkpoint, remove_set_aside, set_aside, written_by_training
+from .sources import check_sources
 from .trackers import continue_trackers, end_trackers, show_test
 from .trainer import PARTTrainer
 
@@ -190,6 +192,8 @@ class StageRun:
         if rows.is_streamed:
             return None
         alike = find_alike(record, self.folder.parent, args.reuse_runs or ())
+        if alike is None and args.reuse_runs and PartialState().is_main_process:
+            self._say_why_none_is_alike(record, args.reuse_runs)
         try:
             if alike is not None:
                 check_files(alike, read_stage_json(alike), "It is not copied.")
@@ -198,6 +202,18 @@ class StageRun:
             logger.warning("Stage %s was trained alike in %s, but: %s", self.folder.name, alike, error)
             return None
         return alike
+
+    def _say_why_none_is_alike(self, record: Mapping, others: Iterable[str]) -> None:
+        """The stage of the same name, among other runs, that is nearest to being alike, and what it differs in."""
+        folders = [Path(run) / self.plan.name for run in others]
+        finished = [folder for folder in folders if (folder / "stage.json").is_file()]
+        found = {folder: differences(read_stage_json(folder), record) for folder in finished}
+        if not found:
+            logger.info("Stage %s is in none of the runs to reuse", self.plan.name)
+            return
+        nearest = min(found, key=lambda folder: len(found[folder]))
+        words = in_words(found[nearest]) or "a stage before it was trained otherwise"
+        logger.info("Stage %s was trained alike in no other run; in %s: %s", self.plan.name, nearest, words)
 
     def take_copy(self, source: Path, rows: Rows, args: PARTTrainingArguments) -> None:
         """Take a stage of another run; rows of the test data that it has not predicted are predicted."""
@@ -321,19 +337,31 @@ class Run:
             for number, (stage, parent) in enumerate(zip(plan, parents, strict=False), start=1)
         ]
 
-    def check(self, rows: Rows) -> None:
-        """What would otherwise fail after hours: no data, an unknown stage, a language without normaliser, ids twice.
+    def check_settings(self) -> None:
+        """What is wrong with the recipe whatever the data, before they are read.
 
         Raises:
             ValueError: the message names it.
         """
         args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
         check_optimizer(args)
-        check_augmentation(self.recipe.data.augmentation)
+        build_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
             raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")
         if args.cache_encoder_outputs:
             refuse_augmentation(self.recipe.data.augmentation)
+        first = self.stages[0]
+        starts = args.stage in (None, first.plan.name) and (args.force or not (first.folder / "stage.json").is_file())
+        if starts and not args.dry_run:  # which loads the parts, if need be for the plan alone, and says so itself
+            check_sources(self.recipe.model)
+
+    def check(self, rows: Rows) -> None:
+        """What would otherwise fail after hours: no data, a language without normaliser, ids twice.
+
+        Raises:
+            ValueError: the message names it.
+        """
+        args = self.recipe.training
         if rows.train is None or len(rows.train) == 0:
             raise ValueError("There are no training rows: check `train_data` and data_report_train.json.")
         for dataset in rows.datasets.values():

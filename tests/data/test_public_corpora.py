@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import httpx2
@@ -20,7 +22,7 @@ from made_data import RATE, encoded, tone
 
 from modeling_part import load_audio
 from modeling_part.data.corpora import read_corpora
-from modeling_part.data.files import unquoted
+from modeling_part.data.files import unpack_tar, unquoted
 from modeling_part.data.readers.covost2 import escaped_fields
 from modeling_part.data.readers.wenetspeech import json_array
 from modeling_part.data.rows import CorpusError, split_of
@@ -40,6 +42,30 @@ def rows(dataset) -> set[tuple[str, str, str, str, str | None]]:
     """What a dataset says, without the audio: (task, source, target, text, source_text)."""
     return {
         tuple(row[name] for name in ("task", "source_lang", "target_lang", "text", "source_text")) for row in dataset
+    }
+
+
+def test_runs_that_begin_together_unpack_an_archive_once(tmp_path, monkeypatch):
+    archive = tmp_path / "audio.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("a.wav", "b.wav"):
+            member = tarfile.TarInfo(f"dev/{name}")
+            member.size = 4
+            tar.addfile(member, io.BytesIO(name[:1].encode() * 4))
+    extracted, extract = [], tarfile.TarFile.extract
+
+    def slowly(self, member, path, **options):
+        time.sleep(0.05)  # the others have begun by now
+        extracted.append(member.name)
+        extract(self, member, path, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: unpack_tar(archive, tmp_path / "audio"), range(4)))
+    assert extracted == ["a.wav", "b.wav"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()} == {
+        "a.wav": b"aaaa",
+        "b.wav": b"bbbb",
     }
 
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 import train_part
 from modeling_part.audio_part import load_clip
+from modeling_part.data import loading
 from modeling_part.data.loading import load_rows
 from modeling_part.recipes.arguments import parse_recipe
 
@@ -117,6 +118,21 @@ def test_what_is_not_streamed_is_read_once_and_mixed_in(streamed, tiny_parts, tm
         ]
     clip = next(row for row in rows.train["asr"] if row["corpus"] == "local")
     assert len(load_clip(clip, tiny.SAMPLING_RATE)) == round(clip["duration"] * tiny.SAMPLING_RATE)
+
+
+def test_each_read_corpus_beside_a_stream_has_its_own_weight(streamed, tiny_parts, tmp_path, monkeypatch):
+    folder, corpus, specs = streamed
+    local = {"reader": "manifest", "path": str(corpus["train"])}
+    data = [
+        {**local, "tasks": ["asr"], "name": "a", "weight": 5.0},
+        {**local, "tasks": ["asr", "mt"], "name": "b", "weight": 0.5},
+        *specs,
+    ]
+    mixed = []
+    monkeypatch.setattr(loading, "interleaved", lambda parts: mixed.append([weight for _, weight in parts]) or parts)
+    recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(tmp_path / "run"), train_data=data)
+    streams = load_rows(parse_recipe([str(recipe)])).train
+    assert dict(zip(streams, mixed, strict=True)) == {"asr": [5.0, 0.5, 1.0], "s2tt": [1.0], "mt": [0.5]}
 
 
 def test_streams_need_a_number_of_steps(streamed, tiny_parts):

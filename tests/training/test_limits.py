@@ -56,6 +56,21 @@ def test_the_length_of_the_longest_row_is_that_of_its_batch(tasks, multiple):
     assert RowLengths(dataset, seconds, processor, 0).longest_above(max(actual) + multiple, multiple) == (None, 0)
 
 
+@pytest.mark.parametrize("new_tokens", [0, 7])
+def test_the_words_that_a_row_is_asked_with_count(new_tokens):
+    dataset = tiny_training.tiny_dataset(("asr",), count=4)
+    _, processor = tiny_training.tiny_model()
+    names = " ".join(f"name{number}" for number in range(50))  # one line: lines are joined by commas
+    rows = dataset.map(lambda row, index: {"context": names if index == 2 else None}, with_indices=True)
+    seconds = np.array(rows["duration"])
+    long = len(processor.tokenizer(names)["input_ids"])
+    row, positions = RowLengths(rows, seconds, processor, new_tokens).longest_above(long, 1)
+    _, without = RowLengths(dataset, seconds, processor, new_tokens).longest_above(1, 1)
+    assert row == 2 and long < positions <= without + long
+    if not new_tokens:
+        assert abs(positions - PARTCollator(processor, 0.2, 1)([rows[2]])["input_ids"].shape[1]) <= 16
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_row_beyond_learned_positions_is_refused(with_language_model, tmp_path, kind):
     dataset = tiny_training.tiny_dataset(("asr",), count=4)

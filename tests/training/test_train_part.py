@@ -146,6 +146,19 @@ def test_a_stage_that_another_run_trained_alike_is_copied(finished, tmp_path, ca
         assert trained == ["adapter"]
 
 
+def test_why_no_other_runs_stage_was_taken_is_said(finished, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(finished.recipe, "--stage", "adapter", "--seed", "1", "--output_dir", str(tmp_path / "new"),
+            "--reuse_runs", str(tmp_path), str(finished.run))  # fmt: skip
+    there = finished.run / "adapter"
+    assert f"Stage adapter was trained alike in no other run; in {there}: seed was 0, now 1" in caplog.messages
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run(finished.recipe, "--stage", "adapter", "--force", "--output_dir", str(tmp_path / "new"),
+            "--reuse_runs", str(tmp_path))  # fmt: skip
+    assert "Stage adapter is in none of the runs to reuse" in caplog.messages
+
+
 def test_only_the_last_stage_predicts_where_that_is_asked_for(finished, tmp_path):
     recipe = yaml.safe_load(finished.recipe.read_text()) | {"predict_last_stage_only": True}
     recipe |= {"output_dir": str(tmp_path / "run"), "stages": recipe["stages"][:2]}

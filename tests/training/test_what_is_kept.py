@@ -346,6 +346,21 @@ class TestBeforeTraining:
         with pytest.raises(ZeroDivisionError):
             run("--force")
 
+    @pytest.mark.parametrize(
+        ("mistake", "message"),
+        [
+            ({"augmentation": {"spec_augment": {"mel_masks": -1}}}, "mel_masks"),
+            ({"stage": "joynt"}, "Unknown stage 'joynt'"),
+            ({"language_model": "/nowhere/at/all"}, "no such folder"),
+            ({"lr_scheduler_kwargs": {"num_cycle": 3}}, "no schedule can be made"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_settings_are_looked_at_before_the_data_are_read(self, run, monkeypatch, mistake, message):
+        monkeypatch.setattr(train_part, "load_rows", lambda recipe: pytest.fail("it reads the data"))
+        with pytest.raises((ValueError, OSError), match=message):
+            run("--force", **mistake)
+
     def test_so_are_dev_data_that_are_answered(self, run, made, monkeypatch):
         looked_at = []
         check = "modeling_part.training.run.check_test_rows"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
-from ..files import OnBroken, handle, text_lines, unpack_tar
+from ..files import OnBroken, filled_once, handle, text_lines, unpack_tar
 from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
 from .dataset import SPLIT_NAMES, errors_of_dataset, errors_of_hub, is_hub_id
 
@@ -141,8 +141,6 @@ def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path
 
 def unpack_parquet(root: Path, name: str, split: str, folder: Path) -> None:
     """Write the audio in FLEURS's parquet files to files, so that the rows of many directions need not repeat it."""
-    unpacked = folder.with_name("audio.partial")
-    unpacked.mkdir(exist_ok=True)
-    for record in fleurs_records(root, name, split, ["audio"]):
-        (unpacked / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
-    unpacked.rename(folder)
+    with filled_once(folder) as partial:
+        for record in fleurs_records(root, name, split, ["audio"]) if partial else ():
+            (partial / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
