@@ -14,7 +14,8 @@ Shapes are written with B clips, A audio tokens of a clip, N of all clips, U tok
 model's width, V its vocabulary, K the tokens that occur in a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -311,7 +312,8 @@ def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> Align
     if not ids:
         return AlignedText(text, [], None, None)
     try:
-        found = align_tokens(model.alignment_head, audio_embeds, ids, model.get_input_embeddings().weight)
+        with model.loaded_alignment_head() as (head, embeddings):
+            found = align_tokens(head, audio_embeds, ids, embeddings)
     except ValueError:  # too long; said by those who need the path
         found = None, None
     return AlignedText(text, offsets, *found)
@@ -319,7 +321,8 @@ def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> Align
 
 def heard_text(model, processor, audio_embeds: torch.Tensor) -> str:
     """What greedy CTC writes of a window: `(A, H)` -> text."""
-    best = model.alignment_head.best_tokens(audio_embeds, model.get_input_embeddings().weight)
+    with model.loaded_alignment_head() as (head, embeddings):
+        best = head.best_tokens(audio_embeds, embeddings)
     return processor.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True).strip()
 
 
@@ -356,6 +359,22 @@ def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks
 
 class AlignmentMixin:
     """What [`PARTForSpeechSeq2Seq`] does with its alignment head."""
+
+    @contextmanager
+    def loaded_alignment_head(self) -> Iterator[tuple[PARTAlignmentHead | None, torch.Tensor]]:
+        """The head (None: there is none) and the `(V, H)` embeddings it scores against, outside the model's forward.
+
+        There, accelerate's hooks, which fetch what a `device_map` has put on CPU or disk, would not run by themselves.
+        """
+        modules = [one for one in (self.alignment_head, self.get_input_embeddings()) if one is not None]
+        hooks = [(one._hf_hook, one) for one in modules if getattr(getattr(one, "_hf_hook", None), "offload", False)]
+        for hook, module in hooks:
+            hook.pre_forward(module)
+        try:
+            yield self.alignment_head, self.get_input_embeddings().weight
+        finally:
+            for hook, module in hooks:
+                hook.post_forward(module, None)
 
     def _align(
         self,

@@ -92,8 +92,8 @@ class AudioGenerationMixin(GenerationMixin):
             audio = self.get_audio_features(
                 *(None if value is None else value.to(self.device) for value in (features, mask))
             )
-        head = self.alignment_head
-        best = head.best_tokens(audio.pooler_output, self.get_input_embeddings().weight, head.known_tokens())
+        with self.loaded_alignment_head() as (head, embeddings):
+            best = head.best_tokens(audio.pooler_output, embeddings, head.known_tokens())
         tokens = [token for token in collapse(best.tolist()) if token != self.config.audio_token_id]
         return {"mm_encoder_outputs": {"audio": audio}, "assistant_model": Draft(tokens, self.config)}
 

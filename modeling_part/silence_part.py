@@ -54,13 +54,13 @@ def silent_windows(
         known: of each window.
         waveforms: `(samples,)` of each window; None of rows without.
     """
-    head, embeddings = model.alignment_head, model.get_input_embeddings().weight
-    if head is None or all(known):
+    if model.alignment_head is None or all(known):
         return list(known)
-    return [
-        nothing or (clip is not None and _loudest(clip) < FAINT and hears_nothing(head, embeds, embeddings))
-        for nothing, clip, embeds in zip(known, waveforms, clip_embeds(model, inputs), strict=True)
-    ]
+    with model.loaded_alignment_head() as (head, embeddings):
+        return [
+            nothing or (clip is not None and _loudest(clip) < FAINT and hears_nothing(head, embeds, embeddings))
+            for nothing, clip, embeds in zip(known, waveforms, clip_embeds(model, inputs), strict=True)
+        ]
 
 
 __all__ = ["hears_nothing", "is_silence", "silent_windows"]

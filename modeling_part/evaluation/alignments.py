@@ -36,7 +36,8 @@ def align_clip(model, processor, row: Mapping) -> dict:
     inputs = processor(waveform, task="asr", source_lang=row["source_lang"]).to(model.device, model.dtype)
     embeds = model.get_audio_features(inputs["input_features"], inputs.get("input_features_mask")).pooler_output
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    log_probs, path = align_tokens(model.alignment_head, embeds, ids, model.get_input_embeddings().weight)
+    with model.loaded_alignment_head() as (head, embeddings):
+        log_probs, path = align_tokens(head, embeds, ids, embeddings)
     return {
         "id": row["id"],
         "language": row["source_lang"],

@@ -7,7 +7,7 @@ import pytest
 import tiny_training
 import torch
 
-from modeling_part import PARTPipeline
+from modeling_part import PARTForSpeechSeq2Seq, PARTPipeline
 from modeling_part.confidence_part import overall, path_log_probs, text_log_probs, unit_confidence
 
 
@@ -89,6 +89,24 @@ def test_words_have_their_own(pipe, clips):
     long = np.concatenate([clips[2], clips[1], clips[0]])
     answer = pipe(long, return_confidence=True, stride_length_s=0.5)
     assert len(answer["chunks"]) == 2 and all("confidence" in chunk for chunk in answer["chunks"])
+
+
+def test_a_head_and_embeddings_that_are_fetched_from_disk(model_and_processor, pipe, clips, tmp_path):
+    """As `device_map="auto"` leaves them where memory is short; also drafts and what silence is told by."""
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path / "model")
+    names = ("model.audio_tower", "model.adapter", "model.language_model.layers", "model.language_model.norm")
+    device_map = dict.fromkeys((*names, "model.language_model.rotary_emb"), "cpu")
+    device_map |= dict.fromkeys(("alignment_head", "model.language_model.embed_tokens", "lm_head"), "disk")
+    placed = PARTForSpeechSeq2Seq.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offloaded"
+    )
+    assert {placed.alignment_head.blank.device.type, placed.get_input_embeddings().weight.device.type} == {"meta"}
+    offloaded = PARTPipeline(model=placed, processor=processor, max_new_tokens=8)
+    for options in ({"return_timestamps": "word"}, {"return_confidence": True}, {"ctc_draft": True}):
+        assert offloaded(clips[1], **options) == pipe(clips[1], **options)
+        assert offloaded(clips[1] * 1e-4, **options) == pipe(clips[1] * 1e-4, **options)
+    assert placed.alignment_head.blank.device.type == "meta"
 
 
 def test_translations_and_models_without_a_head_have_the_language_model_s(pipe, clips):
