@@ -17,7 +17,7 @@ from .collator import PARTCollator
 from .loading import Rows, check_prompts
 from .mixture import Mixture, RowTable
 from .row_tokens import count_row_tokens, row_tokens
-from .sampling import TaskBatchSampler
+from .sampling import TaskBatchSampler, leave_out_long_texts
 from .streaming import StreamingTaskBatches
 from .transcripts import count_too_long
 
@@ -90,6 +90,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
     else:
         tokens = row_tokens(rows.train, processor, aligns, rows.folder, rows.fingerprint)
         table = RowTable.from_dataset(rows.train, tokens.answers, rows.corpus_weights)
+        leave_out_long_texts(table, budget)
         sampler = _sampler(stage, table, budget, recipe, progress.history)
         # Of a stage's own epochs, not of what is left of them when it is resumed with another number of ranks.
         whole = _sampler(stage, table, budget, recipe) if progress.history else sampler
@@ -120,6 +121,12 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
     )
 
 
+def check_number_of_steps(stage: Stage) -> None:
+    """Raise ValueError where a stage on streams is not given its steps."""
+    if stage.max_steps is None:
+        raise ValueError(f"Stage {stage.name!r} streams its corpora, whose size is not known: give it `max_steps`.")
+
+
 def batch_budget(data: DataArguments) -> Budget:
     """What the recipe lets a batch hold."""
     return Budget(
@@ -132,6 +139,7 @@ def plan_eval_batches(
 ) -> list[list[int]]:
     """Batches for the dev loss: every row once, one task per batch. What is counted for them is kept in `folder`."""
     table = RowTable.from_dataset(rows, row_tokens(rows, processor, folder=folder).answers)
+    leave_out_long_texts(table, budget)
     tasks = {group[0]: 1.0 for group in table.groups}
     return list(TaskBatchSampler(table, Mixture(tasks), budget, epochs=1))
 
@@ -163,8 +171,7 @@ def _stream(
 ) -> StreamingTaskBatches:
     """Batches of streamed corpora: their number is given, not counted."""
     args = recipe.training
-    if stage.max_steps is None:
-        raise ValueError(f"Stage {stage.name!r} streams its corpora, whose size is not known: give it `max_steps`.")
+    check_number_of_steps(stage)
     return StreamingTaskBatches(
         {task: streams[task] for task in stage.active_tasks if task in streams},
         {task: weight for task, weight in stage.tasks.items() if task in streams},

@@ -1,14 +1,17 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""What of the Hub a recipe's corpora would download, and how large it is, before anything is."""
+"""What a recipe's corpora would download, and how large it is, before anything is."""
 
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from glob import has_magic
 from pathlib import Path
 
+from .addresses import errors_at, is_address
 from .corpus_spec import CorpusSpec
-from .readers.dataset import errors_of_hub, hub_files, is_hub_id
+from .readers.common_voice import waiting_releases
+from .readers.dataset import errors_of_dataset, errors_of_hub, hub_files, is_hub_id
 from .readers.fleurs import fleurs_patterns
 
 
@@ -18,23 +21,23 @@ class Download:
 
     Attributes:
         name: of the corpus: repository, config and split.
-        sizes: file -> bytes, those that are here already included.
-        missing: the files that are not here yet; of a streamed corpus none, as it is not kept.
-        is_streamed: whether the files pass by while training.
+        sizes: file -> bytes, those that are here already included; None: nobody says before they are downloaded.
+        missing: the files that are not here yet; none of those that are not kept.
+        passes_by: when the files pass by without being kept: "streamed" while training, or "read now". Default: they stay.
     """
 
     name: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int | None]
     missing: frozenset[str]
-    is_streamed: bool = False
+    passes_by: str = ""
 
     def bytes_missing(self) -> int:
         """Bytes that are still to be downloaded."""
-        return sum(self.sizes[file] for file in self.missing)
+        return sum(self.sizes[file] or 0 for file in self.missing)
 
 
 def planned_downloads(specs: Iterable[CorpusSpec]) -> list[Download]:
-    """What each corpus that is on the Hub needs of it; a file that two of them need is told of the first.
+    """What each corpus fetches; a file that two of them need is told of the first.
 
     Raises:
         CorpusError: a repository, config or split is not there, or the Hub cannot be reached.
@@ -42,19 +45,41 @@ def planned_downloads(specs: Iterable[CorpusSpec]) -> list[Download]:
     found: list[Download] = []
     known: set[str] = set()
     for spec in specs:
-        if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
-            continue
-        if spec.reader == "dataset":
-            download = _of_dataset(spec)
-        elif spec.reader == "fleurs":
-            download = _of_fleurs(spec)
-        else:
+        download = _planned(spec)
+        if download is None:
             continue
         sizes = {file: size for file, size in download.sizes.items() if file not in known}
         known |= sizes.keys()
         if sizes:
-            found.append(Download(download.name, sizes, download.missing & sizes.keys(), download.is_streamed))
+            found.append(Download(download.name, sizes, download.missing & sizes.keys(), download.passes_by))
     return found
+
+
+def _planned(spec: CorpusSpec) -> Download | None:
+    """Of one corpus; None where all that it needs is here."""
+    if spec.reader == "common_voice" and spec.settings.get("data_collective"):
+        return _of_data_collective(spec)
+    if spec.reader == "dataset" and is_address(spec.path):
+        return _of_address(spec)
+    if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
+        return None
+    return {"dataset": _of_dataset, "fleurs": _of_fleurs}.get(spec.reader, lambda spec: None)(spec)
+
+
+def _of_data_collective(spec: CorpusSpec) -> Download | None:
+    slugs = waiting_releases(spec.settings["data_collective"], Path(spec.path).expanduser())
+    names = {f"{spec.path}/{slug}": None for slug in slugs}
+    return Download(f"{', '.join(slugs)} of Mozilla Data Collective", names, frozenset(names)) if names else None
+
+
+def _of_address(spec: CorpusSpec) -> Download:
+    import fsspec
+
+    with errors_of_dataset(spec), errors_at(spec.path):
+        filesystem, path = fsspec.core.url_to_fs(spec.path)
+        files = filesystem.glob(path) if has_magic(path) else filesystem.find(path)
+        sizes = {f"{spec.path}: {file}": filesystem.size(file) for file in files}
+    return Download(spec.path, sizes, frozenset(), "streamed" if spec.streaming else "read now")
 
 
 def _of_dataset(spec: CorpusSpec) -> Download:
@@ -91,7 +116,8 @@ def _download(name: str, spec: CorpusSpec, sizes: dict[str, int], commit: str) -
 
     missing = frozenset() if spec.streaming else frozenset(path for path in sizes if not is_here(path))
     full = {f"{spec.path}@{commit}/{path}": size for path, size in sizes.items()}
-    return Download(name, full, frozenset(f"{spec.path}@{commit}/{path}" for path in missing), spec.streaming)
+    keys = frozenset(f"{spec.path}@{commit}/{path}" for path in missing)
+    return Download(name, full, keys, "streamed" if spec.streaming else "")
 
 
 def as_lines(downloads: list[Download]) -> list[str]:
@@ -100,9 +126,10 @@ def as_lines(downloads: list[Download]) -> list[str]:
 
     lines = []
     for one in downloads:
-        state = "streamed" if one.is_streamed else "to download" if one.missing else "here already"
-        count = len(one.sizes)
-        lines.append(f"{gigabytes(sum(one.sizes.values())):>10}  {count:>4} files  {state:<12}  {one.name}")
+        state = one.passes_by or ("to download" if one.missing else "here already")
+        sizes = one.sizes.values()
+        size = "?" if None in sizes else gigabytes(sum(sizes))
+        lines.append(f"{size:>10}  {len(sizes):>4} files  {state:<12}  {one.name}")
     folder = Path(HF_HUB_CACHE)
     place = next(one for one in (folder, *folder.parents) if one.exists())
     missing = sum(one.bytes_missing() for one in downloads)

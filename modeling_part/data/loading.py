@@ -112,6 +112,8 @@ def check_corpora(recipe: Recipe) -> None:
 def _read(name: str, recipe: Recipe, specs: Sequence[dict] | None = None) -> tuple[datasets.Dataset | None, dict]:
     """The rows of `train_data`, `eval_data` or `test_data` (or of some of it), and the report on them (see `read_corpora`)."""
     specs = getattr(recipe.data, f"{name}_data") if specs is None else specs
+    # Only training takes rows as they come; a recipe's entry for it may be the pattern of the others.
+    specs = [{key: value for key, value in entry.items() if key != "streaming"} for entry in specs or ()]
     if not specs:
         return None, {"weights": {}, "fingerprint": ""}
     folder = Path(recipe.training.output_dir)

@@ -13,7 +13,7 @@ from ..prompts_part import TEXT_TASKS
 from .addresses import joined, without_suffix
 from .corpus_spec import CorpusSpec
 from .files import OnBroken, handle
-from .rows import COLUMNS, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
+from .rows import COLUMNS, QUESTION, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
 
 
 TEXTS = ("id", "task", "source_lang", "target_lang", "text", "source_text")
@@ -60,7 +60,7 @@ def record_rows(
     for name in TEXTS:
         if isinstance(value[name], (Mapping, list, bytes)):
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
-    question = question_of(value["prompt"], value["context"])
+    question = question_of(*(_own_words(name, value, columns or {}) for name in QUESTION))
     source_lang = value["source_lang"] or only(spec, "languages", "source_lang", names["source_lang"] in record)
     for task in (value["task"],) if value["task"] else spec.tasks or ():
         if task in ("asr", "text"):
@@ -71,8 +71,7 @@ def record_rows(
         check_direction(task, source_lang, target_lang)
         if not spec.wants(task, source_lang, target_lang):
             continue
-        transcript = value["source_text"] if value["source_text"] is not None else value["text"]
-        text = transcript if task == "asr" and not value["task"] else value["text"]
+        text = _transcript(value, spec, columns or {}) if task == "asr" and not value["task"] else value["text"]
         row_id = str(value["id"]) if value["id"] is not None else record_id(value, number)
         if task in TEXT_TASKS:
             yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"], task, question)
@@ -81,6 +80,21 @@ def record_rows(
         speech = (source_lang, target_lang, text, source_text, value["duration"])
         audio = audio_source(value["audio"], names["audio"], folder)
         yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]), question=question)
+
+
+def _own_words(name: str, value: Mapping, columns: Mapping[str, str]) -> object:
+    """A record's own prompt or context: nothing where it is empty, or where the recipe reads that column as another."""
+    if name not in columns and ("messages" in columns or name in columns.values()):
+        return None
+    found = value[name]
+    return None if isinstance(found, str) and not found.strip() else found
+
+
+def _transcript(value: Mapping, spec: CorpusSpec, columns: Mapping[str, str]) -> object:
+    """What is said. `text` is it where nothing else can be: with translations it is one, also of rows without transcript."""
+    if value["source_text"] is not None or "source_text" in columns or set(spec.tasks or ()) & {"s2tt", "mt"}:
+        return value["source_text"]
+    return value["text"]
 
 
 def column_value(record: Mapping, column: str) -> object:

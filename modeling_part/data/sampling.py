@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..prompts_part import TASKS
+from ..prompts_part import TASKS, TEXT_TASKS
 from .budget import Budget, refuse_not_positive
 from .mixture import Mixture, RowTable, largest_remainder, round_up
 from .rows import direction
@@ -34,6 +34,27 @@ class EpochPlan:
     step_order: np.ndarray
     carried: np.ndarray  # rows that could not fill a step and are drawn in the next epoch
     repeated: int  # rows drawn once more at the end of the last epoch to fill a step
+
+
+def leave_out_long_texts(table: RowTable, budget: Budget) -> None:
+    """Rows of text tasks that alone are over `max_tokens` get no weight: what a chat holds has no other limit.
+
+    Speech is limited by `max_duration` and by characters per second; a row of it over the budget is an error.
+    """
+    is_text = np.isin(table.task, [TASKS.index(task) for task in TEXT_TASKS])
+    padded = round_up(table.target_tokens, budget.pad_tokens_multiple) * budget.pad_tokens_multiple
+    left_out = np.flatnonzero(is_text & (table.weight > 0) & (padded > budget.max_tokens))
+    if len(left_out):
+        table.weight[left_out] = 0.0
+        longest = int(left_out[np.argmax(table.target_tokens[left_out])])
+        logger.warning(
+            "%d rows of text tasks alone have more tokens than a batch may (max_tokens: %d) and are left out; the longest, "
+            "row %d, has %d",
+            len(left_out),
+            budget.max_tokens,
+            longest,
+            table.target_tokens[longest],
+        )
 
 
 class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):

@@ -85,6 +85,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         self.buffer_rows = buffer_rows
         self.first_step = steps.start
         self.passes: dict[str, int] = {}
+        self.left_out: dict[str, int] = {}
         tasks = [task for task in TASKS if task_weights.get(task)]
         weights = np.array([task_weights[task] for task in tasks])
         steps_of_tasks = largest_remainder(steps.stop * weights / weights.sum())
@@ -99,7 +100,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         # The loader takes its first batch from worker 0, wherever the stage goes on; a share stays with its batches.
         index = (index + self.first_step * self.gradient_accumulation_steps) % workers
-        self.passes = {}
+        self.passes, self.left_out = {}, {}
         rows = {
             task: self._read_forever(task, self.rank * workers + index, self.world_size * workers)
             for task in sorted(set(self.schedule))
@@ -123,16 +124,21 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
             self.passes[task] = self.passes.get(task, 0) + 1
             logger.info("%s stream: share %d of %d begins pass %d", task, share + 1, shares, self.passes[task])
             for row in read_share(self.streams[task], share, shares, epoch=self.passes[task] - 1):
-                seconds, tokens = self._measure(task, row)
-                yield seconds, tokens, serial, row
+                if (size := self._measure(task, row)) is None:
+                    self._leave_out(task, row)
+                    continue
+                yield *size, serial, row
                 serial += 1
         raise ValueError(
             f"the {task} stream gave no rows to share {share + 1} of {shares} (one per rank and worker):"
             " it is empty, or has fewer rows than that"
         )
 
-    def _measure(self, task: str, row: Row) -> tuple[int, int]:
-        """Padded seconds and tokens of a row in multiples, after checking that it may be trained on at all."""
+    def _measure(self, task: str, row: Row) -> tuple[int, int] | None:
+        """Padded seconds and tokens of a row in multiples, after checking that it may be trained on at all.
+
+        None: a row of a text task that alone is over the budget, see [`sampling.leave_out_long_texts`].
+        """
         if row["task"] != task:
             raise ValueError(f"row {row['id']} of the {task} stream has the task {row['task']}")
         if task not in TEXT_TASKS and not row["duration"]:
@@ -141,11 +147,20 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         seconds = int(round_up(row["duration"] or 0.0, self.budget.pad_seconds_multiple))
         tokens = max(int(round_up(target_tokens, self.budget.pad_tokens_multiple)), 1)
         if not self._fits(1, seconds, tokens):
+            if task in TEXT_TASKS:
+                return None
             raise ValueError(
                 f"row {row['id']} ({row['duration']} s, {target_tokens} tokens) is over the budget alone: raise"
                 f" max_audio_seconds={self.budget.max_audio_seconds} or max_tokens={self.budget.max_tokens}, or filter such rows out"
             )
         return seconds, tokens
+
+    def _leave_out(self, task: str, row: Row) -> None:
+        """Count a text that is too long, and say so the first time and at every tenfold."""
+        count = self.left_out[task] = self.left_out.get(task, 0) + 1
+        if str(count).strip("0") == "1":
+            message = "%s stream: %d rows so far alone have more tokens than a batch may (max_tokens: %d) and are left out, such as %s"
+            logger.warning(message, task, count, self.budget.max_tokens, row["id"])
 
     def _fits(self, rows: int, seconds: int, tokens: int) -> bool:
         return (

@@ -105,6 +105,14 @@ WHERE_TO_GET = (
         "10,005 h of Mandarin, 500 GB",
     ),
     Corpus(
+        "WenetSpeech in parquet",
+        "dataset",
+        "on the Hub as fixie-ai/wenetspeech, a copy with the config `L_fixed`, as ultravox names it (not read by us)",
+        "CC BY 4.0, for non-commercial purposes",
+        "14,621,415 clips for training",
+        "fixie-ai/wenetspeech",
+    ),
+    Corpus(
         "Tux Paint's stamps",
         "tuxpaint",
         "with `apt-get download tuxpaint-stamps-default` on Debian or Ubuntu",

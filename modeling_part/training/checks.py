@@ -10,16 +10,25 @@ import pyarrow.compute
 import torch
 from transformers import Trainer, get_scheduler
 
+from ..data.expansion import corpus_specs
 from ..evaluation.prediction import planning_table
 from ..evaluation.scoring import check_prediction, check_scorable, prediction_key
 from ..publishing.cards import render_card
-from ..recipes.arguments import PARTTrainingArguments
+from ..recipes.arguments import DataArguments, PARTTrainingArguments
 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import datasets
+
+
+def check_languages_named(data: DataArguments) -> None:
+    """[`check_languages_of`] for the languages that the recipe itself names, before hours of reading."""
+    for name in ("train_data", "eval_data", "test_data"):
+        for spec in corpus_specs(getattr(data, name) or ()):
+            translates = spec.wants("s2tt") or spec.wants("mt")
+            check_scorable(spec.languages or (), (spec.target_languages or ()) if translates else ())
 
 
 def check_languages_of(dataset: datasets.Dataset) -> None:

@@ -18,6 +18,7 @@ from .console import fold, memory_line, terminal_width
 from .freezing import parameters_per_part, trainable_per_part
 from .memory import estimate_memory
 from .run import StageRun
+from .sources import check_sources, planned_parts
 from .trainer import PARTTrainer
 
 
@@ -48,19 +49,21 @@ def log_plan(trainer: PARTTrainer, run: StageRun) -> None:
 
 
 def needs_download(recipe: Recipe) -> bool:
-    """Say what of the Hub the corpora of a recipe need, how large it is, and whether some of it is still missing.
+    """Say what a recipe's corpora and pretrained parts fetch, how large it is, and whether some of it is still missing.
 
     Raises:
         CorpusError: a repository, config or split is not there, or the Hub cannot be reached.
+        FileNotFoundError, ConnectionError: a pretrained part is not there, see [`check_sources`].
     """
     check_corpora(recipe)
+    check_sources(recipe.model)
     entries = [
         entry for name in ("train_data", "eval_data", "test_data") for entry in getattr(recipe.data, name) or ()
     ]
-    downloads = planned_downloads(corpus_specs(entries))
+    downloads = planned_parts(recipe.model) + planned_downloads(corpus_specs(entries))
     if not downloads:
         return False
-    logger.info("From the Hub:\n%s", "\n".join(as_lines(downloads)))
+    logger.info("What is fetched:\n%s", "\n".join(as_lines(downloads)))
     missing = any(one.missing for one in downloads)
     if missing:
         logger.info(

@@ -17,9 +17,9 @@ from torch import nn
 
 from .. import __version__
 from ..data.augmentation import build_augmentation
-from ..data.batches import Batches, Progress
+from ..data.batches import Batches, Progress, check_number_of_steps
 from ..data.encoder_cache import refuse_augmentation
-from ..data.loading import Rows, check_prompts, load_test_rows
+from ..data.loading import Rows, check_corpora, check_prompts, load_test_rows
 from ..evaluation.alignments import write_alignments
 from ..evaluation.prediction import count_unanswered, predict_and_report
 from ..modeling_part import PARTForSpeechSeq2Seq
@@ -32,7 +32,13 @@ from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checks
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage, build_plan
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
-from .checks import check_languages_of, check_optimizer, check_publishable, check_test_rows
+from .checks import (
+    check_languages_named,
+    check_languages_of,
+    check_optimizer,
+    check_publishable,
+    check_test_rows,
+)
 from .console import figures_with_table, terminal_width, write_total
 from .freezing import trainable_per_part
 from .launches import INDENT, command
@@ -350,6 +356,11 @@ class Run:
             raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")
         if args.cache_encoder_outputs:
             refuse_augmentation(self.recipe.data.augmentation)
+        check_corpora(self.recipe)
+        check_languages_named(self.recipe.data)
+        if any(spec.get("streaming") for spec in self.recipe.data.train_data or ()):
+            for stage in self.stages:
+                check_number_of_steps(stage.plan)
         first = self.stages[0]
         starts = args.stage in (None, first.plan.name) and (args.force or not (first.folder / "stage.json").is_file())
         if starts and not args.dry_run:  # which loads the parts, if need be for the plan alone, and says so itself

@@ -3,19 +3,53 @@
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from ..data.downloads import Download
 from ..recipes.arguments import ModelArguments
+from ..recipes.files import read_json
 
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 10  # to wait for the Hub
+# Of a repository with weights of several kinds, what is loaded: configuration, tokenizer, safetensors.
+FILES_OF_A_PART = ("*.json", "*.txt", "*.jinja", "*.model", "model.safetensors", "model-*.safetensors")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
+
+
+def planned_parts(model_args: ModelArguments) -> list[Download]:
+    """What of the pretrained parts comes from the Hub, as [`check_sources`] has found them there.
+
+    A part that an earlier download has left whole is not asked for.
+    """
+    found = []
+    for name in (
+        (model_args.checkpoint,) if model_args.checkpoint else (model_args.audio_model, model_args.language_model)
+    ):
+        if Path(name).expanduser().exists() or _is_whole(name):
+            continue
+        files = huggingface_hub.snapshot_download(name, allow_patterns=FILES_OF_A_PART, dry_run=True)
+        sizes = {f"{name}/{one.filename}": one.file_size for one in files}
+        missing = frozenset(f"{name}/{one.filename}" for one in files if one.will_download)
+        found.append(Download(name, sizes, missing))
+    return found
+
+
+def _is_whole(name: str) -> bool:
+    """Whether the weights of a repository are among earlier downloads, all shards of them."""
+    here = partial(huggingface_hub.try_to_load_from_cache, name)
+    if isinstance(here("model.safetensors"), str):
+        return True
+    index = here("model.safetensors.index.json")
+    if not isinstance(index, str):
+        return False
+    return all(isinstance(here(shard), str) for shard in set(read_json(index)["weight_map"].values()))
 
 
 def check_sources(model_args: ModelArguments) -> None:

@@ -141,6 +141,15 @@ def test_what_is_not_there_or_not_installed_is_said(bucket, monkeypatch):
     assert planned_downloads([CorpusSpec.from_dict({"reader": "manifest", "path": "s3://b/x.jsonl"})]) == []
 
 
+def test_what_is_read_at_an_address_is_said_with_its_size(bucket):
+    with bucket.open("/bucket/a.parquet", "wb") as file:
+        file.write(b"x" * 3000)
+    spec = {"reader": "dataset", "path": "memory://bucket/*.parquet", "tasks": ["asr"], "languages": ["en"]}
+    (planned,) = planned_downloads([CorpusSpec.from_dict(spec)])
+    assert not planned.missing and planned.passes_by == "read now"
+    assert list(planned.sizes.values()) == [3000]
+
+
 def test_sounds_of_a_stream_are_fetched(bucket):
     settings = {"reader": "dataset", "path": "memory://bucket/x.parquet", "tasks": ["asr"], "languages": ["en"]}
     spec = CorpusSpec.from_dict({**settings, "streaming": True})

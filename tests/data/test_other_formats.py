@@ -65,6 +65,19 @@ def test_a_manifest_of_nemo(clips):
     assert len(only) == 2
 
 
+def test_the_question_of_a_speech_language_model_of_nemo_is_asked(clips):
+    line = {"audio_filepath": "clips/a.flac", "duration": 1.5, "lang": "fr", "answer": "Deux."}
+    lines = [
+        line | {"context": "How many?"},
+        line | {"question": "And then?"},
+        line,
+        line | {"audio_filepath": "clips/b.mp3", "text": "Un.", "context": "x"},
+    ]
+    dataset, _ = read("nemo", write_lines(clips / "train.json", lines))
+    assert dataset["prompt"][:] == ["How many?", "And then?", None, None]
+    assert dataset["text"][:] == ["Deux.", "Deux.", "Deux.", "Un."]
+
+
 def test_odd_lines_of_nemo_are_counted(clips):
     good = {"audio_filepath": "clips/a.flac", "duration": 1.5, "text": "Un."}
     lines = [
@@ -175,6 +188,8 @@ def test_a_data_folder_of_kaldi(kaldi):
     dataset, _ = read("kaldi", kaldi)
     assert dataset["source_lang"][:] == ["fr", "fr", "it"]
     assert dataset["duration"][:] == pytest.approx([1.25, 2.0, 6.0], abs=0.05)
+    with pytest.raises(CorpusError, match="s2tt needs the translations; name their file"):
+        read("kaldi", kaldi, tasks=["asr", "s2tt"], target_languages=["en"])
     with pytest.raises(CorpusError, match=r"kaldi: no wav\.scp in .* or in its folder dev or valid or validation"):
         read("kaldi", kaldi.parent, split="dev")
 

@@ -88,6 +88,32 @@ def test_audio_is_found_in_the_column_that_is_named(conversations):
 
 
 @pytest.mark.parametrize(
+    ("columns", "tasks", "expected"),
+    [
+        (
+            {"source_text": "said", "text": "translated"},
+            ["asr", "s2tt"],
+            [("asr", "Hej."), ("s2tt", "Hello."), ("s2tt", "Bye.")],
+        ),
+        ({"source_text": "said"}, ["asr"], [("asr", "Hej.")]),
+        ({"text": "said"}, ["asr"], [("asr", "Hej.")]),
+    ],
+)
+def test_a_translation_is_no_transcript_where_there_is_none(tmp_path, columns, tasks, expected):
+    sound = encoded(tone(0.5), format="FLAC")
+    records = [
+        {"audio": {"bytes": sound, "path": f"{text}flac"}, "said": said, "translated": text}
+        for said, text in (("Hej.", "Hello."), (None, "Bye."))
+    ]
+    dataset = datasets.Dataset.from_list(records).cast_column("audio", datasets.Audio(decode=False))
+    dataset.to_parquet(tmp_path / "speech" / "train-00000.parquet")
+    spec = {"reader": "dataset", "path": str(tmp_path / "speech"), "tasks": tasks, "columns": columns}
+    found, report = read_corpora([{**spec, "languages": ["sv"], "target_languages": ["en"]}], max_bad_fraction=1.0)
+    assert sorted((row["task"], row["text"]) for row in found) == sorted(expected)
+    assert [entry["rows"] for entry in report["dropped"]["dataset"].values()] == [1]
+
+
+@pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"text": "nested.sentence"}, "no column 'audio' for asr; say under 'columns' columns: {audio: speech}"),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from modeling_part.data.budget import Budget
 from modeling_part.data.mixture import Mixture, RowTable, largest_remainder, round_up
-from modeling_part.data.sampling import TaskBatchSampler, split_batches
+from modeling_part.data.sampling import TaskBatchSampler, leave_out_long_texts, split_batches
 from modeling_part.prompts_part import TASKS
 
 
@@ -432,3 +432,16 @@ def test_padding_and_idle_time_stay_small_at_a_small_scale():
     longest = np.maximum.reduceat(table.audio_seconds[plan.rows], plan.bounds[:-1]) * np.diff(plan.bounds)
     per_step = longest.reshape(-1, 16)
     assert 1 - per_step.mean() / per_step.max(axis=1).mean() < 0.06
+
+
+def test_a_text_that_is_too_long_is_left_out_and_speech_is_an_error(caplog):
+    table = make_table([(3, 0.0, 20), (3, 0.0, 161), (3, 0.0, 152), (3, 0.0, 400)])
+    leave_out_long_texts(table, Budget(60.0, 160))
+    assert table.weight.tolist() == [1, 0, 1, 0]
+    assert "2 rows of text tasks alone have more tokens than a batch may (max_tokens: 160)" in caplog.text
+    assert "row 3, has 400" in caplog.text
+    assert {row for batch in make_sampler(table, epochs=1) for row in batch} == {0, 2}
+    speech = make_table([(0, 1.0, 400), (0, 1.0, 4)])
+    leave_out_long_texts(speech, Budget(60.0, 160))
+    with pytest.raises(ValueError, match="1 rows are over the budget alone"):
+        make_sampler(speech, epochs=1)

@@ -167,3 +167,14 @@ def test_lengths_of_the_ranks_go_together():
 def test_streams_that_cannot_be_batched_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         load(make_stream(**kwargs))
+
+
+def test_a_text_that_is_too_long_is_left_out_and_counted(caplog):
+    rows = make_rows("mt", 20)
+    for row in rows[::4]:
+        row["text"] = "x" * 500
+    batches = load(make_stream(streams={"mt": rows}, task_weights={"mt": 1.0}))
+    assert {row["id"] for batch in batches for row in batch} == {row["id"] for row in rows if len(row["text"]) < 500}
+    assert "mt stream: 1 rows so far alone have more tokens than a batch may (max_tokens: 400)" in caplog.text
+    with pytest.raises(ValueError, match="gave no rows to share"):
+        load(make_stream(streams={"mt": rows[:1]}, task_weights={"mt": 1.0}))

@@ -29,13 +29,14 @@ def said(dataset) -> list[tuple[str, str]]:
     assert {(row["task"], row["source_lang"], row["target_lang"], row["audio"]) for row in dataset} == {
         ("text", "en", "en", None)
     }
+    assert {row["prompt"] for row in dataset} == {None}, "what is asked stands in source_text, once"
     return [(row["source_text"], row["text"]) for row in dataset]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_conversations_of_a_dataset(tmp_path, streaming, monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-    records = [{"messages": chat, "source": "x"} for chat in CHATS]
+    records = [{"messages": chat, "source": "x", "prompt": chat[0]["content"], "context": ""} for chat in CHATS]
     datasets.Dataset.from_list(records).to_parquet(tmp_path / "chat" / "train-00000.parquet")
     spec = {"reader": "dataset", "path": str(tmp_path / "chat"), **SPEC, "streaming": streaming}
     dataset, _ = read_corpora([spec])
@@ -55,6 +56,21 @@ def test_conversations_prompts_and_answers_of_jsonl(tmp_path):
     record = {"task": "text", "source_lang": "en", "source_text": "2 + 2?", "text": "4"}
     path = write_lines(tmp_path / "manifest.jsonl", [record])
     assert said(read_corpora([{"reader": "manifest", "path": path}])[0]) == [("2 + 2?", "4")]
+    asked = {"task": "text", "source_lang": "en", "prompt": "2 + 2?", "answer": "4"}
+    path = write_lines(tmp_path / "asked.jsonl", [asked])
+    spec = {"reader": "manifest", "path": path, "columns": {"source_text": "prompt", "text": "answer"}}
+    assert said(read_corpora([spec])[0]) == [("2 + 2?", "4")]
+
+
+def test_an_empty_context_is_none_and_a_full_one_is_kept(tmp_path):
+    records = [
+        {"instruction": "Who?", "context": context, "response": "Goethe."} for context in ("", " ", "Faust", None)
+    ]
+    datasets.Dataset.from_list(records).to_parquet(tmp_path / "dolly" / "train-00000.parquet")
+    columns = {"source_text": "instruction", "text": "response"}
+    spec = {"reader": "dataset", "path": str(tmp_path / "dolly"), **SPEC, "columns": columns}
+    dataset, report = read_corpora([spec])
+    assert dataset["context"][:] == [None, None, "Faust", None] and not report["dropped"]
 
 
 def test_odd_conversations_are_counted(tmp_path):

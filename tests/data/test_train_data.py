@@ -142,6 +142,22 @@ def test_streams_need_a_number_of_steps(streamed, tiny_parts):
         train_part.main([str(recipe)])
 
 
+def test_dev_and_test_data_are_read_where_the_entry_is_that_of_a_stream(streamed, tiny_parts, tmp_path):
+    folder, corpus, specs = streamed
+    recipe = tiny_training.write_recipe(
+        folder,
+        tiny_parts,
+        corpus,
+        output_dir=str(tmp_path / "run"),
+        train_data=specs,
+        test_data=specs,
+        eval_data=specs,
+    )
+    rows = load_rows(parse_recipe([str(recipe)]))
+    assert rows.is_streamed and len(rows.eval) > 0
+    assert len(rows.test) == sum(len(list(one)) for one in rows.train.values())
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("kind", KINDS)

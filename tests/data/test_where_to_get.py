@@ -16,6 +16,8 @@ from made_data import encoded, tone
 from tiny import REPOSITORY
 
 from modeling_part.data.corpora import read_corpora
+from modeling_part.data.corpus_spec import CorpusSpec
+from modeling_part.data.downloads import as_lines, planned_downloads
 from modeling_part.data.readers.registry import FROM_FILES, READERS
 from modeling_part.data.rows import CorpusError
 from modeling_part.data.where_to_get import WHERE_TO_GET, as_table, how_to_get
@@ -185,6 +187,23 @@ def data_collective(monkeypatch):
     yield server
     server.shutdown()
     server.server_close()
+
+
+def test_what_a_dry_run_says_of_a_release(tmp_path, data_collective):
+    spec = {"reader": "common_voice", "path": str(tmp_path / "cv"), "data_collective": ["common-voice-23-sv"]}
+    (planned,) = planned_downloads([CorpusSpec.from_dict(spec)])
+    assert planned.missing and not data_collective.asked
+    assert as_lines([planned])[0].split() == [
+        "?",
+        "1",
+        "files",
+        "to",
+        "download",
+        "common-voice-23-sv",
+        *"of Mozilla Data Collective".split(),
+    ]
+    texts(tmp_path / "cv", data_collective=["common-voice-23-sv"], languages=["sv"])
+    assert planned_downloads([CorpusSpec.from_dict(spec)]) == []
 
 
 def test_a_release_is_downloaded_once(tmp_path, data_collective):

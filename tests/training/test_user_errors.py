@@ -3,6 +3,8 @@
 import errno
 import logging
 import sys
+from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 import tiny_training
@@ -10,6 +12,7 @@ import torch
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 import train_part
+from modeling_part.recipes.arguments import ModelArguments
 from modeling_part.recipes.user_errors import mistakes_in_one_message, take_debug
 from modeling_part.training import launches, sources
 
@@ -116,6 +119,28 @@ class TestPretrainedParts:
         )
         assert "(no route to host)" in error and "hf download nobody/nothing --local-dir models/nothing" in error
         assert "--language_model models/nothing" in error
+
+    def test_what_a_dry_run_says_of_them(self, monkeypatch, tmp_path):
+        files = [SimpleNamespace(filename=name, file_size=size, will_download=new) for name, size, new in (
+            ("config.json", 10, False), ("model.safetensors", 3000, True))]  # fmt: skip
+        asked = []
+        monkeypatch.setattr(
+            sources.huggingface_hub,
+            "snapshot_download",
+            lambda name, **settings: asked.append((name, settings)) or files,
+        )
+        parts = ModelArguments(audio_model="nobody/whisper", language_model=str(tmp_path))
+        (planned,) = sources.planned_parts(parts)
+        assert planned.name == "nobody/whisper" and planned.bytes_missing() == 3000
+        assert planned.missing == {"nobody/whisper/model.safetensors"}
+        ((name, settings),) = asked
+        assert name == "nobody/whisper" and settings["dry_run"] is True
+        wanted = [name for name in ("model.safetensors", "model-00001-of-00002.safetensors", "model.fp32-00001.safetensors",
+                  "pytorch_model.bin", "flax_model.msgpack", "tokenizer.json")
+                  if any(fnmatch(name, one) for one in settings["allow_patterns"])]  # fmt: skip
+        assert wanted == ["model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"]
+        monkeypatch.setattr(sources.huggingface_hub, "try_to_load_from_cache", lambda name, file: "here")
+        assert sources.planned_parts(parts) == []
 
     def test_a_copy_of_an_earlier_download_is_used(self, monkeypatch, caplog):
         def fail(*args, **kwargs):

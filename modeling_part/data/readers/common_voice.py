@@ -54,13 +54,19 @@ def read_common_voice(spec: CorpusSpec, report: DataReport, *, data_collective: 
             yield speech_row(Path(clip).stem, spec.corpus, *speech, folder / "clips" / clip)
 
 
-def fetch_releases(slugs: list, folder: Path) -> None:
-    """Download datasets of Mozilla Data Collective into `folder`; those that it has got are not asked for again."""
+def waiting_releases(slugs: list, folder: Path) -> dict[str, Path]:
+    """Datasets of Mozilla Data Collective that `folder` has not got yet, and the file that will say that it has."""
     for slug in slugs:
         if not isinstance(slug, str) or not slug or os.sep in slug:
             raise CorpusError(f"common_voice: 'data_collective' must list ids or slugs of datasets, not {slug!r}")
     wanted = {slug: folder / f"{slug}.downloaded" for slug in slugs}
-    if all(mark.exists() for mark in wanted.values()):
+    return {slug: mark for slug, mark in wanted.items() if not mark.exists()}
+
+
+def fetch_releases(slugs: list, folder: Path) -> None:
+    """Download datasets of Mozilla Data Collective into `folder`; those that it has got are not asked for again."""
+    wanted = waiting_releases(slugs, folder)
+    if not wanted:
         return
     try:
         import datacollective
@@ -76,8 +82,6 @@ def fetch_releases(slugs: list, folder: Path) -> None:
             "(https://mozilladatacollective.com/api-reference), after agreeing to the dataset's terms on its page"
         )
     for slug, mark in wanted.items():
-        if mark.exists():
-            continue
         try:
             archive = datacollective.download_dataset(slug, download_directory=str(folder))
         except (OSError, ValueError, RuntimeError, DownloadError) as error:

@@ -34,6 +34,11 @@ def read_kaldi(spec: CorpusSpec, report: DataReport, *, translation: str | None 
     on_broken = partial(report.drop_line, spec.corpus)
     if not spec.tasks:
         spec = replace(spec, tasks=("asr", "s2tt") if translation else ("asr",))
+    if not translation and (others := sorted(set(spec.tasks) - {"asr"})):
+        raise CorpusError(
+            f"kaldi at {folder}: {', '.join(others)} needs the translations; name their file beside `text`, for example "
+            "translation: text.en"
+        )
     tables = {name: table(folder / name, on_broken) for name in ("wav.scp", "text")}
     extras = {name: table(folder / name, on_broken, must_exist=False) for name in ("segments", "utt2dur", "utt2lang")}
     translations = table(folder / translation, on_broken) if translation else {}

@@ -77,7 +77,8 @@ def read_manifest(
 
 def renamed(record: dict, columns: Mapping[str, str]) -> dict:
     """What a record holds under canonical names, where some of them stand for columns of other names."""
-    found = {name: record[name] for name in FIELDS if name in record and name not in columns}
+    read_as_others = {*columns.values()} & {*QUESTION}  # what a recipe reads as the source is not asked again
+    found = {name: record[name] for name in FIELDS if name in record and name not in {*columns, *read_as_others}}
     values = {name: column_value(record, column) for name, column in columns.items()}
     return found | {name: value for name, value in values.items() if value is not None}
 

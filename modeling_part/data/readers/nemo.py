@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """NeMo's manifests, those of Canary included."""
 
+import zlib
 from collections.abc import Iterator
 from functools import partial
 
@@ -21,7 +22,8 @@ def read_nemo(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 
     As NeMo reads them, paths are relative to the manifest's folder, and with an `offset` the clip is the `duration` from
     there. Languages are `source_lang` (or `lang`) and `target_lang`, or the only ones of `languages` and
-    `target_languages`; the task is `taskname` (asr, ast, s2t_translation), or what the languages say. Other fields, such as
+    `target_languages`; the task is `taskname` (asr, ast, s2t_translation), or what the languages say. A line of NeMo's speech
+    language models, with `answer` in place of `text`, is asked with its `context` (or `question`). Other fields, such as
     `pnc`, are not read. Tarred manifests are not either: read their archives with the reader `dataset`.
     """
     path = spec.folder()
@@ -40,6 +42,9 @@ def nemo_record(line: dict) -> dict:
             raise BrokenRowError(f"{name!r} must be a number of seconds", repr(value))
     record = {"audio": audio, "duration": duration, "text": line.get("text", line.get("answer"))}
     record["id"] = without_suffix(audio)
+    asked = line.get("context", line.get("question"))
+    if "text" not in line and isinstance(asked, str) and asked.strip():  # a clip may be asked many things
+        record |= {"prompt": asked, "id": f"{record['id']}-{zlib.crc32(asked.encode('utf-8', 'surrogatepass')):08x}"}
     if offset is not None:
         if duration is None:
             raise BrokenRowError("an 'offset' without a 'duration'", repr(offset))
