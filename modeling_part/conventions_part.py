@@ -2,6 +2,7 @@
 """What transformers' conventions ask of a processor: keyword arguments, whole prompts, chats, transcription requests."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ try:
 except ImportError:  # transformers says so where a template is to be rendered
     TemplateError = ()
 
+
+logger = logging.getLogger(__name__)
 
 # What a tokenizer can say about text, and PART about a whole prompt, but not about rows of a task.
 ONLY_OF_PROMPTS = (
@@ -151,12 +154,31 @@ class ConventionalProcessor(FeatureProcessor):
         languages = [None if name is None else self.language_code(name) for name in as_list(language)]
         contexts = contexts_of(keywords)
         if tokenize:
+            audio = self._beginnings(audio, kwargs)
             return self(audio, source_lang=languages, prompt=prompt, context=contexts, task="asr", **kwargs)
         rows = broadcast(audio=as_list(audio), source_lang=languages, prompt=as_list(prompt), context=contexts)
         texts = [self.question({**row, "task": "asr", "target_lang": None}) for row in rows]
         turns = [[{"type": "audio"}, {"type": "text", "text": text}] for text in texts]
         conversations = [[{"role": "user", "content": content}] for content in turns]
         return self.apply_chat_template(conversations, add_generation_prompt=True)
+
+    def _beginnings(self, audio, kwargs: dict) -> list:
+        """Clips cut to the encoder's window, as other processors do where a transcript is asked for, and not in silence."""
+        window = getattr(self.feature_extractor, "n_samples", None)
+        rate = kwargs.get("sampling_rate") or kwargs.get("audio_kwargs", {}).get("sampling_rate") or self.sampling_rate
+        if window is None:
+            return audio
+        window = round(window / self.sampling_rate * rate)
+        clips = [load_audio(one, rate) for one in as_list(audio)]
+        if too_long := sum(len(one) > window for one in clips):
+            logger.warning(
+                "%d of %d clips are longer than the encoder's window of %.0f s: what comes after it is not heard "
+                "(PARTPipeline takes any length)",
+                too_long,
+                len(clips),
+                window / rate,
+            )
+        return [one[:window] for one in clips]
 
     def decode(
         self, token_ids, skip_special_tokens: bool = False, return_format: str = "raw", **kwargs

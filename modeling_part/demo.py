@@ -374,6 +374,7 @@ def serve(
     port: int = 7860,
     share: bool = False,
     max_minutes: float = MAX_MINUTES,
+    window: float | None = None,
 ) -> None:
     """Load a checkpoint and serve the page until interrupted.
 
@@ -386,6 +387,7 @@ def serve(
         port: to listen on.
         share: refused: a link of gradio's would send the recordings through its servers.
         max_minutes: longest recording.
+        window: `chunk_length_s` of the pipeline.
 
     Raises:
         ValueError: `share`, a port that is none, or a length that is none.
@@ -404,7 +406,8 @@ def serve(
         raise ValueError(f"max_minutes is {max_minutes!r}, but must be a number above 0.")
     check_address(host, port)
     found = find_checkpoint(checkpoint, revision)
-    pipe = pipeline("speech-to-text", model=found.source, revision=revision, device=device, dtype=dtype)
+    settings = {"revision": revision, "device": device, "dtype": dtype, "chunk_length_s": window}
+    pipe = pipeline("speech-to-text", model=found.source, **settings)
     with tempfile.TemporaryDirectory(prefix="part-demo-") as folder:
         build_page(pipe, found, max_minutes, find_examples(found, Path(folder))).launch(
             server_name=host,

@@ -41,18 +41,19 @@ def transcribe_live(
             as they come; empty ones are passed over. To keep up with a microphone where a transcript takes longer than
             `interval`, give all that has come since as one piece.
         interval: seconds of new audio from one transcript to the next.
-        longest: seconds; two thirds of the encoder's window by default, or 20. A checkpoint that was trained on shorter
-            clips than that, as the quickstart's is, needs about their length.
-        options: of the pipeline, such as `source_lang`.
+        longest: seconds; by default the pipeline's `chunk_length_s`, or two thirds of the encoder's window, or 20. A
+            checkpoint that was trained on shorter clips than that, as the quickstart's is, needs about their length.
+        options: of the pipeline, such as `source_lang`. `return_timestamps` has no effect: a [`LiveText`] has no times.
 
     Yields:
         [`LiveText`] after every transcript; of the last one, when the pieces end, all is final.
     """
     rate = pipe.processor.sampling_rate
     if longest is None:
-        longest = getattr(pipe.processor.feature_extractor, "n_samples", 30 * rate) / rate * 2 / 3
+        window = getattr(pipe.processor.feature_extractor, "n_samples", 30 * rate) / rate
+        longest = options.get("chunk_length_s") or window * 2 / 3
     has_times = pipe.model.alignment_head is not None and task_of(options.get("task", "asr")) == "asr"
-    heard = _Heard(pipe, {**options, "return_timestamps": "word"} if has_times else options, rate)
+    heard = _Heard(pipe, {**options, "return_timestamps": "word" if has_times else None}, rate)
     for piece in pieces:
         heard.add(piece)
         if heard.new >= interval * rate:
@@ -95,7 +96,7 @@ class _Heard:
 
     def finish(self) -> LiveText:
         """All that is heard at the end is final."""
-        if self.new:
+        if self.new and self._is_heard():
             following, times = self._following()
             self._keep(following, times)
         else:
@@ -115,10 +116,10 @@ class _Heard:
 
     def _following(self) -> tuple[list[str], list[tuple[float | None, float | None]]]:
         """The words of a new transcript that come after the final ones, and the times of these."""
-        if len(self.audio) < 0.1 * self.rate:
+        if not self._is_heard():
             return [], []
         answer = self.pipe({"raw": self.audio, "sampling_rate": self.rate}, **self.options)
-        if "return_timestamps" in self.options:
+        if self.options["return_timestamps"] == "word":
             words = [chunk["text"] for chunk in answer["chunks"]]
             times = [chunk["timestamp"] for chunk in answer["chunks"]]
         else:
@@ -131,6 +132,10 @@ class _Heard:
         # The final words' times as this transcript has them: as many as it holds of them.
         self.times = ([(None, None)] * self.inside + times[: place.place])[-self.inside :] if self.inside else []
         return words[place.place :], times[place.place :]
+
+    def _is_heard(self) -> bool:
+        """Whether there is enough audio for a transcript."""
+        return len(self.audio) >= 0.1 * self.rate
 
     def _keep(self, words: list[str], times: list) -> None:
         self.final += words

@@ -22,7 +22,7 @@ from .features_part import MINIMUM_SECONDS
 from .language_part import known_languages, language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
 from .processing_part import PARTProcessor
-from .prompts_part import TASKS, TEXT_TASKS, task_of
+from .prompts_part import TASKS, TEXT_TASKS, one_context, task_of
 from .repetition_part import cut_loops
 from .silence_part import is_silence, silent_windows
 from .voice_activity_part import speech_windows
@@ -73,8 +73,8 @@ class PARTPipeline(ChunkPipeline):
         task: `"asr"` (default), `"s2tt"` or `"mt"`.
         source_lang, target_lang: BCP-47 codes; the source may stay unnamed, `"asr"` has no target.
         prompt: replaces the instruction of the task.
-        context: names and terms that may be said, see [`PARTProcessor`]. In a call with a list, each of these five may be a
-            list, too.
+        context: names and terms that may be said, as text or a list of words, see [`PARTProcessor`]. In a call with a list,
+            each of these five may be a list, too.
         languages: which may be spoken, where `source_lang` is not given: answers of transcription then also have
             `"language"` and `"language_scores"`, see `language_part`. The model must know the prompts that name them. With an
             alignment head each window is then transcribed as if the language found there were given. Silence has none.
@@ -124,14 +124,16 @@ class PARTPipeline(ChunkPipeline):
 
     def __call__(self, inputs, **options) -> dict | list[dict] | Iterator[dict]:
         """See the class."""
-        columns = {name: options.pop(name) for name in OF_A_ROW if isinstance(options.get(name), (list, tuple))}
-        if isinstance(inputs, (list, tuple)) and not inputs:
+        is_list = isinstance(inputs, (list, tuple))
+        if is_list and not inputs:
             return []
+        of_each = OF_A_ROW if is_list else [name for name in OF_A_ROW if name != "context"]  # words, for one input
+        columns = {name: options.pop(name) for name in of_each if isinstance(options.get(name), (list, tuple))}
         if not columns:
             return super().__call__(inputs, **options)
         lengths = {name: len(values) for name, values in columns.items()}
-        if not isinstance(inputs, (list, tuple)) or set(lengths.values()) != {len(inputs)}:
-            given = f"{len(inputs)} inputs" if isinstance(inputs, (list, tuple)) else "what is not a list of inputs"
+        if not is_list or set(lengths.values()) != {len(inputs)}:
+            given = f"{len(inputs)} inputs" if is_list else "what is not a list of inputs"
             raise ValueError(f"{lengths} values for {given}: give one value for all, or a list with one per input.")
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return super().__call__([_Row(*pair) for pair in zip(inputs, rows, strict=True)], **options)
@@ -172,7 +174,9 @@ class PARTPipeline(ChunkPipeline):
 
     def live(self, pieces: Iterable[np.ndarray], **options) -> Iterator[LiveText]:
         """The text of audio while it is recorded, see [`transcribe_live`]."""
-        return transcribe_live(self, pieces, **options)
+        asked_once = {name: self._preprocess_params.get(name) for name in ("task", "chunk_length_s")}
+        given = {name: value for name, value in {**asked_once, **options}.items() if value is not None}
+        return transcribe_live(self, pieces, **given)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save the model and the processor; `kwargs` go to the model's `save_pretrained`."""
@@ -185,6 +189,7 @@ class PARTPipeline(ChunkPipeline):
         if unknown := sorted(set(options) - {*OF_PREPROCESS, *OF_FORWARD}):
             raise TypeError(f"Unknown options {unknown}; the pipeline takes {[*OF_PREPROCESS, *OF_FORWARD]}.")
         preprocess = {name: options.get(name) for name in OF_PREPROCESS}
+        preprocess["context"] = one_context(preprocess["context"])
         forward = {name: options.get(name) for name in OF_FORWARD}
         if options.get("languages") is not None:
             forward["languages"] = known_languages(self.processor, options["languages"])

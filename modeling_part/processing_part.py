@@ -21,7 +21,16 @@ from .conventions_part import (
     convert,
 )
 from .damage_part import explain_damage
-from .prompts_part import INSTRUCTIONS, LANGUAGE_NAMES, TASKS, TEXT_TASKS, check_instructions, code_of, task_of
+from .prompts_part import (
+    INSTRUCTIONS,
+    LANGUAGE_NAMES,
+    TASKS,
+    TEXT_TASKS,
+    check_instructions,
+    code_of,
+    one_context,
+    task_of,
+)
 from .saved_prompt_part import RECORD, check_saved, saved_with
 from .templates_part import freeze_clock
 
@@ -143,7 +152,7 @@ class PARTProcessor(ConventionalProcessor):
         text: str | list[str] | None = None,
         source_text: str | list[str] | None = None,
         prompt: str | list[str | None] | None = None,
-        context: str | list[str | None] | None = None,
+        context: str | list[str] | list[str | list[str] | None] | None = None,
         **kwargs: Unpack[PARTProcessorKwargs],
     ) -> BatchFeature:
         """Audio or text, tasks and languages -> a batch for the model.
@@ -161,8 +170,9 @@ class PARTProcessor(ConventionalProcessor):
                 prompt, as other processors take it and `apply_chat_template` gives it: one placeholder per clip.
             source_text: the sentence to translate, for `"mt"`; what is asked, for `"text"`.
             prompt: replaces the instruction of the task.
-            context: names, terms or sentences that what is said may be about, one on each line; put after the instruction,
-                with commas between. Of use where training had such rows.
+            context: names, terms or sentences that what is said may be about, one on each line or as a list of words (with
+                lists of the others, such a list for each row); put after the instruction, with commas between. Of use where
+                training had such rows.
             kwargs: as of any processor, flat or in `text_kwargs`, `audio_kwargs` and `common_kwargs`. The defaults:
                 `return_tensors="pt"` (also `"np"`; None: lists), `padding=True`, `padding_side` `"right"` with answers,
                 else `"left"`, as generation needs; `sampling_rate` of arrays, the encoder's (files carry their own). For
@@ -178,7 +188,10 @@ class PARTProcessor(ConventionalProcessor):
         """
         options = self._read_options(kwargs)
         columns = {"task": task, "source_lang": source_lang, "target_lang": target_lang}
-        columns |= {"source_text": source_text, "prompt": prompt, "context": context}
+        columns |= {"source_text": source_text, "prompt": prompt}
+        is_many = any(isinstance(one, (list, tuple)) for one in (audio, text, *columns.values()))
+        is_for_each = is_many and isinstance(context, (list, tuple))
+        columns["context"] = [*map(one_context, context)] if is_for_each else one_context(context)
         clips, texts = as_list(audio), as_list(text)
         written = columns if options.of_tokenizer.get("is_split_into_words") else {"text": text, **columns}
         for name, value in written.items():

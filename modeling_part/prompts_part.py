@@ -97,4 +97,17 @@ def context_of(words: Iterable[str]) -> str | None:
     return "\n".join(" ".join(word.split()) for word in words) or None
 
 
+def one_context(context: str | Iterable[str] | None) -> str | None:
+    """A context as text, which may be given as a list of words.
+
+    Raises:
+        ValueError: a word is no text, or empty.
+    """
+    if not isinstance(context, (list, tuple)):
+        return context
+    if strange := [word for word in context if not isinstance(word, str) or not word.strip()]:
+        raise ValueError(f"`context` holds {strange[0]!r}; give text, or a list of words.")
+    return context_of(context)
+
+
 PROMPT_MARK = "<<prompt>>"  # stands for the user's turn while the chat template is rendered

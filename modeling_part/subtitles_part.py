@@ -2,6 +2,7 @@
 """What the pipeline gives of a recording, as subtitles (SRT, WebVTT), a table (TSV), JSON or plain text."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,12 +27,17 @@ def cues(answer: Mapping) -> list[Cue]:
         answer: what `PARTPipeline` returns of a recording.
     """
     found: list[Cue] = []
-    for chunk in answer["chunks"]:
+    for number, chunk in enumerate(answer["chunks"]):
         start, end = chunk["timestamp"]
+        text = chunk["text"]
         last = found[-1] if found else Cue(0.0, 0.0, "")
         start = last.end if start is None else start
-        end = start if end is None else end
-        text = chunk["text"]
+        if (
+            end is None
+        ):  # its window's words have no times: until the next word that has, but no longer than it is read
+            starts = (one["timestamp"][0] for one in answer["chunks"][number + 1 :])
+            following = next((one for one in starts if one is not None), math.inf)
+            end = max(start, min(following, start + len(text) * LONGEST / CHARACTERS))
         begins = (
             not found
             or last.text.rstrip("\"'”’»）)」』").endswith(SENTENCE_ENDS)

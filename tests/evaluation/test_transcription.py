@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import tiny_training
+import torch
+import transformers
 from transformers import pipeline
 
 from modeling_part.__main__ import main
@@ -97,6 +100,33 @@ def test_the_command_says_which_language_it_found(tiny_checkpoint, folder, capsy
     main([*words, "--languages", "en", "fr"])
     written = json.loads((folder / "a.json").read_text())
     assert written["language"] in ("en", "fr") and set(written["language_scores"]) == {"en", "fr"}
+
+
+def test_the_command_tells_the_trained_languages_apart_and_takes_a_run_and_a_window(folder, tmp_path, monkeypatch):
+    stage = tmp_path / "run" / "joint"
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    model.save_pretrained(stage), processor.save_pretrained(stage)
+    rows = {"asr/en": 3, "asr/fr": 3, "s2tt/en-fr": 3, "mt/de-en": 1}
+    (stage / "stage.json").write_text(json.dumps({"data": {"rows": rows}}))
+    made, once = [], transformers.pipeline
+    monkeypatch.setattr(
+        transformers, "pipeline", lambda *args, **settings: made.append(settings) or once(*args, **settings)
+    )
+    words = ["transcribe", str(tmp_path / "run"), str(folder / "a.wav"), "--device", "cpu", "--output_format", "json"]
+    main([*words, "--window", "0.5"])
+    written = json.loads((folder / "a.json").read_text())
+    assert set(written["language_scores"]) == {"en", "fr"}
+    assert made[0]["chunk_length_s"] == 0.5 and made[0]["model"] == str(stage)
+    main([*words, "--language", "en", "--overwrite"])
+    assert "language" not in json.loads((folder / "a.json").read_text())
+
+
+def test_what_is_no_task_of_files_is_refused_before_anything_is_loaded(folder, capsys):
+    for task in ("mt", "text", "sing"):
+        with pytest.raises(SystemExit):
+            main(["transcribe", "/nowhere", str(folder), "--task", task])
+        assert f"--task is {task!r}; it is transcribe or translate" in capsys.readouterr().err
 
 
 def test_the_command_says_which_files_it_could_not_read(tiny_checkpoint, folder, capsys):

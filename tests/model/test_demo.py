@@ -287,7 +287,7 @@ def test_words_have_times_where_the_model_aligns_them(clip, monkeypatch):
     )
     *_, last = answer(pipe, str(clip), "Transcribe", "en", None)
     assert to_lines(last.chunks) == "0.50–0.88  one\ntwo" and last.texts == {"asr": "one two"}
-    assert to_srt(last.chunks) == "1\n00:00:00,500 --> 00:00:00,875\none two\n"
+    assert to_srt(last.chunks) == "1\n00:00:00,500 --> 00:00:01,208\none two\n"
 
 
 def test_srt_of_several_windows():

@@ -40,8 +40,9 @@ class Listener:
             is_whole = last - first == round(LENGTH * RATE)
             word = NAMES[number - 1] if is_whole else f"cut{self.calls}"
             chunks.append({"text": f" {word}" if chunks else word, "timestamp": (first / RATE, last / RATE)})
-        answer = {"text": "".join(chunk["text"] for chunk in chunks), "chunks": chunks}
-        return answer if return_timestamps else {"text": answer["text"], "chunks": []}
+        text = "".join(chunk["text"] for chunk in chunks)
+        window = [{"text": text, "timestamp": (0.0, len(audio) / RATE)}]
+        return {"text": text, "chunks": chunks if return_timestamps == "word" else window}
 
 
 def speech(numbers: list[int]) -> np.ndarray:
@@ -66,10 +67,12 @@ def cut(audio: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
     st.lists(st.integers(20, 900), min_size=1, max_size=4),
     st.floats(0.2, 2.0),
     st.booleans(),
+    st.sampled_from([None, True, "word"]),
 )
-def test_what_is_final_is_what_was_said(numbers, lengths, interval, has_times):
+def test_what_is_final_is_what_was_said(numbers, lengths, interval, has_times, return_timestamps):
     pipe = Listener(has_times)
-    texts = list(transcribe_live(pipe, cut(speech(numbers), lengths), interval=interval))
+    options = {"interval": interval, "return_timestamps": return_timestamps}
+    texts = list(transcribe_live(pipe, cut(speech(numbers), lengths), **options))
     assert texts[-1].text == " ".join(NAMES[number] for number in numbers) and texts[-1].tentative == ""
     for one, other in pairwise(texts):
         assert other.text.startswith(one.text) and other.seconds >= one.seconds
@@ -128,3 +131,29 @@ def test_a_real_pipeline_ends_with_a_text(has_head):
     texts = list(pipe.live(cut(audio, [4000]), interval=1.5, source_lang="en"))
     assert len(texts) >= 4 and texts[-1].seconds == 6.0 and texts[-1].tentative == ""
     assert list(pipe.live([])) == [("", "", 0.0)]
+
+
+def test_what_a_pipeline_is_given_once_holds_for_live_audio():
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    once = {"task": "s2tt", "target_lang": "fr", "chunk_length_s": 2.0, "max_new_tokens": 4}
+    pipe = PARTPipeline(model=model.eval(), processor=processor, device="cpu", **once)
+    audio = 0.1 * np.random.default_rng(0).standard_normal(3 * 16_000).astype(np.float32)
+    (*_, last) = pipe.live(cut(audio, [8000]))
+    assert last.text.split() == pipe(audio)["text"].split()
+    transcriber = PARTPipeline(model=model, processor=processor, device="cpu", **{**once, "task": "asr"})
+    heard, call = [], PARTPipeline.__call__
+    transcriber.__class__ = type(
+        "Listening",
+        (PARTPipeline,),
+        {"__call__": lambda self, inputs, **kw: heard.append(len(inputs["raw"])) or call(self, inputs, **kw)},
+    )
+    list(transcriber.live(cut(np.zeros(12 * 16_000, dtype=np.float32), [8000])))
+    assert max(heard) <= 3.5 * 16_000, "cut after `chunk_length_s`"
+
+
+def test_a_last_piece_too_short_to_be_heard_loses_nothing():
+    pipe = Listener(True)
+    texts = list(transcribe_live(pipe, [speech([1]), np.zeros(20, dtype=np.float32)], interval=0.5, longest=0.1))
+    assert texts[0].text + texts[0].tentative == "one,"
+    assert texts[-1].text == "one,"

@@ -276,6 +276,31 @@ def test_prompt_and_language_change_what_the_model_is_asked(pipe, clip, monkeypa
     assert "What is said?" in asked[1] and "Transcribe" not in asked[1]
 
 
+def test_words_that_may_be_said_are_a_list_or_text(pipe, clip, monkeypatch):
+    asked = []
+    generate = pipe.model.generate
+
+    def listen(**inputs):
+        asked.append(pipe.tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
+        return generate(**inputs)
+
+    monkeypatch.setattr(pipe.model, "generate", listen)
+    once = PARTPipeline(
+        model=pipe.model, processor=pipe.processor, context=["Ana", "Bob"], device="cpu", max_new_tokens=4
+    )
+    pipe(clip, context="Ana\nBob")
+    pipe(clip, context=["Ana", "Bob"])
+    list(pipe.stream(clip, context=["Ana", "Bob"]))
+    once(clip)
+    assert [len(texts) for texts in asked] == [1] * 4 and len({text for (text,) in asked}) == 1
+    assert "Context: Ana, Bob" in asked[0][0]
+    asked.clear()
+    pipe([clip, clip], context=["Ana", ["Bob", "Eve"]])
+    assert ["Context: Ana" in asked[0][0], "Context: Bob, Eve" in asked[1][0]] == [True, True]
+    with pytest.raises(ValueError, match="`context` holds 3; give text, or a list of words"):
+        pipe(clip, context=["Ana", 3])
+
+
 def test_a_task_given_once_is_that_of_every_call(pipe, clip):
     once = PARTPipeline(model=pipe.model, processor=pipe.processor, task="s2tt", target_lang="fr", device="cpu")
     assert once(clip, max_new_tokens=6) == pipe(clip, task="s2tt", target_lang="fr", max_new_tokens=6)

@@ -494,6 +494,24 @@ class TestConventions:
         with pytest.raises(ValueError, match="`keywords` hold"):
             processor.apply_transcription_request(clips, keywords=3)
 
+    def test_the_words_of_one_clip_are_one_row(self, processor):
+        one = processor(sine(0.3), context=["Ana", "Bob"])
+        assert torch.equal(one["input_ids"], processor(sine(0.3), context="Ana\nBob")["input_ids"])
+        clips = [sine(0.3), sine(0.3)]
+        two = processor(clips, context=[["Ana", "Bob"], None])
+        assert torch.equal(two["input_ids"], processor(clips, context=["Ana\nBob", None])["input_ids"])
+
+    @pytest.mark.parametrize("rate", [None, 8_000])
+    def test_what_is_longer_than_the_window_is_cut_where_a_transcript_is_requested(self, processor, rate, caplog):
+        window = processor.feature_extractor.n_samples / processor.sampling_rate
+        long, options = sine(window + 1, rate=rate or processor.sampling_rate), {"sampling_rate": rate} if rate else {}
+        cut = long[: round(window * (rate or processor.sampling_rate))]
+        found = processor.apply_transcription_request([long, cut], **options)
+        assert "1 of 2 clips are longer than the encoder's window of 4 s" in caplog.text
+        torch.testing.assert_close(found["input_features"][0], found["input_features"][1])
+        with pytest.raises(ValueError, match="longer than the encoder's window"):
+            processor(long, **options)
+
     def test_context_stands_behind_every_question(self, processor):
         """In training as when it is asked, and in the wording that is saved with the processor."""
         row = {"task": "mt", "source_text": "un deux", "source_lang": "fr", "target_lang": "en"}

@@ -40,6 +40,22 @@ def test_formats_are_those_of_players():
     assert len(read["chunks"]) == 7 and read["text"] == ANSWER["text"]
 
 
+def test_words_without_times_are_shown_as_long_as_they_are_read():
+    chunks = [
+        {"text": "Hello.", "timestamp": (0.0, 1.0)},
+        {"text": "x" * 60 + ".", "timestamp": (None, None)},
+        {"text": "Yes.", "timestamp": (3.0, 3.5)},
+        {"text": "y" * 24, "timestamp": (None, None)},
+    ]
+    found = cues({"text": "", "chunks": chunks})
+    assert [(one.start, one.end) for one in found] == [
+        (0.0, 1.0),
+        (1.0, 3.0),
+        (3.0, 3.5),
+        (3.5, 3.5 + 24 * LONGEST / CHARACTERS),
+    ]
+
+
 WORDS = st.lists(
     st.tuples(
         st.sampled_from(["one", "two.", "tree,", "a" * 30, "end?"]),
