@@ -36,6 +36,13 @@ class FeatureProcessor(ProcessorMixin):
         # A difference: the first and the last analysis window cost Kaldi's filter banks steps, whatever the length.
         return (self._steps_of_silence(12 * rate) - self._steps_of_silence(6 * rate)) / 6
 
+    @cached_property
+    def stacked_frames(self) -> int:
+        """How many frames of mel bins one feature step holds, one after the other: SAN-M 7, w2v-BERT 2, most others 1."""
+        shape, extractor = self.silence().shape, self.feature_extractor
+        bins = getattr(extractor, "num_mel_bins", None) or extractor.feature_size
+        return 1 if len(shape) != 2 else shape[1 - self.feature_time_axis % 2] // bins
+
     def _steps_of_silence(self, samples: int) -> int:
         return self.extract_features(np.zeros(samples, dtype=np.float32)).shape[self.feature_time_axis]
 

@@ -74,7 +74,9 @@ class SenseVoiceEncoder(PARTFunAsrNanoEncoder):
         count, batch = self.query_embeddings.num_embeddings, len(input_features)
         if attention_mask is not None:
             attention_mask = nn.functional.pad(attention_mask, (count, 0), value=1)
-        queries = self.query_embeddings.weight.to(input_features.dtype).expand(batch, -1, -1)
+        # By its forward, whose hooks fetch a weight that a `device_map` has put elsewhere.
+        queries = self.query_embeddings(torch.arange(count, device=input_features.device))
+        queries = queries.to(input_features.device, input_features.dtype).expand(batch, -1, -1)
         output = super().forward(torch.cat([queries, input_features], dim=1), attention_mask, **kwargs)
         output.last_hidden_state = output.last_hidden_state[:, count:]
         if output.hidden_states is not None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import audiomentations
 
 
+FRAME_RATE = 100  # of Whisper's features, Hz
+
+
 def row_generator(seed: int, *keys: int | str) -> np.random.Generator:
     """The random numbers of one row, the same on every machine: `row_generator(seed, epoch, row["id"])`."""
     digest = hashlib.blake2b(repr(keys).encode(), digest_size=16).digest()
@@ -37,8 +40,8 @@ class SpecAugment:
         mel_masks: masks over mel bins.
         max_mel_share: widest mel mask, share of the bins (27 of 80 in the paper).
         time_masks: masks over time.
-        max_time_share: widest time mask, share of the frames, so that short clips are not erased.
-        max_time_frames: widest time mask, frames (1 s at 100 frames per second).
+        max_time_share: widest time mask, share of the clip, so that short clips are not erased.
+        max_time_frames: widest time mask, hundredths of a second: frames of Whisper, of which other features stack several.
     """
 
     mel_masks: int = 2
@@ -126,7 +129,12 @@ class Augmentation:
         return audio
 
     def augment_features(
-        self, features: np.ndarray | torch.Tensor, generator: np.random.Generator, time_axis: int = -1
+        self,
+        features: np.ndarray | torch.Tensor,
+        generator: np.random.Generator,
+        time_axis: int = -1,
+        stacked: int = 1,
+        feature_rate: float = FRAME_RATE,
     ) -> np.ndarray | torch.Tensor:
         """SpecAugment on the features of one row, without padding.
 
@@ -134,13 +142,15 @@ class Augmentation:
             features: `(mel bins, frames)`, or `(frames, mel bins)` with `time_axis=0`; numpy or torch.
             generator: of this row, see `row_generator`.
             time_axis: which axis is time.
+            stacked: how many frames stand side by side in each, the bins of one after those of the other.
+            feature_rate: frames, stacked as they are, of a second.
 
         Returns:
             a masked copy of the same kind and shape; masked entries are the mean of `features`.
         """
         if self.spec_augment is None:
             return features
-        return mask_features(features, self.spec_augment, generator, time_axis)
+        return mask_features(features, self.spec_augment, generator, time_axis, stacked, feature_rate)
 
 
 def change_speed(audio: np.ndarray, sampling_rate: int, speed: float) -> np.ndarray:
@@ -154,7 +164,12 @@ def change_speed(audio: np.ndarray, sampling_rate: int, speed: float) -> np.ndar
 
 
 def mask_features(
-    features: np.ndarray | torch.Tensor, settings: SpecAugment, generator: np.random.Generator, time_axis: int = -1
+    features: np.ndarray | torch.Tensor,
+    settings: SpecAugment,
+    generator: np.random.Generator,
+    time_axis: int = -1,
+    stacked: int = 1,
+    feature_rate: float = FRAME_RATE,
 ) -> np.ndarray | torch.Tensor:
     """A copy of two-dimensional `features` with random stretches of bins and of frames set to their mean."""
     if features.ndim != 2:
@@ -162,12 +177,14 @@ def mask_features(
     mean = features.mean()
     masked = features.clone() if isinstance(features, torch.Tensor) else features.copy()
     by_time = masked.T if time_axis % 2 == 0 else masked  # a view: (bins, frames)
-    bins, frames = by_time.shape
+    bins, frames = by_time.shape[0] // stacked, by_time.shape[1]
     for _ in range(settings.mel_masks):
         start, end = _stretch(bins, int(settings.max_mel_share * bins), generator)
-        by_time[start:end] = mean
+        for first in range(0, stacked * bins, bins):  # the same frequencies in every frame of a stack
+            by_time[first + start : first + end] = mean
     for _ in range(settings.time_masks):
-        widest = min(int(settings.max_time_share * frames), settings.max_time_frames)
+        longest = round(settings.max_time_frames * feature_rate / FRAME_RATE)
+        widest = min(int(settings.max_time_share * frames), longest)
         start, end = _stretch(frames, widest, generator)
         by_time[:, start:end] = mean
     return masked

@@ -70,6 +70,10 @@ class PARTCollator:
     ) -> None:
         if encoder_outputs is not None:
             refuse_augmentation(augmentation)
+        if augmentation is not None and augmentation.spec_augment is not None and processor.silence().ndim != 2:
+            raise ValueError(
+                "`augmentation.spec_augment` masks mel features, and this encoder hears samples: leave it out of the recipe."
+            )
         self.processor = processor
         self.pad_seconds_multiple = pad_seconds_multiple
         self.pad_tokens_multiple = pad_tokens_multiple
@@ -195,4 +199,9 @@ class PARTCollator:
             generator = row_generator(self.seed, batch_key, row["id"])
             waveform = self.augmentation.augment_waveform(waveform, rate, generator)
             features = self.processor.extract_features(waveform)
-            return self.augmentation.augment_features(features, generator, self.processor.feature_time_axis)
+            of_features = (
+                self.processor.feature_time_axis,
+                self.processor.stacked_frames,
+                self.processor.feature_rate,
+            )
+            return self.augmentation.augment_features(features, generator, *of_features)

@@ -126,6 +126,6 @@ def dry_run(trainer: PARTTrainer) -> None:
         world_size=args.world_size,
         sharded=trainer.is_fsdp_enabled,
         gradient_checkpointing=args.gradient_checkpointing,
-        autocast=args.bf16,
+        autocast=args.bf16 or args.fp16,
     )
     logger.info("  memory per device, GiB: %s", ", ".join(f"{name} {size:.2f}" for name, size in gibibytes.items()))

@@ -312,8 +312,9 @@ class PARTTrainer(Trainer):
         info = inputs.pop("batch_info")
         if model.training:
             for module in self._frozen_modules:  # no dropout where nothing learns
-                # Layers recompute their activations only in training mode.
-                if not any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
+                # Layers recompute their activations only in training mode; to the audio tower no gradient comes back.
+                recomputes = any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules())
+                if module is self.model.model.audio_tower or not recomputes:
                     module.eval()
         inputs |= self.loss_options
         if self.stage.losses.get("kl") and info["task"] in TEXT_TASKS:

@@ -87,6 +87,24 @@ def test_masks_are_whole_bins_or_whole_frames_no_wider_than_allowed(bins, frames
         )
 
 
+@pytest.mark.parametrize("stacked", [1, 2, 7])
+def test_stacked_frames_lose_the_same_frequencies_and_no_more_time(stacked):
+    """7 frames of 80 bins beside each other are 560 columns, of 60 ms each, as SAN-M's features are."""
+    features = np.random.default_rng(0).normal(size=(200, stacked * 80)).astype(np.float32)
+    policy = {"mel_masks": 1, "max_mel_share": 0.34, "max_time_share": 1.0, "max_time_frames": 100}
+    rate = 100 / 6 if stacked == 7 else 100 / stacked
+    for seed in range(20):
+        result = mask_features(features, SpecAugment(**policy, time_masks=0), row_generator(seed), 0, stacked, rate)
+        bands = (result != features).all(axis=0).reshape(stacked, 80)
+        assert (bands == bands[0]).all() and bands[0].sum() <= 27
+        policy_of_time = SpecAugment(**policy | {"mel_masks": 0}, time_masks=1)
+        masked = (mask_features(features, policy_of_time, row_generator(seed), 0, stacked, rate) != features).all(
+            axis=1
+        )
+        assert masked.sum() <= round(rate), "a second"
+    assert bands[0].any()
+
+
 def test_numpy_and_torch_are_masked_alike():
     features = np.random.default_rng(0).normal(size=(80, 300)).astype(np.float32)
     augmentation = Augmentation(spec_augment=SpecAugment())

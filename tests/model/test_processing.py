@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, SeamlessM4TFeatureExtractor
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq, PARTProcessor, load_audio
+from modeling_part.data.augmentation import Augmentation, SpecAugment
+from modeling_part.data.collator import PARTCollator
 from modeling_part.prompts_part import LANGUAGE_NAMES
 
 
@@ -162,6 +164,19 @@ class TestAudio:
         assert build("wav2vec2").feature_rate == 16_000
         assert build("fun_asr_nano").feature_rate == pytest.approx(100 / 6)  # stacks of six steps of 10 ms
         assert build("w2v_bert").feature_rate == 50
+
+    @pytest.mark.parametrize(
+        ("kind", "stacked"), [("whisper", 1), ("w2v_bert", 2), ("sense_voice", 7), ("wav2vec2", 1)]
+    )
+    def test_frames_that_are_stacked_are_masked_by_frequency(self, kind, stacked):
+        processor = build(kind)
+        assert processor.stacked_frames == stacked
+        masks = Augmentation(spec_augment=SpecAugment())
+        if kind == "wav2vec2":
+            with pytest.raises(ValueError, match=r"masks mel features, and this encoder hears samples"):
+                PARTCollator(processor, augmentation=masks)
+        else:
+            PARTCollator(processor, augmentation=masks)
 
 
 class TestPrompt:

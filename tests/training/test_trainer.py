@@ -541,6 +541,14 @@ def test_recomputing_activations_reaches_a_frozen_language_model(shared, tmp_pat
     assert len(calls) == 2, "once in the forward pass and once again in the backward pass"
 
 
+def test_a_frozen_encoder_has_no_dropout_where_activations_are_recomputed(shared, tmp_path):
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1, gradient_checkpointing=True)
+    modes, tower = [], trainer.model.model.audio_tower
+    tower.register_forward_hook(lambda module, *_: modes.append([one.training for one in module.modules()]))
+    trainer.train()
+    assert modes and not any(map(any, modes))
+
+
 def test_training_fills_no_cache(shared, tmp_path):
     """Layers that accelerate recomputes under FSDP2 would add their keys a second time."""
     trainer = build(shared, tmp_path, tiny_training.joint_stage(), steps=2)
