@@ -68,6 +68,10 @@ def add_remote_code(folder: str | Path) -> list[Path]:
     configs["config.json"] |= {"auto_map": MODEL_AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
     configs["processor_config.json"]["auto_map"] = PROCESSOR_AUTO_MAP
     features = configs["processor_config.json"].get("feature_extractor", {})
+    if not isinstance(features, dict):
+        raise CheckpointError(
+            f"{folder / 'processor_config.json'}: 'feature_extractor' is no object. Save the processor again."
+        )
     if features.get("feature_extractor_type") == FEATURES_AUTO_MAP["AutoFeatureExtractor"].split(".")[1]:
         features["auto_map"] = FEATURES_AUTO_MAP  # others are transformers' own
     for name, content in configs.items():

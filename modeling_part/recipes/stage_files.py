@@ -76,8 +76,9 @@ def check_finite(folder: Path) -> None:
 
 def shards_of(folder: Path) -> dict[str, str]:
     """The name of each tensor -> that of its file, of the index of sharded weights."""
-    shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict):
+    index = read_json(folder / INDEX)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{folder / INDEX} has no `weight_map`. Save the checkpoint again.")
     return shards
 

@@ -365,6 +365,8 @@ def test_a_text_that_is_not_utf8_is_named(checkpoint):
     [
         ("config.json", "[]", r"config\.json is no object"),
         ("processor_config.json", "null", r"processor_config\.json is no object"),
+        ("processor_config.json", '{"feature_extractor": "x"}', "'feature_extractor' is no object"),
+        ("processor_config.json", '{"feature_extractor": [1]}', "'feature_extractor' is no object"),
         ("report.json", "null", r"report\.json is missing, but must be an object"),
         ("report.json", '{"groups": {"asr/en": null}}', r"report\.json: group 'asr/en' is missing"),
         ("model.safetensors.index.json", "{}", r"has no 'weight_map'"),
