@@ -41,7 +41,7 @@ quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
 	@echo "What comes next:"
 	@echo "  $(VENV)/bin/part demo runs/quickstart    # listen and look in a browser; the report is runs/quickstart/report.html"
 	@echo "  $(VENV)/bin/part transcribe runs/quickstart/joint data/asterisk/digits/audio/it/742.wav --language Italian"
-	@echo "  $(VENV)/bin/part recipes part_aligned mine.yaml    # name your data in it, then: $(VENV)/bin/part train mine.yaml"
+	@echo "  $(VENV)/bin/part recipes part_aligned mine.yaml    # name your data and longer stages in it, then: $(VENV)/bin/part train mine.yaml"
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)

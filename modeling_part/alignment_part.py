@@ -388,6 +388,8 @@ class AlignmentMixin:
             raise ValueError(
                 "The model has no alignment head; call `add_alignment_head` first, or set `ctc_weight` to 0."
             )
+        if transcript_ids is None:
+            raise ValueError("`ctc_weight` needs `transcript_ids`, what is said in each clip, padded with -100.")
         lengths = (input_ids == self.config.audio_token_id).sum(-1)
         embed = self.get_input_embeddings()
         # FSDP2 may shard the embeddings as a unit of their own (accelerate's way), which this is outside the forward of.

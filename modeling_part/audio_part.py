@@ -131,8 +131,10 @@ def alike(seconds: float, stated: float) -> bool:
     return abs(seconds - stated) <= max(TOLERANCE, TOLERANCE * stated)
 
 
-def audio_seconds(audio: str | Path | bytes) -> float:
+def audio_seconds(audio: str | Path | bytes, longest: float | None = None) -> float:
     """Length of an audio file or its bytes without decoding it: from its header, or for MP3 from its frames.
+
+    What FFmpeg must decode, such as M4A, is decoded, up to `longest` seconds, beyond which it is a `MediaTooLongError`.
 
     Raises:
         AudioError: there is no such file, it is no audio, has no samples, is shorter than its header says, or
@@ -146,7 +148,7 @@ def audio_seconds(audio: str | Path | bytes) -> float:
             seconds = frames / rate if source.mp3 is None else min(frames / rate, source.mp3.seconds)
             source.check_whole(file, seconds, must_end=True)
     except _decoding_errors() as error:
-        waveform, rate = source.decode_otherwise(error)
+        waveform, rate = source.decode_otherwise(error, longest)
         seconds = len(waveform) / rate
     if seconds <= 0:
         raise AudioError(f"{source.name} holds no samples. Remove the row.", "audio without samples")
@@ -404,7 +406,7 @@ class _Source(NamedTuple):
                 "audio is cut off",
             )
 
-    def decode_otherwise(self, error: Exception) -> tuple[np.ndarray, int]:
+    def decode_otherwise(self, error: Exception, longest: float | None = None) -> tuple[np.ndarray, int]:
         """Samples and rate with PyAV of a format that libsndfile does not know; else `AudioError` with what it is."""
         if described := what_else(self.head):
             raise AudioError(f"Cannot decode {self.name}: it is {described}.", f"file is {described}") from error
@@ -413,7 +415,7 @@ class _Source(NamedTuple):
         reason += ". Check that the file is complete audio"
         if media or getattr(error, "code", None) in UNKNOWN_FORMAT:
             try:
-                samples, rate, stated = decode_media(self.content)
+                samples, rate, stated = decode_media(self.content, longest)
             except ImportError:
                 if media:
                     raise AudioError(

@@ -23,6 +23,8 @@ from .audio_part import audio_seconds, load_audio
 from .demo_checkpoint import Checkpoint, asked_of, find_checkpoint, find_examples, language_choices, to_tell_apart
 from .demo_live import listen, microphone
 from .demo_messages import errors_shown, shown
+from .evaluation.tables import markdown_cell
+from .formats_part import MediaTooLongError
 from .pipeline_part import PARTPipeline
 from .silence_part import is_silence
 from .subtitles_part import FORMATS
@@ -115,7 +117,10 @@ def answer(
 
 
 def _decoded(pipe: PARTPipeline, audio: str, max_minutes: float) -> np.ndarray:
-    minutes = audio_seconds(audio) / 60
+    try:
+        minutes = audio_seconds(audio, 60 * max_minutes) / 60
+    except MediaTooLongError as error:
+        minutes = error.seconds / 60
     if minutes > max_minutes:
         raise ValueError(
             f"The recording lasts {minutes:,.2f} minutes; this page takes up to {max_minutes:g}. Cut it into pieces."
@@ -223,7 +228,7 @@ def build_page(
 
     title = f"PART · {checkpoint.title}"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.Markdown(f"# {title}")
+        gradio.Markdown(f"# {markdown_cell(title)}")
         gradio.Markdown(about(pipe, checkpoint), elem_id="about")
         with gradio.Row():
             with gradio.Column(min_width=300):

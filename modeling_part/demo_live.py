@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """The microphone of the web page: the text grows while one speaks."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import tee
 from queue import Empty, SimpleQueue
@@ -9,8 +10,10 @@ import gradio
 import numpy as np
 import soxr
 
+from .audio_part import check_rate
 from .demo_checkpoint import asked_of
 from .demo_messages import errors_shown
+from .evaluation.tables import markdown_cell
 from .pipeline_part import PARTPipeline
 
 
@@ -25,15 +28,24 @@ class Recording:
 
     Args:
         sampling_rate: that the model hears, Hz.
+        longest: seconds; what comes after them is not kept.
     """
 
-    def __init__(self, sampling_rate: int) -> None:
-        self.sampling_rate = sampling_rate
+    def __init__(self, sampling_rate: int, longest: float = math.inf) -> None:
+        self.sampling_rate, self.longest, self.seconds = sampling_rate, longest, 0.0
         self._pieces: SimpleQueue[np.ndarray | None] = SimpleQueue()
         self._resampler: soxr.ResampleStream | None = None
 
     def add(self, rate: int, samples: np.ndarray) -> None:
-        """One more piece: `(samples,)` or `(samples, channels)`, floats of -1 to 1 or whole numbers, at `rate` Hz."""
+        """One more piece: `(samples,)` or `(samples, channels)`, floats of -1 to 1 or whole numbers, at `rate` Hz.
+
+        Raises:
+            AudioError: no speech has such a rate; resampling it would not end.
+        """
+        rate = check_rate(rate, "The recording")
+        if self.seconds >= self.longest:
+            return
+        self.seconds += len(samples) / rate
         if np.issubdtype(samples.dtype, np.integer):
             samples = samples / -float(np.iinfo(samples.dtype).min)
         mono = samples.reshape(len(samples), -1).mean(-1, dtype=np.float32)
@@ -96,7 +108,7 @@ def follow(
         for so_far in zip(*ways, strict=True):
             texts = {task: one.text + one.tentative for task, one in zip(tasks, so_far, strict=True)}
             seconds = so_far[0].seconds
-            open_words = " / ".join(one.tentative.strip() for one in so_far if one.tentative.strip())
+            open_words = markdown_cell(" / ".join(one.tentative.strip() for one in so_far if one.tentative.strip()))
             yield texts, f"Live, {seconds:.0f} s" + (f"; may still change: {open_words}" if open_words else "")
         if seconds >= limit:
             status = f"This page takes up to {max_minutes:g} minutes: what came after is not heard."
@@ -154,7 +166,9 @@ def listen(
     recording = gradio.State()
 
     def begin() -> tuple:
-        return Recording(pipe.processor.sampling_rate), "Live: listening", *[""] * (len(outputs) - 1)
+        # A piece more than is answered, so that the reader sees that there was more.
+        longest = 60 * max_minutes + PIECE
+        return Recording(pipe.processor.sampling_rate, longest), "Live: listening", *[""] * (len(outputs) - 1)
 
     def answer_live(recording: Recording, task: str, source_lang: str, target_lang: str) -> Iterator[tuple]:
         for texts, status in follow(pipe, recording, tasks[task], source_lang, target_lang, max_minutes, languages):
@@ -162,7 +176,8 @@ def listen(
 
     def take_piece(recording: Recording | None, piece: tuple[int, np.ndarray] | None) -> None:
         if recording is not None and piece is not None:
-            recording.add(*piece)
+            with errors_shown():
+                recording.add(*piece)
 
     def end(recording: Recording | None) -> None:
         if recording is not None:

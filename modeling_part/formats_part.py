@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import chain
 from types import ModuleType
 
 import numpy as np
@@ -252,12 +253,25 @@ def _complaints(av: ModuleType) -> Iterator[list]:
         av.logging.set_level(level)
 
 
-def decode_media(content: str | bytes) -> tuple[np.ndarray, int, float | None]:
+class MediaTooLongError(Exception):
+    """Media with more than the `seconds` that were asked for: those of the header, or decoded so far."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"{seconds:.1f} s and maybe more")
+        self.seconds = seconds
+
+
+def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np.ndarray, int, float | None]:
     """Mono samples, rate, and the length that the header states, of anything that FFmpeg decodes.
+
+    Args:
+        content: path or bytes.
+        longest: seconds beyond which decoding stops. Default: none.
 
     Raises:
         ImportError: PyAV is not installed.
         ValueError: FFmpeg does not decode it.
+        MediaTooLongError: it is longer than `longest`.
     """
     try:
         import av
@@ -267,9 +281,15 @@ def decode_media(content: str | bytes) -> tuple[np.ndarray, int, float | None]:
         with av.open(content if isinstance(content, str) else BytesIO(content)) as container, _complaints(av) as said:
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
-            frames = [*container.decode(stream), None]
-            blocks = [one.to_ndarray() for frame in frames for one in resampler.resample(frame)]
             stated = None if container.duration is None else container.duration / 1_000_000
+            if longest is not None and stated is not None and stated > longest:
+                raise MediaTooLongError(stated)
+            blocks, samples = [], 0
+            for frame in chain(container.decode(stream), [None]):
+                blocks += [one.to_ndarray() for one in resampler.resample(frame)]
+                samples += 0 if frame is None else frame.samples
+                if longest is not None and samples > longest * stream.rate:
+                    raise MediaTooLongError(samples / stream.rate)
             if any("ended prematurely" in line for _, _, line in said):  # a recording that never stated its length
                 stated = math.inf
             return to_mono(np.concatenate(blocks, axis=1).T), stream.rate, stated

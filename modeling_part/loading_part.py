@@ -163,8 +163,9 @@ def load_parts(
     if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]})
     adapter_settings.setdefault("adapter_output_scale", embedding_scale(causal_lm))
-    if len(tokenizer) > causal_lm.get_input_embeddings().num_embeddings:
-        causal_lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # the numbers of some have holes
+    if size > causal_lm.get_input_embeddings().num_embeddings:
+        causal_lm.resize_token_embeddings(size, pad_to_multiple_of=64)
 
     config = PARTConfig(
         audio_config=encoder.config,

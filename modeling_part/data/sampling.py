@@ -36,6 +36,9 @@ class EpochPlan:
     repeated: int  # rows drawn once more at the end of the last epoch to fill a step
 
 
+MOST_DRAWS = 1000  # of each row in an epoch, on average: one that draws more would not end
+
+
 def leave_out_long_texts(table: RowTable, budget: Budget) -> None:
     """Rows of text tasks that alone are over `max_tokens` get no weight: what a chat holds has no other limit.
 
@@ -238,6 +241,11 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         draws = draws.ravel()
         if not draws.sum():
             raise ValueError("the mixture draws no row at all: check the corpora, task_weights and corpus weights")
+        if draws.sum() > MOST_DRAWS * len(table):
+            raise ValueError(
+                f"An epoch would draw {draws.sum():,} rows of {len(table):,}, each more than {MOST_DRAWS} times: lower the "
+                "weights of corpora, `tasks` and `direction_weights`, whose product counts."
+            )
         order = np.argsort(codes, kind="stable").astype(np.int32)
         strata = np.split(order, np.cumsum(sizes)[:-1])
         task_of = [TASKS.index(group[0]) for group in table.groups for _ in values]

@@ -77,7 +77,10 @@ def run_recipes(
                 settings += ["--reuse_runs", *before]
             settings += options
             command = [*shlex.split(launch), "-m", "train_part", recipe, *overlays, *settings]
-            subprocess.run(command, check=True)
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError as error:  # without its words, among which may be a token
+                raise subprocess.CalledProcessError(error.returncode, f"train_part {recipe}") from None
             if only_plans(options):
                 continue
             report = run / _last_stage(run)["name"] / "report.json"

@@ -9,6 +9,7 @@ import jinja2
 
 from .. import __version__
 from .pictures import picture_uri, plot_alignment, plot_calibration, plot_curves, plot_losses, plot_scores
+from .reports import normalizer_notes
 from .run_files import is_number, read_launches
 from .scoring import annotate
 from .tables import duration, language_name, number, percent, plain_value, with_interval
@@ -58,6 +59,7 @@ def write_html(
         warnings=warnings,
         table=table,
         scores=scores and picture_uri(scores),
+        normalizers=normalizer_notes(scored[-1]["report"]) if scored else [],
         curves=[picture_uri(figure) for figure in (losses, *plot_curves(stages)) if figure],
         signs=_sign_rows(scored),
         substitutions=frequent_substitutions(answered[-1][1]) if answered else [],

@@ -304,6 +304,11 @@ def predict(
         _gather(output_path, table, model_fingerprint)
     accelerator.wait_for_everyone()
     rows = read_predictions(output_path)
+    if len(rows) != len(keys):
+        raise RuntimeError(
+            f"{output_path} has {len(rows)} answers to {len(keys)} rows: another process has written there too. Once it has "
+            "ended, predict again."
+        )
     errors = [row["error"] for row in rows if row.get("error") is not None]
     if rows and len(errors) == len(rows):
         raise RuntimeError(f"All {len(rows)} rows failed, the first with {errors[0]}; see {output_path}.")

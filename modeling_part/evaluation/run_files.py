@@ -17,6 +17,11 @@ LAUNCHES_FILE = "run.json"  # of a run, see training/launches.py
 LAUNCH_PARTS = ("command", "machine", "started")
 RECORD_PARTS = ("metrics", "base_models", "trainable_parameters", "versions", "hyperparameters")  # of stage.json
 DATA_PARTS = ("rows", "hours")  # of its `data`
+# What to do about a stage that does not use its audio.
+ALIGN_FIRST = (
+    "It has learned what the texts look like and not yet to listen. Align first (`losses: {ctc: 1}` in a stage before it, as "
+    "in the recipe `part_aligned`), or train longer."
+)
 
 
 def is_number(value: object) -> bool:

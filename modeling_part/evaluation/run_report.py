@@ -13,8 +13,8 @@ from ..recipes.files import write_json
 from .failure_signs import failure_signs, same_normalization
 from .html_report import write_html
 from .pictures import plot_losses, save_picture
-from .reports import answers_in_another_language
-from .run_files import read_stage, stage_folders
+from .reports import answers_in_another_language, normalizer_notes
+from .run_files import ALIGN_FIRST, read_stage, stage_folders
 from .tables import markdown_cell, markdown_table, number, percent, print_table, with_interval
 
 
@@ -132,9 +132,11 @@ def stage_report(folder: str | Path) -> Path:
 
 def _warnings(stage: Mapping, before: Mapping | None) -> list[str]:
     """The failure signs of a stage."""
-    if not stage["report"]:
-        return []
     warnings = []
+    if stage.get("listens") is False:
+        warnings.append(f"stage {stage['name']} does not use its audio: {ALIGN_FIRST}")
+    if not stage["report"]:
+        return warnings
     former = before and before["report"]
     if former and not same_normalization(former, stage["report"]):
         warnings.append(
@@ -157,6 +159,8 @@ def _run_markdown(
     name: str, stages: Sequence[Mapping], table: tuple, warnings: Sequence[str], has_picture: bool
 ) -> str:
     parts = [f"# {markdown_cell(name)}\n", markdown_table(*table) if table[1] else f"{NOT_EVALUATED}\n"]
+    if scored := [stage["report"] for stage in stages if stage["report"]]:
+        parts.append("\n".join(f"- normaliser {markdown_cell(note)}" for note in normalizer_notes(scored[-1])) + "\n")
     parts.append("Sound, curves and differences are in [report.html](report.html).\n")
     if warnings:
         parts += ["## Warnings\n", *[f"- {markdown_cell(warning)}" for warning in warnings], ""]

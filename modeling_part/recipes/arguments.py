@@ -362,7 +362,7 @@ def _read_options(argv: list[str], known: Collection[str]) -> dict:
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise ValueError(f"Unknown option {unknown[0]!r}.{unknown_name(name, known)}")
+        raise ValueError(f"Unknown option {unknown[0].split('=')[0]!r}.{unknown_name(name, known)}")
     hints = {name: hint for group in ARGUMENTS for name, hint in get_type_hints(group).items()}
     return {
         name: _read_json(name, value) if isinstance(value, str) and is_structured(hints[name]) else value

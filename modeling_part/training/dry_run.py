@@ -44,6 +44,13 @@ def log_plan(trainer: PARTTrainer, run: StageRun) -> None:
     logger.info("  An epoch:")
     for parts in size_parts(report["rows"], report["hours"]):
         logger.info("%s", fold([f"  {parts[0]}", *parts[1:]], terminal_width()))
+    tasks = {group.split("/")[0] for group in report["rows"]}
+    if stage.trains_language_model and tasks and not any(map(stage.opens_language_model, tasks)):
+        logger.warning(
+            "  No row of this stage opens the language model (tasks: %s), which stays as it is: set `gate: always` in the "
+            "stage, or add translations",
+            ", ".join(sorted(tasks)),
+        )
     _report_too_long(report.get("transcripts_too_long", {}), trainer)
     logger.info("  %.1f %% of the padded audio is padding", 100 * report["padding_share"])
 

@@ -3,6 +3,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ def record_launch(folder: Path, args: PARTTrainingArguments) -> None:
 
 
 def command(resume: bool = False) -> str:
-    """The command line that started this process, launcher included, as it was typed.
+    """The command line that started this process, launcher included, as it was typed but for tokens.
 
     Args:
         resume: as it goes on with what is there.
@@ -56,7 +57,7 @@ def command(resume: bool = False) -> str:
         for option in ("--force", "--resume"):
             words = _without(words, option)
         words += ["--resume", "true"]
-    return shlex.join(words)
+    return re.sub(r"(--hub[_-]token[ =])\S+", r"\1***", without_secrets(shlex.join(words)))
 
 
 def how_to_go_on() -> str:

@@ -44,7 +44,9 @@ def check_lengths(model: nn.Module, processor: PARTProcessor, rows: Rows, recipe
 
     Raises:
         TooLongError: names the first row that is too long for the encoder, or the longest for the language model.
+        ValueError: the tokenizer has tokens that the language model has no embedding of.
     """
+    _check_vocabulary(model, processor)
     limit = getattr(model.config.text_config, "max_position_embeddings", None)
     learned = has_learned_positions(model.model.language_model)
     for name, dataset in rows.datasets.items():
@@ -52,6 +54,8 @@ def check_lengths(model: nn.Module, processor: PARTProcessor, rows: Rows, recipe
         answers = name == "test" or (name == "eval" and recipe.training.predict_with_generate)
         durations = _durations(dataset, recipe if training else None)
         _check_window(dataset, durations, processor, name)
+        if answers:
+            _warn_of_cut_answers(dataset, processor, recipe.training.max_new_tokens, name)
         if not limit or not len(dataset):
             continue
         lengths = RowLengths(dataset, durations, processor, recipe.training.max_new_tokens if answers else 0)
@@ -68,6 +72,28 @@ def check_lengths(model: nn.Module, processor: PARTProcessor, rows: Rows, recipe
                 "take a language model with more positions."
             )
         logger.warning("%s: beyond those it was not trained", told)
+
+
+def _warn_of_cut_answers(dataset: datasets.Dataset, processor: PARTProcessor, most: int, name: str) -> None:
+    """Say how many texts are longer than an answer may be; those of text tasks, whose sources count too, are not looked at."""
+    speech = dataset.select(np.flatnonzero(~_is_text(dataset)))
+    speech = speech.remove_columns([column for column in QUESTION if column in speech.column_names])
+    cut = int((count_tokens(speech, processor) > most).sum()) if len(speech) else 0
+    if cut:
+        message = (
+            "%d of %d texts of `%s_data` have more tokens than `max_new_tokens` (%d): answers to them are cut off"
+        )
+        logger.warning(message, cut, len(speech), name, most)
+
+
+def _check_vocabulary(model: nn.Module, processor: PARTProcessor) -> None:
+    known = model.get_input_embeddings().num_embeddings
+    token, highest = max(processor.tokenizer.get_vocab().items(), key=lambda one: one[1])
+    if highest >= known:
+        raise ValueError(
+            f"Token {token!r} of the tokenizer is number {highest}, and the language model has embeddings of {known}: call "
+            "`model.resize_token_embeddings` and save the checkpoint, or take the token out."
+        )
 
 
 class RowLengths:

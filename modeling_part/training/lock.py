@@ -32,6 +32,8 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
     Raises:
         FolderInUseError: another run is in the folder.
     """
+    if fcntl is None and PartialState().is_main_process:
+        logger.warning("This system has no locks of files: see to it that no other run uses %s", folder)
     if fcntl is None or not PartialState().is_main_process:
         yield
         return

@@ -7,7 +7,7 @@ other values than another: by the dotted name of what differs, its value in that
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from accelerate.utils import parse_flag_from_env
@@ -58,6 +58,18 @@ def in_words(changes: Mapping[str, tuple]) -> str:
     return "; ".join(
         f"{short[name]} was {shortened(old)}, now {shortened(new)}" for name, (old, new) in changes.items()
     )
+
+
+def why_none_is_alike(record: Mapping, runs: Iterable[str]) -> str:
+    """Of a stage that is to be trained, in what the nearest of the same name among other runs differs, in words."""
+    folders = [Path(run) / record["stage"] for run in runs]
+    finished = [folder for folder in folders if (folder / "stage.json").is_file()]
+    found = {folder: differences(read_stage_json(folder), record) for folder in finished}
+    if not found:
+        return "is in none of the runs to reuse"
+    nearest = min(found, key=lambda folder: len(found[folder]))
+    words = in_words(found[nearest]) or "a stage before it was trained otherwise"
+    return f"was trained alike in no other run; in {nearest}: {words}"
 
 
 def continued(record: Mapping, checkpoint: Path | None, args: PARTTrainingArguments) -> tuple[dict, bool]:

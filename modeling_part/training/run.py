@@ -2,10 +2,11 @@
 """A run: its folder, its stages one after the other, and what is left of a stage when it is finished."""
 
 import logging
+import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +46,7 @@ from .launches import INDENT, command
 from .lock import only_run_in
 from .monitoring import GenerationMonitor, report_metrics
 from .recorded_settings import base_models, hyperparameters
-from .resuming import DEVICES, NOT_RECORDED, differences, in_words
+from .resuming import DEVICES, NOT_RECORDED, differences, in_words, why_none_is_alike
 from .set_aside import is_checkpoint, remove_set_aside, set_aside, written_by_training
 from .sources import check_sources
 from .trackers import continue_trackers, end_trackers, show_test
@@ -68,6 +69,7 @@ class StageRun:
         predicts: whether it predicts the test data in the end.
         restarts: whether it begins anew, whatever its folder holds (`--force`).
         number: its place in the plan, from 1.
+        is_aligned: whether a stage before it trains the alignment head, which then has counted this run's transcripts.
         later: the stages that follow it in the run.
     """
 
@@ -77,6 +79,7 @@ class StageRun:
     predicts: bool
     restarts: bool = False
     number: int = 1
+    is_aligned: bool = False
     later: tuple[Stage, ...] = ()
 
     def find_checkpoint(self, args: PARTTrainingArguments) -> tuple[Path | None, Progress]:
@@ -199,7 +202,7 @@ class StageRun:
             return None
         alike = find_alike(record, self.folder.parent, args.reuse_runs or ())
         if alike is None and args.reuse_runs and PartialState().is_main_process:
-            self._say_why_none_is_alike(record, args.reuse_runs)
+            logger.info("Stage %s %s", self.plan.name, why_none_is_alike(record, args.reuse_runs))
         try:
             if alike is not None:
                 check_files(alike, read_stage_json(alike), "It is not copied.")
@@ -208,18 +211,6 @@ class StageRun:
             logger.warning("Stage %s was trained alike in %s, but: %s", self.folder.name, alike, error)
             return None
         return alike
-
-    def _say_why_none_is_alike(self, record: Mapping, others: Iterable[str]) -> None:
-        """The stage of the same name, among other runs, that is nearest to being alike, and what it differs in."""
-        folders = [Path(run) / self.plan.name for run in others]
-        finished = [folder for folder in folders if (folder / "stage.json").is_file()]
-        found = {folder: differences(read_stage_json(folder), record) for folder in finished}
-        if not found:
-            logger.info("Stage %s is in none of the runs to reuse", self.plan.name)
-            return
-        nearest = min(found, key=lambda folder: len(found[folder]))
-        words = in_words(found[nearest]) or "a stage before it was trained otherwise"
-        logger.info("Stage %s was trained alike in no other run; in %s: %s", self.plan.name, nearest, words)
 
     def take_copy(self, source: Path, rows: Rows, args: PARTTrainingArguments) -> None:
         """Take a stage of another run; rows of the test data that it has not predicted are predicted."""
@@ -311,8 +302,9 @@ class StageRun:
         try:
             publish(self.folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
         except (PublishingError, CheckpointError) as error:
-            command = f"part publish {self.folder} --repo_id {args.hub_model_id}"
-            logger.error("%s is trained but not published: %s Publish it later with: %s", self.folder, error, command)
+            words = ["part", "publish", str(self.folder), "--repo_id", args.hub_model_id]
+            line = shlex.join([*words, *(["--private"] if args.hub_private_repo else [])])
+            logger.error("%s is trained but not published: %s Publish it later with: %s", self.folder, error, line)
             return False
         return True
 
@@ -338,6 +330,7 @@ class Run:
                 parent,
                 predicts=bool(stage.losses.get("nll")) and (stage is plan[-1] or not last_only),
                 number=number,
+                is_aligned=any(earlier.losses.get("ctc") for earlier in plan[: number - 1]),
                 later=tuple(plan[number:]),
             )
             for number, (stage, parent) in enumerate(zip(plan, parents, strict=False), start=1)
@@ -463,11 +456,11 @@ def predict_checkpoint(recipe: Recipe) -> None:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint (no config.json); give `--checkpoint` or `--stage`.")
     target = folder if named else checkpoint
-    rows = load_test_rows(recipe)
-    check_languages_of(rows)
-    check_prompts([rows], PARTProcessor.from_pretrained(checkpoint))
-    check_test_rows(rows)
-    with only_run_in(target):
+    with only_run_in(folder):
+        rows = load_test_rows(recipe)
+        check_languages_of(rows)
+        check_prompts([rows], PARTProcessor.from_pretrained(checkpoint))
+        check_test_rows(rows)
         predict_and_score(checkpoint, rows, target, args, args.device)
     logger.info("The report is in %s", target / "report.md")
 

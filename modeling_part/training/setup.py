@@ -78,7 +78,7 @@ def prepare_model(
         stage: to train.
         recipe: of the run.
         token_counts: gives `(V,)` counts of the tokens in the training transcripts, for V; asked where a head is new.
-        is_first: the model is the recipe's `checkpoint`: a head that it brings counts this run's transcripts.
+        is_first: no stage before it has CTC: a head that the recipe's `checkpoint` brings counts this run's transcripts.
 
     Returns:
         Names of the trainable parameters of each part.
@@ -95,7 +95,7 @@ def prepare_model(
     if stage.trains_language_model and stage.tuning == "lora":
         add_lora(stage, model, autocast=recipe.training.bf16 or recipe.training.fp16)
     trainable = set_trainable(stage, model)
-    # Where FSDP loads weights on one process only, the others hold none to compute with yet.
+    # Where FSDP keeps the loaded weights on one process only, the others hold none to compute with yet.
     if recipe.training.padding_free and recipe.training.process_index == 0:
         check_rows_stay_apart(model)
     if recipe.model.frozen_dtype is not None:  # after freezing, which says what keeps its dtype

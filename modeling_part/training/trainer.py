@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
+from ..evaluation.run_files import ALIGN_FIRST
 from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.stages import LOSSES, Stage
 from ..recipes.user_errors import UserError
@@ -400,6 +401,8 @@ class PARTTrainer(Trainer):
 
         Every rank takes its share of the dev batches and must make the call.
         """
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            raise ValueError("The dev rows are those of `batches`; for others see `evaluation.prediction.predict`.")
         if self.eval_dataset is None or not self.batches.eval_batches:
             raise ValueError("There is no dev data: name `eval_data` in the recipe, or set `eval_strategy: no`.")
         started = time.perf_counter()
@@ -431,11 +434,11 @@ class PARTTrainer(Trainer):
         if found is not None and not found["listens"]:
             logger.warning(
                 "Stage %s does not use its audio: the dev loss is %.3f with each row's own clip and %.3f with another "
-                "row's. It has learned what the texts look like and not yet to listen. Align first (`losses: {ctc: 1}` "
-                "in a stage before it, as in the recipe `part_aligned`), or train longer.",
+                "row's. %s",
                 self.stage.name,
                 found["own_clip_loss"],
                 found["other_clip_loss"],
+                ALIGN_FIRST,
             )
         return found or {}
 

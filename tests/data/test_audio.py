@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from made_data import RATE
 
 from modeling_part.audio_part import AudioError, audio_seconds, load_audio, load_clip
+from modeling_part.formats_part import MediaTooLongError
 from modeling_part.mp3_part import read_mp3, with_header
 
 
@@ -527,3 +528,7 @@ def test_what_phones_and_browsers_record_is_decoded_with_av(tmp_path, kind):
         assert audio_seconds(audio) == pytest.approx(3.0, abs=0.1)
         assert np.abs(sound).max() == pytest.approx(0.4, abs=0.15)
     np.testing.assert_allclose(load_audio(path, RATE, 1.0, 1.5), load_audio(path)[RATE : 3 * RATE // 2], atol=1e-5)
+    assert audio_seconds(path, longest=4.0) == pytest.approx(3.0, abs=0.1)
+    with pytest.raises(MediaTooLongError) as too_long:
+        audio_seconds(path, longest=2.0)
+    assert too_long.value.seconds > 2.0

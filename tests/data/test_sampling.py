@@ -445,3 +445,10 @@ def test_a_text_that_is_too_long_is_left_out_and_speech_is_an_error(caplog):
     leave_out_long_texts(speech, Budget(60.0, 160))
     with pytest.raises(ValueError, match="1 rows are over the budget alone"):
         make_sampler(speech, epochs=1)
+
+
+def test_an_epoch_that_would_not_end_is_refused():
+    table = make_table([(0, 1.0, 4)] * 10, weight=50.0)
+    with pytest.raises(ValueError, match=r"An epoch would draw 50,000 rows of 10, each more than 1000 times: lower"):
+        make_sampler(table, mixture=Mixture({"asr": 100.0}), epochs=1)
+    make_sampler(table, mixture=Mixture({"asr": 10.0}), epochs=1)

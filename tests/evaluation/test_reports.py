@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from PIL import Image
 
 from modeling_part.evaluation.failure_signs import failure_signs
 from modeling_part.evaluation.report_file import check_report
-from modeling_part.evaluation.reports import _report_markdown, write_report
+from modeling_part.evaluation.reports import _report_markdown, normalizer_notes, write_report
 from modeling_part.evaluation.run_files import read_stage
 from modeling_part.evaluation.run_report import run_report, stage_rows
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
@@ -85,6 +85,18 @@ def test_run_report_orders_stages_by_parent_and_gathers_their_figures(run):
     assert "| s2tt BLEU | fr-en | " in text and "| s2tt error % | fr-en (WER) | " in text
     assert "| dev loss | all | 3.100 | 2.100 | 1.000 |" in text
     assert "![Loss over the steps](loss.png)" in text
+    notes = normalizer_notes(result["stages"][-1]["report"])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert notes and all(f"- normaliser {markdown_cell(note)}" in text for note in notes)
+    assert all(f"Normaliser {note}" in unescape(page) for note in notes)
+
+
+def test_a_stage_that_does_not_listen_is_warned_of_with_what_to_do(tmp_path):
+    write_stage(tmp_path, "adapter", None, None, [4.0, 3.0], {"listens": False})
+    write_stage(tmp_path, "encoder", "adapter", 5, [2.0], {"listens": True})
+    (warning,) = [one for one in run_report(tmp_path)["warnings"] if "its audio" in one]
+    assert warning.startswith("stage adapter does not use its audio: ") and "part_aligned" in warning
+    assert warning.split(": ")[1][:30] in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_run_report_shows_pairs_of_every_stage(run):

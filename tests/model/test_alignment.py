@@ -154,6 +154,15 @@ def aligned(request):
     return model, processor, batch
 
 
+def test_what_is_said_must_be_given(aligned):
+    model, _, batch = aligned
+    with pytest.raises(ValueError, match="`ctc_weight` needs `transcript_ids`"):
+        model(
+            **{name: value for name, value in batch.items() if name not in ("transcript_ids", "layout")},
+            ctc_weight=1.0,
+        )
+
+
 def test_without_the_answers_loss_the_language_model_does_not_run(aligned):
     model, _, batch = aligned
     calls = []

@@ -16,6 +16,7 @@ import torch
 from numpy.random import default_rng
 
 from modeling_part import PARTPipeline, demo_live
+from modeling_part.audio_part import AudioError
 from modeling_part.demo import TASKS, answer, build_page
 from modeling_part.demo_checkpoint import Checkpoint, to_tell_apart
 from modeling_part.demo_live import Recording, follow
@@ -129,6 +130,16 @@ def test_a_recording_that_is_too_long_is_cut_and_said(pipe):
     recording.add(RATE, spoken(5))
     *_, (_, status) = follow(pipe, recording, ["asr"], None, None, 2 / 60)
     assert status == "This page takes up to 0.0333333 minutes: what came after is not heard."
+
+
+def test_rates_that_are_none_are_refused_and_what_is_too_long_is_not_kept():
+    recording = Recording(RATE, longest=2.0)
+    with pytest.raises(AudioError, match="sampling rate of 1 Hz"):
+        recording.add(1, np.zeros(15_000, dtype=np.int16))
+    for _ in range(5):
+        recording.add(RATE, spoken(1))
+    recording.end()
+    assert sum(map(len, recording)) == 2 * RATE
 
 
 def test_nothing_said_and_errors_are_messages(pipe):

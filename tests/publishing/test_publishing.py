@@ -24,7 +24,7 @@ from modeling_part.__main__ import main
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
 from modeling_part.publishing.contents import prepare
 from modeling_part.publishing.hub import PublishingError, finished_stages, preview, publish
-from modeling_part.publishing.privacy import without_local_paths
+from modeling_part.publishing.privacy import check_nothing_private, without_local_paths
 from modeling_part.publishing.remote_code import CODE_FILES, add_remote_code
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_record import read_stage_json, write_stage_json
@@ -452,6 +452,23 @@ def test_a_prompt_is_not_changed_but_a_path_in_it_refused(checkpoint):
     assert without_local_paths({"system_prompt": prompt}, Path("x")) == {"system_prompt": prompt}
     (checkpoint / "processor_config.json").write_text(json.dumps(config | {"system_prompt": prompt}))
     with pytest.raises(CheckpointError, match=r"processor_config\.json holds the local path /home/ada/notes"):
+        prepare(checkpoint, REPO)
+
+
+@pytest.mark.parametrize(
+    "path", [r"C:\Users\ada\models\whisper", "D:/corp/data/x.jsonl", "~/models/secret/whisper", r"Q:\data\x.wav"]
+)
+def test_paths_of_windows_and_of_homes_are_refused_where_nothing_is_cut(checkpoint, path):
+    config = json.loads((checkpoint / "processor_config.json").read_text())
+    harmless = "Q:\nWhat is said?\nA:\nNothing/else, 1/2/3, https://x.org/~ada/a/b and and/or/not"
+    check_nothing_private("processor_config.json", json.dumps({"system_prompt": harmless}), checkpoint)
+    check_nothing_private("NOTICE", harmless, checkpoint)
+    (checkpoint / "processor_config.json").write_text(json.dumps(config | {"system_prompt": f"See {path}."}))
+    with pytest.raises(CheckpointError, match=r"processor_config\.json holds the local path"):
+        prepare(checkpoint, REPO)
+    (checkpoint / "processor_config.json").write_text(json.dumps(config))
+    (checkpoint / "NOTICE").write_text(f"Made of {path}.")
+    with pytest.raises(CheckpointError, match="NOTICE holds the local path"):
         prepare(checkpoint, REPO)
 
 

@@ -56,6 +56,26 @@ def test_the_length_of_the_longest_row_is_that_of_its_batch(tasks, multiple):
     assert RowLengths(dataset, seconds, processor, 0).longest_above(max(actual) + multiple, multiple) == (None, 0)
 
 
+def test_answers_that_will_be_cut_off_are_counted(tmp_path, caplog):
+    model, processor = tiny_training.tiny_model()
+    dataset = tiny_training.tiny_dataset(("asr", "mt"), count=4).map(
+        lambda row, i: {"context": "x" * 99}, with_indices=True
+    )
+    longest = max(len(processor.tokenizer(text)["input_ids"]) + 1 for text in dataset["text"])
+    check_lengths(model, processor, Rows(test=dataset), recipe(tmp_path, new=longest))
+    assert "are cut off" not in caplog.text
+    check_lengths(model, processor, Rows(test=dataset), recipe(tmp_path, new=2))
+    assert "8 of 8 texts of `test_data` have more tokens than `max_new_tokens` (2)" in caplog.text
+
+
+def test_a_token_without_an_embedding_is_refused(tmp_path):
+    model, processor = tiny_training.tiny_model()
+    known = model.get_input_embeddings().num_embeddings
+    processor.tokenizer.add_tokens([f"<new {number}>" for number in range(known)])
+    with pytest.raises(ValueError, match=rf"Token '<new \d+>' .* has embeddings of {known}: call"):
+        check_lengths(model, processor, Rows(test=tiny_training.tiny_dataset(("asr",))), recipe(tmp_path))
+
+
 @pytest.mark.parametrize("new_tokens", [0, 7])
 def test_the_words_that_a_row_is_asked_with_count(new_tokens):
     dataset = tiny_training.tiny_dataset(("asr",), count=4)

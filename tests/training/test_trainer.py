@@ -22,7 +22,9 @@ from modeling_part.data.batches import Progress
 from modeling_part.data.collator import PARTCollator
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
 from modeling_part.training.checkpoints import last_checkpoint, read_history
+from modeling_part.training.dry_run import log_plan
 from modeling_part.training.lora import load_lora, split_lora
+from modeling_part.training.run import StageRun
 from modeling_part.training.trainer import NonFiniteTrainingError
 
 
@@ -539,6 +541,29 @@ def test_recomputing_activations_reaches_a_frozen_language_model(shared, tmp_pat
     layer.self_attn.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     trainer.train()
     assert len(calls) == 2, "once in the forward pass and once again in the backward pass"
+
+
+def test_other_rows_than_the_dev_data_are_not_evaluated_as_if_they_were(shared, tmp_path):
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1)
+    with pytest.raises(ValueError, match=r"The dev rows are those of `batches`"):
+        trainer.evaluate(shared.dataset.select([0]))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gate", "is_told"),
+    [
+        ({"asr": 1.0, "s2tt": 0.0}, "task_gated", True),
+        ({"asr": 1.0, "s2tt": 0.0}, "always", False),
+        ({"asr": 1.0, "s2tt": 1.0}, "task_gated", False),
+    ],
+)
+def test_a_language_model_that_no_row_opens_is_told(shared, tmp_path, caplog, tasks, gate, is_told):
+    caplog.set_level("INFO")
+    stage = tiny_training.joint_stage(tasks={"asr": 1.0, "s2tt": 1.0}, gate=gate)
+    of_tasks = [index for index, task in enumerate(shared.dataset["task"]) if tasks.get(task)]
+    trainer = build(shared, tmp_path, stage, steps=1, dataset=shared.dataset.select(of_tasks))
+    log_plan(trainer, StageRun(stage, tmp_path, None, predicts=False))
+    assert ("No row of this stage opens the language model (tasks: asr)" in caplog.text) is is_told
 
 
 def test_a_frozen_encoder_has_no_dropout_where_activations_are_recomputed(shared, tmp_path):

@@ -197,6 +197,19 @@ class TestCommand:
         assert launches.command() == "part train 'my recipe.yaml' --force true --resume=false --seed 7"
         assert launches.command(resume=True) == "part train 'my recipe.yaml' --seed 7 --resume true"
 
+    def test_a_token_is_not_said_again(self, monkeypatch, fails):
+        for given in ("--hub_token abc123", "--hub-token=abc123", "--hub_token hf_" + "a" * 34):
+            monkeypatch.setenv("PART_COMMAND", f"part train mine.yaml {given} --seed 7")
+            said = launches.command(resume=True)
+            assert (
+                "***" in said
+                and "abc123" not in said
+                and "hf_" not in said
+                and said.endswith("--seed 7 --resume true")
+            )
+        error = fails("", "--hub_tokn=abc123")
+        assert error.startswith("Unknown option '--hub_tokn'.") and "abc123" not in error
+
     @pytest.mark.parametrize(
         ("parent", "expected"),
         [

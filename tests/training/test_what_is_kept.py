@@ -6,6 +6,8 @@ import logging
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -407,6 +409,31 @@ class TestLock:
         with pytest.raises(FolderInUseError):
             train_part.main([str(made.recipe), "--output_dir", str(tmp_path / "run")])
         assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+
+    def test_so_does_predicting_before_it_reads_anything(self, run, monkeypatch):
+        monkeypatch.setattr("modeling_part.training.run.load_test_rows", lambda recipe: pytest.fail("it reads"))
+
+        @contextmanager
+        def in_use(folder):
+            assert folder == run.folder
+            raise FolderInUseError("in use")
+            yield
+
+        monkeypatch.setattr("modeling_part.training.run.only_run_in", in_use)
+        with pytest.raises(FolderInUseError):
+            run("--do_predict", "true", "--stage", "adapter")
+
+    @pytest.mark.parametrize("private", [True, False])
+    def test_what_could_not_be_published_is_published_later_as_it_would_have_been(self, monkeypatch, caplog, private):
+        def fail(*arguments, **options):
+            raise CheckpointError("no network.")
+
+        monkeypatch.setattr("modeling_part.training.run.publish", fail)
+        settings = {"hub_model_id": "ada/part", "hub_private_repo": private, "hub_token": None}
+        stage = StageRun(SimpleNamespace(name="joint"), Path("my runs/joint"), None, predicts=False)
+        assert not stage.publish(SimpleNamespace(**settings))
+        expected = "part publish 'my runs/joint' --repo_id ada/part" + " --private" * private
+        assert caplog.messages[0].endswith(f"Publish it later with: {expected}")
 
     def test_a_folder_that_cannot_be_locked_is_told(self, tmp_path, monkeypatch, caplog):
         def refuse(*args):
