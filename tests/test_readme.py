@@ -81,10 +81,11 @@ def test_the_recipe_parses(workplace):
     text = next(block for block in blocks("yaml") if "audio_model" in block)
     path = workplace / "mine.yaml"
     path.write_text(text)
-    recipe = parse_recipe([str(path)])
+    recipe = parse_recipe([str(path), "--bf16", "false"])
     assert (recipe.model.audio_model, recipe.data.train_data[0]["reader"]) == ("openai/whisper-large-v3", "manifest")
-    assert build_plan(recipe.training.stages) == list(BUILT_IN_STAGES.values())
-    assert set(yaml.safe_load(text)) <= {*vars(recipe.model), *vars(recipe.data), *vars(recipe.training)}
+    plan = build_plan(recipe.training.stages)
+    assert [stage.name for stage in plan] == list(BUILT_IN_STAGES) and plan[0].losses == {"ctc": 1.0}
+    assert set(yaml.safe_load(text)) <= {"base", *vars(recipe.model), *vars(recipe.data), *vars(recipe.training)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
