@@ -151,7 +151,7 @@ def test_why_no_other_runs_stage_was_taken_is_said(finished, tmp_path, caplog):
         run(finished.recipe, "--stage", "adapter", "--seed", "1", "--output_dir", str(tmp_path / "new"),
             "--reuse_runs", str(tmp_path), str(finished.run))  # fmt: skip
     there = finished.run / "adapter"
-    assert f"Stage adapter was trained alike in no other run; in {there}: seed was 0, now 1" in caplog.messages
+    assert f"Stage adapter was trained alike in no other run; in {there}: seed was 42, now 1" in caplog.messages
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(finished.recipe, "--stage", "adapter", "--force", "--output_dir", str(tmp_path / "new"),
