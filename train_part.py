@@ -35,7 +35,7 @@ from modeling_part.training.epochs import epoch_callbacks, with_fractions
 from modeling_part.training.launches import in_a_process, record_launch
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
-from modeling_part.training.resuming import NewSettings, continued
+from modeling_part.training.resuming import NewSettings, SteadySchedule, continued
 from modeling_part.training.run import Run, StageRun, predict_checkpoint
 from modeling_part.training.setup import cache_encoder_outputs, load_model, prepare_model, stage_arguments
 from modeling_part.training.stability import StabilityCallback
@@ -89,7 +89,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     checkpoint, progress = stage.find_checkpoint(args)
     batches = with_fractions(stage.plan, lambda plan: plan_batches(plan, rows, processor, recipe, progress))
     check_lengths(model, processor, rows, recipe)
-    record, changed = continued(stage.record(rows, batches, model, trainable, recipe), checkpoint, args)
+    record, changed = continued(stage.record(rows, batches, model, processor, trainable, recipe), checkpoint, args)
     trainer = PARTTrainer(
         model,
         stage=stage.plan,
@@ -99,9 +99,10 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         processing_class=processor,
         generation_monitor=stage.monitor(rows, record, processor, recipe),
         on_save=lambda folder: write_checkpoint_record(folder, record),
-        callbacks=[*epoch_callbacks(batches, args), Console(stage.plan, stage.later, batches, rows)],
+        callbacks=[*epoch_callbacks(batches, args), SteadySchedule(record)],
     )
-    trainer.add_callback(StabilityCallback(stage.plan))
+    for callback in (Console(stage.plan, stage.later, batches, rows), StabilityCallback(stage.plan)):
+        trainer.add_callback(callback)
     if changed:
         trainer.add_callback(NewSettings(stage.plan, set(trainer.get_decay_parameter_names(model))))
     stage.check_disk(model, args)

@@ -138,7 +138,8 @@ def audio_seconds(audio: str | Path | bytes, longest: float | None = None) -> fl
 
     Raises:
         AudioError: there is no such file, it is no audio, has no samples, is shorter than its header says, or
-            nothing tells whether it is whole: an Ogg file that does not mark its end, or a format without a length.
+            nothing tells whether it is whole: an Ogg file that does not mark its end, MP3 that states no length and
+            ends within a frame, or a format without a length.
     """
     source = _open_source(audio)
     try:
@@ -366,8 +367,8 @@ class _Source(NamedTuple):
     def check_whole(self, file: "soundfile.SoundFile", seconds: float, must_end: bool = False) -> None:
         """Raise `AudioError` if a file of so many seconds should have had more.
 
-        With `must_end`, of a clip whose text would say more than its sound, also where nobody can tell; what a phone records
-        without a mark at its end can be heard all the same.
+        With `must_end`, of a clip whose text would say more than its sound, also where nobody can tell; what a phone
+        records without a mark at its end can be heard all the same.
         """
         if self.mp3 is not None:
             if self.mp3.other_frames > TOLERANCE * self.mp3.frames:
@@ -388,7 +389,8 @@ class _Source(NamedTuple):
             self._compare(seconds, ogg_seconds(self.content, 48_000 if file.subtype == "OPUS" else file.samplerate))
         if told := early_end(file, self.content, must_end):
             raise AudioError(f"Cut off: {self.name} {told}, of {seconds:.2f} s. Fetch it again.", "audio is cut off")
-        if told := doubt(file, self.content):
+        unsure = self.mp3 is not None and not self.mp3.stated_frames and self.mp3.ends_within_frame
+        if told := "ends within an MP3 frame" if unsure else doubt(file, self.content):
             told = f"{self.name} has {seconds:.2f} s, and {told}: it may be cut off."
             if must_end:
                 raise AudioError(

@@ -31,6 +31,7 @@ class Mp3Stream:
         samples_per_frame: of each channel.
         sampling_rate: Hz.
         other_frames: of another kind or rate, between or after them: decoders pass over these, or stop.
+        ends_within_frame: the last frame is not all there.
     """
 
     start: int
@@ -39,6 +40,7 @@ class Mp3Stream:
     samples_per_frame: int
     sampling_rate: int
     other_frames: int = 0
+    ends_within_frame: bool = False
 
     @property
     def seconds(self) -> float:
@@ -77,7 +79,8 @@ def read_mp3(data: bytes) -> Mp3Stream | None:
         else:
             gap, position = position, _next_frame(data, position + 1, len(data), header)
             others += _frames_of_another_kind(data, gap, len(data) if position is None else position)
-    return Mp3Stream(first, frames, stated, 1152 if version == 3 else 576, _RATES[version][header >> 10 & 3], others)
+    samples, rate = 1152 if version == 3 else 576, _RATES[version][header >> 10 & 3]
+    return Mp3Stream(first, frames, stated, samples, rate, others, position is not None and position > len(data))
 
 
 def _frames_of_another_kind(data: bytes, start: int, end: int) -> int:

@@ -110,7 +110,6 @@ def make_trainer(
         "use_cpu": True,
         "save_strategy": "no",
         "logging_steps": 1,
-        "disable_tqdm": True,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.1,
         "max_steps": steps,
@@ -178,7 +177,6 @@ def write_recipe(folder: Path, parts: tiny.TinyParts, corpus: dict[str, Path], *
         "logging_steps": 1,
         "max_eval_rows": 6,
         "max_new_tokens": 4,
-        "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
     recipe = {key: value for key, value in (recipe | changes).items() if value is not None}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..audio_part import load_audio
+from ..audio_part import load_clip
 from ..evaluation.pictures import STYLE
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
@@ -41,7 +41,7 @@ class Clip:
 
     Attributes:
         language: BCP 47.
-        audio, start, end: as in canonical rows.
+        audio, start, end, duration: as in canonical rows.
         transcript: what is said.
         translations: language -> translation.
     """
@@ -52,6 +52,7 @@ class Clip:
     end: float | None
     transcript: str | None
     translations: dict[str, str] = field(default_factory=dict)
+    duration: float | None = None
 
 
 def gather_clips(rows: Sequence[Mapping], clips_per_language: int | None = None) -> list[Clip]:
@@ -73,7 +74,7 @@ def gather_clips(rows: Sequence[Mapping], clips_per_language: int | None = None)
             if counts[language] == clips_per_language:
                 continue
             counts[language] += 1
-            clips[key] = Clip(language, audio, start, end, row.get("source_text"))
+            clips[key] = Clip(language, audio, start, end, row.get("source_text"), duration=row.get("duration"))
         if row["task"] == "asr":
             clips[key].transcript = row["text"]
         elif row["task"] == "s2tt":
@@ -120,7 +121,7 @@ def represent(model: PARTForSpeechSeq2Seq, processor: PARTProcessor, clips: Sequ
     model.eval()
     try:
         for clip in clips:
-            waveform = load_audio(clip.audio, processor.sampling_rate, clip.start, clip.end)
+            waveform = load_clip(vars(clip), processor.sampling_rate)
             features = processor.pad_features([processor.extract_features(waveform)])
             features["input_features"] = features["input_features"].to(model.dtype)
             model.get_audio_features(**{name: tensor.to(model.device) for name, tensor in features.items()})

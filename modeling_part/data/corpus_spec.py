@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args, get_origin
 
 from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
+from ..recipes.values import checked
 from .addresses import errors_at, is_address, path_of
 from .readers.registry import FROM_FILES, READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
@@ -75,6 +76,7 @@ class CorpusSpec:
                 raise _unknown_key(key, reader, [*common, *own])
         chosen_values = {key: value for key, value in entry.items() if value is not None}
         settings = {key: chosen_values.pop(key) for key in own if key in chosen_values}
+        settings |= {key: truth_of(value) for key, value in settings.items() if own[key] is bool}
         for key, value in settings.items():
             if not fits(value, own[key]):
                 raise CorpusError(f"{where}: {key!r} must be {described(own[key])}, not {value!r}")
@@ -177,6 +179,14 @@ def names_of(key: str, value: object, where: str) -> tuple[str, ...] | None:
         if not isinstance(name, str):
             raise CorpusError(f"{where}: {key!r} must be a list of names, not {value!r}")
     return names or None
+
+
+def truth_of(value: object) -> object:
+    """A value that says yes or no in YAML's words as a truth value, others as they are."""
+    try:
+        return checked("", value, bool)
+    except ValueError:
+        return value
 
 
 def fits(value: object, kind: object) -> bool:

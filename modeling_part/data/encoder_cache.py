@@ -167,7 +167,9 @@ def write_encoder_outputs(
     frames: dict[str, torch.Tensor] = {}
     steps: dict[str, str] = {}
     broken: dict[str, str] = {}
-    with tqdm(total=len(mine), desc="encoder outputs", unit="clip", disable=not state.is_main_process) as progress:
+    with tqdm(
+        total=len(mine), desc="encoder outputs", unit="clip", disable=None if state.is_main_process else True
+    ) as progress:
         for batch in _batches(dataset, mine, max_audio_seconds):
             features = _extract(processor, batch, broken)
             _refuse_broken(broken, clips, max_bad_fraction)

@@ -30,6 +30,11 @@ def corpus_specs(entries: Sequence[Mapping]) -> list[CorpusSpec]:
     return [CorpusSpec.from_dict(one) for entry in entries for one in expanded(entry)]
 
 
+def is_streamed(entry: Mapping) -> bool:
+    """Whether the rows of an entry are read while training."""
+    return any(spec.streaming for spec in corpus_specs([entry]))
+
+
 def expanded(entry: Mapping) -> list[Mapping]:
     """The entries that an entry with patterns stands for; itself without any.
 

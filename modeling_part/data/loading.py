@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..prompts_part import TASKS
 from ..recipes.arguments import DataArguments, Recipe
 from ..recipes.places import located
 from .corpora import open_corpora, read_corpora
-from .expansion import corpus_specs
+from .expansion import corpus_specs, is_streamed
 from .readers.registry import FROM_FILES
 from .streamed_corpora import interleaved
 
@@ -40,7 +41,7 @@ class Rows:
         train: a dataset, or where corpora are streamed one stream for each task.
         eval, test: datasets.
         corpus_weights: how often the rows of each corpus are drawn in an epoch.
-        fingerprint: of the training rows; nothing tells two streams apart.
+        fingerprint: of the training rows; of streams, whose rows nobody knows, of what the recipe says of them.
         is_streamed: whether `train` holds streams.
         folder: where the run keeps what it finds out about its rows; None: nowhere.
     """
@@ -52,6 +53,15 @@ class Rows:
     fingerprint: str = ""
     is_streamed: bool = False
     folder: Path | None = None
+
+    @property
+    def record(self) -> dict:
+        """What `stage.json` says of the training rows: their fingerprint, and the weight of each corpus, in the recipe's order.
+
+        A stream's weights are in its fingerprint.
+        """
+        weights = {} if self.is_streamed else {"corpus_weights": list(self.corpus_weights.values())}
+        return {"fingerprint": self.fingerprint, **weights}
 
     @property
     def datasets(self) -> dict[str, datasets.Dataset]:
@@ -69,9 +79,9 @@ def load_rows(recipe: Recipe) -> Rows:
     check_corpora(recipe)
     folder = Path(recipe.training.output_dir) / "data"
     eval_rows, test_rows = (_read(name, recipe)[0] for name in ("eval", "test"))
-    if any(spec.get("streaming") for spec in recipe.data.train_data or []):
-        streams = _read_streams(recipe)
-        return Rows(streams, eval_rows, test_rows, fingerprint="streamed", is_streamed=True, folder=folder)
+    if any(map(is_streamed, recipe.data.train_data or [])):
+        streams, digest = _read_streams(recipe)
+        return Rows(streams, eval_rows, test_rows, fingerprint=digest, is_streamed=True, folder=folder)
     train_rows, report = _read("train", recipe)
     return Rows(train_rows, eval_rows, test_rows, report["weights"], report["fingerprint"], folder=folder)
 
@@ -140,27 +150,28 @@ def _main_process_first() -> Iterator[None]:
     torch.distributed.destroy_process_group(waiting)
 
 
-def _read_streams(recipe: Recipe) -> dict[str, datasets.IterableDataset]:
-    """One stream of canonical rows per task: a global step takes its rows from one of them.
+def _read_streams(recipe: Recipe) -> tuple[dict[str, datasets.IterableDataset], str]:
+    """One stream of canonical rows per task (a global step takes its rows from one of them), and their fingerprint.
 
     Corpora that are not streamed are read first, and interleaved with the others by weight.
     """
     entries = recipe.data.train_data
-    rows, report = _read("train", recipe, [entry for entry in entries if not entry.get("streaming")])
-    streams = {}
+    rows, report = _read("train", recipe, [entry for entry in entries if not is_streamed(entry)])
+    streams, said = {}, [report["fingerprint"], sorted(report["weights"].items())]
     for task in TASKS:
         parts = [] if rows is None else _of_task(rows, task, report["weights"])
         specs = [
             {**entry, "tasks": [task]}
             for entry in entries
-            if entry.get("streaming") and any(spec.wants(task) for spec in corpus_specs([entry]))
+            if is_streamed(entry) and any(spec.wants(task) for spec in corpus_specs([entry]))
         ]
         if specs:
-            stream, _ = read_corpora(specs, **_filters(recipe.data))
+            stream, read = read_corpora(specs, **_filters(recipe.data))
+            said.append(read["fingerprint"])
             parts.append((stream, sum(spec.weight for spec in corpus_specs(specs))))
         if parts:
             streams[task] = interleaved(parts)
-    return streams
+    return streams, hashlib.sha256(repr(said).encode("utf-8")).hexdigest()[:16]
 
 
 def _of_task(rows: datasets.Dataset, task: str, weights: Mapping[str, float]) -> list[tuple[datasets.Dataset, float]]:

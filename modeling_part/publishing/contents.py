@@ -8,6 +8,7 @@ and `stage.json`.
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -124,14 +125,7 @@ def prepare(
         path = folder / name
         if matches(name, WEIGHT_FILES):
             _check_weights(path)
-            contents[name] = path
-        elif name in JSON_FILES:
-            content = without_local_paths(read_json(path), folder)
-            if name == "report.json" and not samples and isinstance(content, dict):
-                content.pop("disagreements", None)
-            contents[name] = to_json(content).encode()
-        else:
-            contents[name] = path.read_bytes()
+        contents[name] = path if matches(name, WEIGHT_FILES) else _cleaned(path, samples)
     _check_shards(contents, folder)
     _check_tensors([folder / name for name in contents if matches(name, WEIGHT_FILES)], folder)
     if "report.json" in contents:
@@ -143,13 +137,43 @@ def prepare(
     contents["README.md"] = render_card(
         record, report, repo_id=repo_id, license=license, samples=examples, has_curve=curve is not None
     ).encode()
+    _check_private(contents, folder)
+    _check_processor(folder, json.loads(contents["processor_config.json"]))
+    return contents
+
+
+def check_processor(config: PARTConfig, processor: PARTProcessor) -> None:
+    """Of a model that is to be trained: whether its configuration, processor and tokenizer may be published.
+
+    Raises:
+        CheckpointError: as [`prepare`] would, after the training.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        contents = {path.name: _cleaned(path) for path in sorted(folder.iterdir()) if is_published(path.name)}
+        _check_private(contents, folder)
+        _check_processor(folder, json.loads(contents["processor_config.json"]))
+
+
+def _cleaned(path: Path, samples: bool = False) -> bytes:
+    """What a file that holds no weights is published as."""
+    if path.name not in JSON_FILES:
+        return path.read_bytes()
+    content = without_local_paths(read_json(path), path.parent)
+    if path.name == "report.json" and not samples and isinstance(content, dict):
+        content.pop("disagreements", None)
+    return to_json(content).encode()
+
+
+def _check_private(contents: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Nothing private is left in what is to be published."""
     for name, content in contents.items():
         if name in VOCABULARY_FILES:
             check_vocabulary(name, content, folder)
         elif isinstance(content, bytes) and name != CURVE_FILE:
             check_nothing_private(name, _decoded(content, folder / name), folder)
-    _check_processor(folder, json.loads(contents["processor_config.json"]))
-    return contents
 
 
 def _check_processor(folder: Path, cleaned: dict) -> None:

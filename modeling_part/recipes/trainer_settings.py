@@ -26,7 +26,7 @@ WORKING = frozenset(
     "liger_kernel_config torch_empty_cache_steps use_cpu accelerator_config "
     # the log
     "logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter log_level "
-    "log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id "
+    "log_level_replica report_to run_name project trackio_space_id trackio_bucket_id "
     "trackio_static_space_id debug skip_memory_metrics "
     # evaluation and checkpoints
     "output_dir eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size save_strategy save_steps "
@@ -63,6 +63,7 @@ REFUSED = {
     "label_smoothing_factor": "the loss is the model's own; leave it out",
     "optim_target_modules": "the optimizers that project gradients are not supported; leave it out",
     "neftune_noise_alpha": "embeddings are frozen and take no noise; for noise in the audio see `augmentation`",
+    "disable_tqdm": "the log says how far a stage is, and bars are drawn on terminals alone; leave it out",
     "use_cache": "training computes no cache; leave it out",
     "include_num_input_tokens_seen": "the log has the tokens of every task; leave it out",
     "bf16_full_eval": "dev loss and answers are computed in the precision of training: `bf16: true`",
@@ -99,6 +100,7 @@ REFUSED = {
 IN_FORCE = {
     "do_train": (True,),
     "remove_unused_columns": (False,),
+    "disable_tqdm": (None, False),
     "learning_rate": (),
     "num_train_epochs": (),
     "max_steps": (),

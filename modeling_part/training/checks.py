@@ -14,6 +14,7 @@ from ..data.expansion import corpus_specs
 from ..evaluation.prediction import planning_table
 from ..evaluation.scoring import check_prediction, check_scorable, prediction_key
 from ..publishing.cards import render_card
+from ..publishing.contents import check_processor
 from ..recipes.arguments import DataArguments, PARTTrainingArguments
 
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import datasets
+
+    from ..configuration_part import PARTConfig
+    from ..processing_part import PARTProcessor
 
 
 def check_languages_named(data: DataArguments) -> None:
@@ -69,18 +73,21 @@ def check_test_rows(dataset: datasets.Dataset, name: str = "test_data") -> None:
         )
 
 
-def check_publishable(record: Mapping, repo_id: str | None) -> None:
-    """What a stage's `stage.json` and model card could not say is known before it trains.
+def check_publishable(record: Mapping, config: PARTConfig, processor: PARTProcessor, repo_id: str | None) -> None:
+    """What a stage's `stage.json` and model card could not say, and what must not be published, is known before it trains.
 
     Args:
         record: of the stage, without what training measures.
+        config, processor: of its model; looked at where it will be published.
         repo_id: where it will be published; None: not by this run.
 
     Raises:
-        CheckpointError: names the part of the record.
+        CheckpointError: names the part of the record, or the file and what is private in it.
         ValueError: `repo_id` is none, or the card's metadata are not valid.
     """
     render_card({**record, "metrics": {}}, repo_id=repo_id or "user/name")
+    if repo_id is not None:
+        check_processor(config, processor)
 
 
 def check_optimizer(args: PARTTrainingArguments) -> None:

@@ -7,9 +7,12 @@ other values than another: by the dotted name of what differs, its value in that
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback
 
@@ -32,7 +35,8 @@ UNCOMPARED = ("metrics", "files", "stretches")
 # What a stage may go on with without a word: the devices it runs on, ...
 DEVICES = ("hyperparameters.world_size", "hyperparameters.gradient_accumulation_steps")
 # ... and what follows from them: the last batches of a task are split to fill a step.
-OF_DEVICES = ("hyperparameters.num_steps", "data.rows.", "data.hours.")
+STEPS = "hyperparameters.num_steps"
+OF_DEVICES = (STEPS, "data.rows.", "data.hours.")
 
 # What no flag allows: the checkpoint's tensors and optimizer states are of another model.
 OF_THE_MODEL = (
@@ -184,9 +188,61 @@ class NewSettings(TrainerCallback):
         if hasattr(schedule, "base_lrs"):
             schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         if hasattr(schedule, "lr_lambdas"):
-            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
-            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+            use_schedule(schedule)
+
+
+class SteadySchedule(TrainerCallback):
+    """After a resume on other devices, the learning rate goes on where it stood.
+
+    The same epochs have another number of steps then: at the step that was reached, a schedule of that number stands
+    elsewhere, or in its warm-up again.
+
+    Args:
+        record: of the stage.
+    """
+
+    def __init__(self, record: Mapping) -> None:
+        self.stretches = record.get("stretches") or ()
+        self.num_steps = record["hyperparameters"]["num_steps"]
+
+    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs) -> None:
+        """When the checkpoint has been loaded, before the first step."""
+        place = partial(place_in_schedule, stretches=self.stretches, num_steps=self.num_steps)
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        if place(state.global_step) == state.global_step or not hasattr(schedule, "lr_lambdas"):
+            return
+        schedule.lr_lambdas = [lambda step, factor=one: factor(place(step)) for one in schedule.lr_lambdas]
+        use_schedule(schedule)
+
+
+def place_in_schedule(step: int, stretches: Sequence[Mapping], num_steps: int) -> float:
+    """The step of a stage as one of a schedule of `num_steps` that was never interrupted: as much of it is done.
+
+    Args:
+        step: of the stage, none before the last stretch.
+        stretches: of its record; the number of steps in them where it has changed.
+        num_steps: of the stage as it is now.
+    """
+    begin, share = 0, 0.0
+    for one, following in pairwise(stretches):
+        steps, changed = one["values"].get(STEPS), {*one["values"], *following["values"]}
+        steps = steps if isinstance(steps, int) else num_steps
+        done = following["first_step"] - 1
+        share += (1 - share) * (done - begin) / max(1, steps - begin)
+        if all(one["values"].get(name) == following["values"].get(name) for name in changed & {*DEVICES}):
+            share = done / max(1, following["values"].get(STEPS) or num_steps)  # its length was changed by will
+        begin = done
+    if begin == share * num_steps:
+        return step
+    return num_steps * (share + (1 - share) * (step - begin) / max(1, num_steps - begin))
+
+
+def use_schedule(schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """Give the optimizer the learning rates of the schedule at the step where it stands."""
+    groups = schedule.optimizer.param_groups
+    for group, factor in zip(groups, schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in groups]
 
 
 def is_sharded() -> bool:

@@ -20,6 +20,7 @@ from .. import __version__
 from ..data.augmentation import build_augmentation
 from ..data.batches import Batches, Progress, check_number_of_steps
 from ..data.encoder_cache import refuse_augmentation
+from ..data.expansion import is_streamed
 from ..data.loading import Rows, check_corpora, check_prompts, load_test_rows
 from ..evaluation.alignments import write_alignments
 from ..evaluation.prediction import count_unanswered, predict_and_report
@@ -105,32 +106,42 @@ class StageRun:
         logger.info("Stage %s continues from %s", self.plan.name, checkpoint)
         if history:
             logger.info(
-                "It was made with %d batches per optimizer step (ranks times accumulation), now there are %d: the rows "
-                "that the stage has not yet seen are dealt anew",
+                "It was made with %d batches per optimizer step (ranks times accumulation), now there are %d: the rest of "
+                "the stage is dealt anew",
                 history[-1][0],
                 args.world_size * args.gradient_accumulation_steps,
             )
         return checkpoint, Progress(checkpoint_step(checkpoint), history)
 
     def record(
-        self, rows: Rows, batches: Batches, model: nn.Module, trainable: dict[str, list[str]], recipe: Recipe
+        self,
+        rows: Rows,
+        batches: Batches,
+        model: nn.Module,
+        processor: PARTProcessor,
+        trainable: dict[str, list[str]],
+        recipe: Recipe,
     ) -> dict:
         """What `stage.json` will say of where the stage's weights come from; one that could not be written is an error."""
         started_from = {}
         if self.parent is not None and (self.parent / "stage.json").is_file():
             started_from = {"parent_files": read_stage_json(self.parent).get("files") or {}}
+        data = {**rows.record, **{key: batches.report[key] for key in ("rows", "hours")}}
+        if rows.is_streamed:  # each reads its own part of a stream: with another number other rows come
+            data["stream_shares"] = recipe.training.world_size * max(1, recipe.training.dataloader_num_workers)
         record = {
             **started_from,
             "stage": self.plan.name,
             "parent": None if self.parent is None else self.parent.name,
             "seed": recipe.training.seed,
             "base_models": base_models(recipe.model),
-            "data": {"fingerprint": rows.fingerprint, **{key: batches.report[key] for key in ("rows", "hours")}},
+            "data": data,
             "hyperparameters": hyperparameters(self.plan, batches.sampler.num_steps, recipe),
             "versions": {"modeling-part": __version__, **{package: version(package) for package in VERSIONED}},
             "trainable_parameters": trainable_per_part(model, trainable),
         }
-        check_publishable(record, recipe.training.hub_model_id if recipe.training.push_to_hub else None)
+        repo_id = recipe.training.hub_model_id if recipe.training.push_to_hub else None
+        check_publishable(record, model.config, processor, repo_id)
         return record
 
     def monitor(
@@ -351,7 +362,7 @@ class Run:
             refuse_augmentation(self.recipe.data.augmentation)
         check_corpora(self.recipe)
         check_languages_named(self.recipe.data)
-        if any(spec.get("streaming") for spec in self.recipe.data.train_data or ()):
+        if any(map(is_streamed, self.recipe.data.train_data or ())):
             for stage in self.stages:
                 check_number_of_steps(stage.plan)
         first = self.stages[0]
@@ -421,7 +432,7 @@ class Run:
             "seed": self.recipe.training.seed,
             "hyperparameters": hyperparameters(stage.plan, record["hyperparameters"].get("num_steps"), self.recipe),
             "base_models": base_models(self.recipe.model),
-            "data": {"fingerprint": rows.fingerprint},
+            "data": rows.record,
         }
         changes = {
             name: pair

@@ -3,9 +3,10 @@
 
 import copy
 import hashlib
+import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..configuration_part import PARTConfig
 from ..data.batches import Batches
 from ..data.encoder_cache import write_encoder_outputs
 from ..evaluation.prediction import weights_fingerprint
@@ -20,6 +22,7 @@ from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..recipes.arguments import ModelArguments, PARTTrainingArguments, Recipe
 from ..recipes.stages import Stage
+from ..recipes.values import shortened
 from .freezing import cast_frozen, set_trainable
 from .kernels import check_rows_stay_apart
 from .lora import add_lora
@@ -35,7 +38,8 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
 
     Raises:
         FileNotFoundError: the parent stage has not run.
-        ValueError: the language model's chat template refuses `system_prompt`.
+        ValueError: the language model's chat template refuses `system_prompt`, or the recipe's `adapter` is another than the
+            checkpoint's.
     """
     dtype = getattr(torch, model_args.model_dtype)
     checkpoint = parent or model_args.checkpoint
@@ -59,9 +63,29 @@ def load_model(parent: Path | None, model_args: ModelArguments) -> tuple[PARTFor
         processor = PARTProcessor.from_pretrained(checkpoint)
         if model_args.system_prompt is not None:
             processor.system_prompt = model_args.system_prompt
+        _check_adapter(model_args.adapter or {}, model.config, checkpoint, is_first=parent is None)
     processor.turn()  # what the chat template refuses is said before anything trains
     processor.language_names |= model_args.language_names or {}
     return model, processor
+
+
+def _check_adapter(settings: Mapping[str, object], config: PARTConfig, checkpoint: str | Path, is_first: bool) -> None:
+    """Raise ValueError where the recipe sets an `adapter` that a checkpoint does not have: it would be without effect."""
+    of_config = {name: value for name, value in settings.items() if hasattr(config, name)}
+    held = json.loads(json.dumps({name: getattr(config, name) for name in of_config}))
+    others = [
+        name for name, value in of_config.items() if value is not None and json.loads(json.dumps(value)) != held[name]
+    ]
+    if others:
+        name = others[0]
+        raise ValueError(
+            f"`adapter`: `{name}` is {shortened(settings[name])}, but {checkpoint} has {shortened(held[name])}, which a "
+            "checkpoint keeps: write that, or `adapter: none`; for another adapter start from the two pretrained parts."
+        )
+    if is_first and (unused := sorted(settings.keys() - of_config.keys())):
+        raise ValueError(
+            f"`adapter`: `{unused[0]}` has no effect on a model that starts from {checkpoint}; leave it out."
+        )
 
 
 def prepare_model(

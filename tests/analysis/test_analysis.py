@@ -29,7 +29,7 @@ from modeling_part.analysis.probes import (
     similarity_between_languages,
 )
 from modeling_part.analysis.text_loss import text_loss
-from modeling_part.audio_part import load_audio
+from modeling_part.audio_part import AudioError, load_audio
 from modeling_part.recipes.files import CheckpointError
 
 
@@ -280,6 +280,11 @@ class TestRepresentations:
                 output = model.get_audio_features(**features, output_hidden_states=True)
             np.testing.assert_allclose(layers["encoder out"][index], output.last_hidden_state[0].mean(0), rtol=1e-6)
             np.testing.assert_allclose(layers["adapter out"][index], output.pooler_output.mean(0), rtol=1e-6)
+
+    def test_a_recording_that_was_replaced_is_refused(self, tiny_part, rows):
+        other = {**rows[0], "duration": 60.0}
+        with pytest.raises(AudioError, match=r"its `duration` is 60\.00 s"):
+            represent(*tiny_part, gather_clips([other]))
 
     def test_probes_of_a_model(self, tiny_part, rows):
         found = probe_representations(*tiny_part, rows, clips_per_language=8)

@@ -124,7 +124,6 @@ def save_recipe(folder: Path, pair: dict, manifest: Path, args: argparse.Namespa
         "pad_seconds_multiple": 0.5,
         "use_cpu": True,
         "save_strategy": "no",
-        "disable_tqdm": True,
     }
     if args.bf16:
         recipe |= {"bf16": True, "frozen_dtype": "bfloat16"}

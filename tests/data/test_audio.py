@@ -110,6 +110,20 @@ def test_mp3_without_a_header_frame_is_read_to_its_end(rate, channels):
     np.testing.assert_allclose(sound[RATE // 2 + lag : RATE + lag], whole[RATE // 2 : RATE], atol=0.02)
 
 
+@pytest.mark.parametrize("kind", ["mp3", "variable mp3"])
+def test_mp3_without_a_header_frame_that_stops_within_a_frame_is_told(files, kind, caplog):
+    """Nothing says how long it was: its text may say more than its sound."""
+    bare = without_xing(files[kind])
+    assert not read_mp3(bare).ends_within_frame
+    cut = next(
+        part for part in (bare[: len(bare) // 2 + more] for more in range(8)) if read_mp3(part).ends_within_frame
+    )
+    with pytest.raises(AudioError, match=r"ends within an MP3 frame: it may be cut off\. If") as error:
+        audio_seconds(cut)
+    assert "give its row a duration" in error.value.reason
+    assert 3.0 < len(load_audio(cut)) / RATE < 5.0 and "ends within an MP3 frame" in caplog.text
+
+
 def test_mp3_files_one_after_the_other_are_read_whole():
     both = encoded("mp3", voice(2.0)) + encoded("mp3", voice(3.0))
     assert audio_seconds(both) == pytest.approx(5.0, abs=0.3)

@@ -43,6 +43,13 @@ def test_conversations_of_a_dataset(tmp_path, streaming, monkeypatch):
     assert said(list(dataset)) == EXPECTED
 
 
+def test_an_odd_first_line_is_one_broken_row(tmp_path):
+    pairs = [{"source_text": f"{n} + 0?", "text": str(n)} for n in range(200)]
+    path = write_lines(tmp_path / "pairs.jsonl", [{"comment": "made by hand"}, *pairs])
+    dataset, report = read_corpora([{"reader": "text_pairs", "path": path, "tasks": ["text"], "languages": ["en"]}])
+    assert len(dataset) == 200 and sum(each["rows"] for each in report["dropped"]["text_pairs"].values()) == 1
+
+
 def test_conversations_prompts_and_answers_of_jsonl(tmp_path):
     path = write_lines(tmp_path / "chat.jsonl", [{"messages": chat} for chat in CHATS])
     assert said(read_corpora([{"reader": "text_pairs", "path": path, **SPEC}])[0]) == EXPECTED

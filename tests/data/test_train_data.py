@@ -67,7 +67,8 @@ def test_streams_train_and_resume_at_the_same_batch(streamed, tiny_parts):
     recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(folder / "whole"), **common)
     train_part.main([str(recipe)])
     record = json.loads((folder / "whole/joint/stage.json").read_text())
-    assert record["data"] == {"fingerprint": "streamed", "rows": {}, "hours": {}}
+    fingerprint = record["data"].pop("fingerprint")
+    assert len(fingerprint) == 16 and record["data"] == {"rows": {}, "hours": {}, "stream_shares": 1}
 
     # The same run, cut off after its first checkpoint.
     recipe = tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(folder / "cut"), **common)
@@ -76,6 +77,17 @@ def test_streams_train_and_resume_at_the_same_batch(streamed, tiny_parts):
     for name in ("stage.json", "model.safetensors", "log_history.json"):
         (joint / name).unlink()
     shutil.rmtree(joint / "checkpoint-6")
+    # Other rows would come: from other streams, with other weights, or as each process reads another part of them.
+    weighted = [{**spec, "weight": 3.0} if spec["tasks"] == ["asr"] else spec for spec in specs]
+    for change, name in (
+        ({"train_data": weighted}, "data.fingerprint"),
+        ({"max_duration": 5.0}, "data.fingerprint"),
+        ({"dataloader_num_workers": 2}, "data.stream_shares"),
+    ):
+        tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(folder / "cut"), **(common | change))
+        with pytest.raises(ValueError, match=f"{name} was"):
+            train_part.main([str(recipe), "--resume", "true"])
+    tiny_training.write_recipe(folder, tiny_parts, corpus, output_dir=str(folder / "cut"), **common)
     train_part.main([str(recipe), "--resume", "true"])
     assert losses(joint) == losses(folder / "whole/joint")
 

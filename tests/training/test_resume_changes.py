@@ -24,7 +24,7 @@ from modeling_part.training.checkpoints import (
     read_history,
     remove_oldest,
 )
-from modeling_part.training.resuming import NOT_RECORDED, differences
+from modeling_part.training.resuming import NOT_RECORDED, STEPS, differences, place_in_schedule
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,40 @@ class TestChanges:
         name = "hyperparameters.gradient_accumulation_steps"
         assert [(one["first_step"], one["values"][name]) for one in record["stretches"]] == [(1, 1), (4, 2)]
 
+    @pytest.mark.parametrize("begin", [1, 2])
+    def test_the_learning_rate_goes_on_where_it_stood(self, made, tmp_path, begin):
+        """With half as many batches per step the same epochs have twice as many steps."""
+        stages = [{"name": "adapter", "epochs": 8.0, "warmup_ratio": 0.0}]
+
+        def rates(*options, name="run"):
+            recipe = yaml.safe_load(made.recipe.read_text()) | {
+                "output_dir": str(tmp_path / name), "stages": stages, "save_steps": 4, "save_total_limit": 100}  # fmt: skip
+            (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            train_part.main([str(tmp_path / "recipe.yaml"), "--resume", "true", *options])
+            log = json.loads((tmp_path / name / "adapter" / "log_history.json").read_text())
+            return [line["learning_rate"] / 0.001 for line in log if "learning_rate" in line]
+
+        others = {1: "2", 2: "1"}[begin]
+        whole = rates("--gradient_accumulation_steps", str(begin))
+        steps = len(whole)
+        assert whole == pytest.approx([1 - step / steps for step in range(steps)], abs=1e-5)
+        shutil.rmtree(tmp_path / "run" / "adapter")
+        cut = tmp_path / "cut" / "adapter"
+        cut.parent.mkdir()
+        whole = rates("--gradient_accumulation_steps", str(begin))
+        shutil.copytree(tmp_path / "run" / "adapter" / "checkpoint-4", cut / "checkpoint-4")
+        changed = rates("--gradient_accumulation_steps", others, name="cut")
+        assert changed[:4] == pytest.approx(whole[:4])
+        left = len(changed) - 4
+        assert left != steps - 4
+        expected = [(1 - 4 / steps) * (1 - step / left) for step in range(left)]
+        assert changed[4:] == pytest.approx(expected, abs=1e-5)
+
+    def test_other_weights_of_the_corpora_are_a_change(self, made, interrupted):
+        data = [{"reader": "manifest", "path": str(made.corpus["train"]), "weight": 3}]
+        with pytest.raises(ValueError, match=r"data\.corpus_weights was \[.*\], now \["):
+            interrupted(train_data=data)
+
     def test_another_model_is_refused_with_the_flag_too(self, interrupted):
         for changes in ({"optim": "sgd"}, {"adapter": {"adapter_hidden_size": 16, "adapter_num_attention_heads": 2}}):
             with pytest.raises(ValueError, match="is of another model"):
@@ -157,6 +191,25 @@ class TestChanges:
         monkeypatch.setattr("modeling_part.training.run.__version__", "99.0")
         with pytest.raises(ValueError, match=r"versions\.modeling-part was '.*', now '99\.0'"):
             interrupted()
+
+    @given(st.data())
+    def test_places_in_a_schedule(self, data):
+        """What is done of it stays as it was, and it ends where the stage ends, whatever the devices were."""
+        stretches, done, share = [], 0, 0.0
+        for ranks in range(data.draw(st.integers(1, 4))):
+            steps, stop = done + data.draw(st.integers(2, 50)), done + data.draw(st.integers(1, 50))
+            stretches.append({"first_step": done + 1, "values": {STEPS: steps, "hyperparameters.world_size": ranks}})
+            if place_in_schedule(done, stretches, steps) != done:
+                assert place_in_schedule(done, stretches, steps) / steps == pytest.approx(share)
+            assert place_in_schedule(steps, stretches, steps) == pytest.approx(steps)
+            places = [place_in_schedule(step, stretches, steps) for step in range(done, steps + 1)]
+            assert places == sorted(places)
+            done = min(stop, steps)
+            share = place_in_schedule(done, stretches, steps) / steps
+
+    def test_a_length_that_was_changed_by_will_has_its_own_schedule(self):
+        stretches = [{"first_step": 1, "values": {STEPS: 6}}, {"first_step": 4, "values": {STEPS: 8}}]
+        assert [place_in_schedule(step, stretches, 8) for step in range(3, 9)] == list(range(3, 9))
 
     values = st.recursive(
         st.none() | st.integers(-3, 3) | st.text("ab", max_size=2),

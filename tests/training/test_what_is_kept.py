@@ -363,6 +363,16 @@ class TestBeforeTraining:
         with pytest.raises((ValueError, OSError), match=message):
             run("--force", **mistake)
 
+    @pytest.mark.parametrize("name", ["adapter_conv_stride", "revision_audio"])
+    def test_an_adapter_that_a_checkpoint_does_not_have(self, run, made, name):
+        held = json.loads((made.run / "adapter" / "config.json").read_text())
+        same = {key: held[key] for key in ("adapter_hidden_size", "adapter_num_attention_heads")}
+        parts = {"checkpoint": str(made.run / "adapter"), "audio_model": None, "language_model": None}
+        run("--force", "--dry_run", "true", **parts, adapter=same)
+        message = "is 2, but .* has 4" if name == "adapter_conv_stride" else "`revision_audio` has no effect"
+        with pytest.raises(ValueError, match=message):
+            run("--force", **parts, adapter=same | {name: 2 if name == "adapter_conv_stride" else "main"})
+
     def test_so_are_dev_data_that_are_answered(self, run, made, monkeypatch):
         looked_at = []
         check = "modeling_part.training.run.check_test_rows"
@@ -380,6 +390,18 @@ class TestBeforeTraining:
             change = {"stages": [{"name": "Adapter-1", "max_steps": 2, "tasks": {"asr": 1.0}}]}
         with pytest.raises(ValueError, match=r"a/b/c|Adapter-1"):
             run("--force", **change)
+
+    @pytest.mark.parametrize(
+        ("prompt", "message"),
+        [
+            ("Use /home/anna/calls/words.txt.", "system_prompt"),
+            (f"Sign in with hf_{'a1' * 15}.", "a Hugging Face token"),
+        ],
+    )
+    def test_so_is_what_must_not_be_published(self, run, prompt, message, monkeypatch):
+        monkeypatch.setattr(PARTTrainer, "train", lambda *args, **kwargs: pytest.fail("it trains"))
+        with pytest.raises(CheckpointError, match=message):
+            run("--force", system_prompt=prompt, push_to_hub=True, hub_model_id="user/name")
 
 
 HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"

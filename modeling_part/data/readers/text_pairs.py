@@ -4,14 +4,14 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 from ...prompts_part import TEXT_TASKS
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import as_values, read_csv, read_jsonl, read_table, unquoted
 from ..records import check_columns, rows_of
-from ..rows import CorpusError
+from ..rows import ROWS_BEFORE_JUDGEMENT, CorpusError
 
 
 def read_text_pairs(
@@ -43,8 +43,8 @@ def read_text_pairs(
         records = read_jsonl(path, on_broken)
     else:
         raise CorpusError(f"text_pairs: {path} is neither .tsv or .csv (with a header) nor .jsonl")
-    if (first := next(records, None)) is None:
+    if not (first := list(islice(records, ROWS_BEFORE_JUDGEMENT))):
         return
-    check_columns(spec, columns, dict.fromkeys(first[1]))
-    placed = ((f"{path}, line {number}", number, record) for number, record in chain([first], records))
+    check_columns(spec, columns, dict.fromkeys(chain.from_iterable(record for _, record in first)))
+    placed = ((f"{path}, line {number}", number, record) for number, record in chain(first, records))
     yield from rows_of(placed, spec, columns, None, on_broken)
