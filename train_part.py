@@ -36,9 +36,10 @@ from modeling_part.training.launches import in_a_process, record_launch
 from modeling_part.training.limits import check_lengths
 from modeling_part.training.lock import only_run_in
 from modeling_part.training.resuming import NewSettings, SteadySchedule, continued
-from modeling_part.training.run import Run, StageRun, predict_checkpoint
+from modeling_part.training.run import Run, predict_checkpoint
 from modeling_part.training.setup import cache_encoder_outputs, load_model, prepare_model, stage_arguments
 from modeling_part.training.stability import StabilityCallback
+from modeling_part.training.stage_run import StageRun
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -67,16 +68,13 @@ def train(recipe: Recipe) -> list[str]:
     rows = load_rows(recipe)
     run.check(rows)
     record_launch(run.folder, args)
-    unpublished = []
     for stage in run.stages_to_train(rows):
         train_stage(stage, rows, recipe)
-        # After the ranks' last meeting of the stage: no time-out runs while the main process uploads.
-        if args.push_to_hub and not args.dry_run and PartialState().is_main_process and not stage.publish(args):
-            unpublished.append(stage.plan.name)
+        run.publish(stage)
     if not args.dry_run and PartialState().is_main_process:
         run_report(run.folder)
         logger.info("The report is in %s", run.folder / "report.html")
-    return unpublished
+    return run.unpublished
 
 
 def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:

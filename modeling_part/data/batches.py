@@ -78,7 +78,8 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
     """The batches of a whole stage.
 
     Raises:
-        ValueError: a language that the prompts do not know, a row that is over a budget, a stream without `max_steps`.
+        ValueError: a language that the prompts do not know, a row that is over a budget, a stream without `max_steps`, a
+            stage with CTC alone and no transcripts.
     """
     check_prompts(rows.datasets.values(), processor)
     data, seed = recipe.data, recipe.training.seed
@@ -96,7 +97,13 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         whole = _sampler(stage, table, budget, recipe) if progress.history else sampler
         report = whole.epoch_report(0)
     if aligns:
-        report |= {"transcripts_too_long": count_too_long(rows, processor)}
+        counts = count_too_long(rows, processor, stage.active_tasks)
+        if not counts and not stage.losses.get("nll"):
+            raise ValueError(
+                f"Stage {stage.name!r} trains by CTC alone, and none of its rows ({', '.join(stage.active_tasks)}) has a "
+                "transcript: train on asr rows, or give the s2tt rows a `source_text`."
+            )
+        report |= {"transcripts_too_long": counts}
     multiples = (data.pad_seconds_multiple, data.pad_tokens_multiple)
     augmentation = build_augmentation(data.augmentation)
     return Batches(

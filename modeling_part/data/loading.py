@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-LONGEST_READING = timedelta(days=7)
+LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _read(name: str, recipe: Recipe, specs: Sequence[dict] | None = None) -> tup
     if not specs:
         return None, {"weights": {}, "fingerprint": ""}
     folder = Path(recipe.training.output_dir)
-    with _main_process_first():
+    with main_process_first():
         if PartialState().is_main_process:
             report_path = folder / f"data_report_{name}.json"
             read_corpora(specs, **_filters(recipe.data), report_path=report_path, cache_dir=folder / "data" / name)
@@ -139,12 +139,12 @@ def _read(name: str, recipe: Recipe, specs: Sequence[dict] | None = None) -> tup
 
 
 @contextmanager
-def _main_process_first() -> Iterator[None]:
-    """The other ranks wait at the end, however long: `ddp_timeout` is of a step, downloads and reading may take hours."""
+def main_process_first() -> Iterator[None]:
+    """The other ranks wait at the end, however long: `ddp_timeout` is of a step; reading and the Hub may take hours."""
     if PartialState().num_processes == 1:
         yield
         return
-    waiting = torch.distributed.new_group(backend="gloo", timeout=LONGEST_READING)
+    waiting = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     yield
     torch.distributed.barrier(group=waiting)
     torch.distributed.destroy_process_group(waiting)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 
 from ..configuration_part import convolved_length
 from ..processing_part import PARTProcessor
+from ..prompts_part import TASKS
 from .loading import Rows
 from .row_tokens import RowTokens, row_tokens
 
@@ -32,20 +34,26 @@ def count_transcript_tokens(rows: Rows, processor: PARTProcessor, vocabulary_siz
     return counts
 
 
-def count_too_long(rows: Rows, processor: PARTProcessor) -> dict[str, tuple[int, int]]:
+def count_too_long(rows: Rows, processor: PARTProcessor, tasks: Collection[str] = TASKS) -> dict[str, tuple[int, int]]:
     """By language, transcripts with more tokens than their clip has audio tokens, and all transcripts.
 
     Where two neighbouring tokens are the same, CTC needs one audio token more.
+
+    Args:
+        rows: of the run.
+        processor: whose tokens.
+        tasks: whose rows are counted.
     """
     dataset, tokens = _text_rows(rows, processor)
     if not len(dataset):
         return {}
-    columns = dataset.select_columns(["source_lang", "duration"]).with_format("arrow")[:]
+    columns = dataset.select_columns(["task", "source_lang", "duration"]).with_format("arrow")[:]
+    chosen = np.isin(columns["task"].to_numpy(zero_copy_only=False).astype(str), list(tasks))
     languages = columns["source_lang"].combine_chunks().dictionary_encode()
     seconds = np.nan_to_num(columns["duration"].to_numpy(zero_copy_only=False).astype(np.float64))
     steps, places = np.unique(np.round(seconds * processor.feature_rate).astype(np.int64), return_inverse=True)
     room = convolved_length(torch.from_numpy(steps), processor.audio_token_convolutions).numpy()[places]
-    codes, spoken = languages.indices.to_numpy(zero_copy_only=False), tokens.transcripts > 0
+    codes, spoken = languages.indices.to_numpy(zero_copy_only=False), chosen & (tokens.transcripts > 0)
     every = np.bincount(codes[spoken], minlength=len(languages.dictionary))
     wrong = np.bincount(codes[spoken & (tokens.transcripts > room)], minlength=len(languages.dictionary))
     names = languages.dictionary.to_pylist()

@@ -124,6 +124,15 @@ def publish(
     return PublishedStage(repo_id, tag, commit, f"{api.endpoint}/{repo_id}/tree/{tag}")
 
 
+def read_tags(repo_id: str, token: str | None = None) -> dict[str, str]:
+    """Commits by tag of a repository, none of one that is still to be created; errors as of [`publish`]."""
+    token = _checked_token(token)
+    _check_repo_id(repo_id)
+    api = HfApi(token=token)
+    with _explained(repo_id, api.endpoint, token):
+        return _read_tags(api, repo_id)
+
+
 def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None, samples: bool = False) -> str:
     """The names of the files that [`publish`] would send, and the card; nothing is sent, asked or changed."""
     _check_repo_id(repo_id)

@@ -56,11 +56,20 @@ def check_files(folder: Path, record: Mapping, fix: str) -> None:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in stage.json. {fix}")
 
 
+def files_of(folder: Path) -> dict[str, dict]:
+    """Size and SHA-256 of a checkpoint's weights: as its `stage.json` has them, else computed."""
+    record = read_json(folder / "stage.json") if (folder / "stage.json").is_file() else {}
+    found = record.get("files") if isinstance(record, dict) else None
+    return found or checksums(weight_files(folder), folder)
+
+
 def check_finite(folder: Path) -> None:
     """Raise `NotFiniteError` where a tensor of a folder's safetensors files holds NaN or infinity."""
     bad, paths = [], sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise CheckpointError(f"{folder} holds no weights: nothing was saved. Start the stage again with --force.")
+        raise CheckpointError(
+            f"{folder} holds no weights: nothing was saved. Start again with --stage {folder.name} --force."
+        )
     for path in [*paths, *sorted((folder / LORA_FOLDER).glob("*.safetensors"))]:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
@@ -70,7 +79,8 @@ def check_finite(folder: Path) -> None:
     if bad:
         raise NotFiniteError(
             f"{len(bad)} tensors of {folder} are not finite, such as {bad[0]}: training has diverged. Lower the "
-            "learning rates, or look for the rows of the skipped steps in the log, and start the stage again with --force."
+            "learning rates, or look for the rows of the skipped steps in the log, and start again with "
+            f"--stage {folder.name} --force."
         )
 
 

@@ -60,7 +60,8 @@ class DevSums:
 
     def figures(self, prefix: str) -> dict[str, float]:
         """`{prefix}loss`, `{prefix}asr/fr_loss`, `{prefix}asr_ctc_loss`, `{prefix}ctc/fr_error_rate`, ..."""
-        figures = {f"{prefix}loss": self.loss()} | mean_losses(self.answers, prefix)
+        figures = {f"{prefix}loss": self.loss()} if self.answers or self.alignment else {}
+        figures |= mean_losses(self.answers, prefix)
         figures |= mean_losses(self.alignment, prefix, "ctc_loss")
         rates = {language: errors / units for language, (errors, units) in sorted(self.errors.items()) if units}
         if rates:

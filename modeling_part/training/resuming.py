@@ -93,9 +93,11 @@ def continued(record: Mapping, checkpoint: Path | None, args: PARTTrainingArgume
     before = read_stage_json(checkpoint)
     check_checkpoint(checkpoint, before)
     done, steps = checkpoint_step(checkpoint), record["hyperparameters"]["num_steps"]
+    anew = from_the_beginning(record)
     if done > steps:
         raise ValueError(
-            f"{checkpoint} has done {done} steps, but the stage now has {steps}: give it more, or start again with --force."
+            f"{checkpoint} has done {done} steps, but the stage now has {steps}: give it more, or start again with "
+            f"{anew}."
         )
     changes = differences(before, record)
     hardware = any(name in changes for name in DEVICES)
@@ -111,12 +113,12 @@ def continued(record: Mapping, checkpoint: Path | None, args: PARTTrainingArgume
     }
     if fixed:
         raise ValueError(
-            f"{checkpoint} is of another model: {in_words(fixed)}. Change it back, or start again with --force."
+            f"{checkpoint} is of another model: {in_words(fixed)}. Change it back, or start again with {anew}."
         )
     if told and not args.resume_with_changes:
         raise ValueError(
-            f"What is trained has changed since {checkpoint}: {in_words(told)}. Change it back, start again with --force, "
-            "or go on with the changes from here with --resume_with_changes (stage.json will tell)."
+            f"What is trained has changed since {checkpoint}: {in_words(told)}. Change it back, start again with "
+            f"{anew}, or go on with the changes from here with --resume_with_changes (stage.json will tell)."
         )
     if told:
         logger.warning("Stage %s goes on with changes from step %d: %s", record["stage"], done + 1, in_words(told))
@@ -124,9 +126,14 @@ def continued(record: Mapping, checkpoint: Path | None, args: PARTTrainingArgume
     return {**record, **({"stretches": stretches} if stretches else {})}, bool(told)
 
 
+def from_the_beginning(record: Mapping) -> str:
+    """The options that train a stage anew, and no other."""
+    return f"--stage {record['stage']} --force"
+
+
 def check_checkpoint(checkpoint: Path, record: Mapping) -> None:
     """Raise `CheckpointError` where a checkpoint inside a stage lacks what resuming needs, or is damaged."""
-    fix = "Remove this checkpoint to go on from an earlier one, or start again with --force."
+    fix = f"Remove this checkpoint to go on from an earlier one, or start again with {from_the_beginning(record)}."
     check_files(checkpoint, record, fix)
     sharded, whole = ([*checkpoint.glob(pattern)] for pattern in ("optimizer.bin", "*optimizer.pt"))
     optimizer, others = (sharded, whole) if is_sharded() else (whole, sharded)

@@ -12,6 +12,7 @@ from .monitoring import DEV_FOLDER
 logger = logging.getLogger(__name__)
 
 ASIDE = "set_aside"
+FORCED = f"{ASIDE}/forced"  # an empty file: `--force` is to train the stage again, whose turn has not come
 
 # What training writes into a stage's folder; anything else there is the user's and stays where it is.
 WRITTEN = re.compile(
@@ -33,7 +34,12 @@ def written_by_training(folder: Path) -> list[Path]:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is a whole checkpoint inside a stage; `checkpoint-best` and the like are the user's."""
-    return re.fullmatch(r"checkpoint-\d+", path.name) is not None and (path / "trainer_state.json").is_file()
+    return has_checkpoint_name(path) and (path / "trainer_state.json").is_file()
+
+
+def has_checkpoint_name(path: Path) -> bool:
+    """Whether a folder is called as the checkpoints inside a stage are."""
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
 
 
 def is_dev(path: Path) -> bool:
@@ -59,6 +65,13 @@ def set_aside(folder: Path) -> Path | None:
         path.rename(target / path.name)
     logger.info("What was in %s is set aside in %s until the stage is finished again", folder, target)
     return target
+
+
+def mark_for_training(folder: Path) -> None:
+    """`--force` has begun with an earlier stage: this finished one is to be trained again, also if that is interrupted."""
+    if (folder / "stage.json").is_file():
+        (folder / ASIDE).mkdir(exist_ok=True)
+        (folder / FORCED).touch()
 
 
 def remove_set_aside(folder: Path) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""A warning when a stage that trains the language model becomes unstable: its loss spikes, or its gradients keep growing."""
+"""A stage whose losses are not finite any more; and a warning when a stage that trains the language model becomes unstable: its loss spikes, or its gradients keep growing."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,27 @@ from transformers import TrainerCallback
 
 from ..evaluation.failure_signs import instability
 from ..recipes.stages import Stage
+from ..recipes.user_errors import UserError
 
 
 logger = logging.getLogger(__name__)
+
+
+class NonFiniteTrainingError(UserError):
+    """Too many steps in a row had a loss or a gradient that is not finite.
+
+    Args:
+        steps: how many.
+        rows: ids of those in the last one whose loss is not finite.
+        checkpoint: where the weights are saved, which these steps did not move.
+    """
+
+    def __init__(self, steps: int, rows: Sequence[str], checkpoint: str) -> None:
+        super().__init__(
+            f"{steps} steps in a row had a loss or gradient that is not finite (rows of the last one: {list(rows[:5])}). The "
+            f"weights, which these did not move, are in {checkpoint}; lower the learning rate or remove these rows, then go "
+            "on with --resume --resume_with_changes."
+        )
 
 
 class StabilityCallback(TrainerCallback):

@@ -33,14 +33,11 @@ from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_p
 from .kernels import COMPILED_VARIANTS, let_flex_attention_autocast, use_liger_kernels
 from .lora import without_lora
 from .losses import StepStatistics
+from .stability import NonFiniteTrainingError
 from .stopping import StopCallback
 
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteTrainingError(UserError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
 class PARTTrainer(Trainer):
@@ -125,9 +122,13 @@ class PARTTrainer(Trainer):
 
         Raises:
             TooManyBrokenRowsError: it has stopped and saved because of them.
+            NonFiniteTrainingError: `max_bad_steps` in a row had no finite loss and gradient; it has stopped and saved.
         """
         with self.stopping.handling_signals():
             output = super().train(*args, **kwargs)
+            self.stopping.hear_the_last(self.args)
+        if self.stopping.failure is not None:
+            raise self.stopping.failure
         if self.broken_rows.are_too_many:
             raise self.broken_rows.error(self.state.global_step, self.args.output_dir)
         return output
@@ -372,11 +373,8 @@ class PARTTrainer(Trainer):
             rows = [row for batch, _ in self._step_batches for row in batch]
             logger.warning("The losses of rank %d are finite: %s", self.args.process_index, ", ".join(rows))
         if self._bad_steps_in_a_row >= self.args.max_bad_steps:
-            raise NonFiniteTrainingError(
-                f"{self._bad_steps_in_a_row} steps in a row had a loss or gradient that is not finite (rows of the last "
-                f"one: {ids[:5]}). The last good checkpoint is in {self.args.output_dir}; lower the learning rate or "
-                "remove these rows, then run again with --resume."
-            )
+            checkpoint = os.path.join(self.args.output_dir, f"checkpoint-{step}")
+            self.stopping.failure = NonFiniteTrainingError(self._bad_steps_in_a_row, ids, checkpoint)
 
     # ---- log ----
 

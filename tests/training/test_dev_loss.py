@@ -12,7 +12,7 @@ from modeling_part.data.loading import Rows
 from modeling_part.data.row_tokens import transcript
 from modeling_part.data.transcripts import count_too_long, count_transcript_tokens
 from modeling_part.recipes.stages import Stage, part_of
-from modeling_part.training.dev_loss import dev_sums, swap_clips
+from modeling_part.training.dev_loss import DevSums, dev_sums, swap_clips
 
 
 def aligning_stage(**changes) -> Stage:
@@ -109,6 +109,8 @@ def test_transcripts_are_counted_and_those_that_do_not_fit_are_found():
     assert count_too_long(rows, processor)["en"][1] == 3
     short = dataset.map(lambda row: {"duration": 0.05})
     assert count_too_long(Rows(train=short), processor) == {"en": (3, 3), "fr": (3, 3)}
+    assert count_too_long(Rows(train=short), processor, ("s2tt",)) == {}
+    assert "eval_loss" not in DevSums().figures("eval_")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ class TestChanges:
             interrupted("--resume_with_changes", stages=[{"name": "adapter", "max_steps": 2}])
 
     def test_another_version_of_the_package(self, interrupted, monkeypatch):
-        monkeypatch.setattr("modeling_part.training.run.__version__", "99.0")
+        monkeypatch.setattr("modeling_part.training.stage_run.__version__", "99.0")
         with pytest.raises(ValueError, match=r"versions\.modeling-part was '.*', now '99\.0'"):
             interrupted()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ import tiny_training
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train_part
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.recipes.stage_files import checksums, weight_files
 from modeling_part.recipes.stages import BUILT_IN_STAGES, part_of
 from modeling_part.training.trainer import PARTTrainer
 
@@ -187,6 +189,48 @@ def test_a_checkpoint_is_trained_further(finished, tmp_path):
     assert json.loads((tmp_path / "run" / "report.json").read_text())["stages"][0]["report"]["groups"]
     assert PARTForSpeechSeq2Seq.from_pretrained(tmp_path / "run" / "further").alignment_head is not None
     assert (tmp_path / "run" / "further" / "README.md").is_file()
+
+    # The recipe's checkpoint scored by mistake would replace the run's report.
+    (tmp_path / "run" / "further" / "predictions.jsonl").unlink()
+    report = (tmp_path / "run" / "report.json").read_bytes()
+    run(tmp_path / "recipe.yaml", "--do_predict", "--stage", "further")
+    assert (tmp_path / "run" / "further" / "predictions.jsonl").is_file()
+    assert (tmp_path / "run" / "report.json").read_bytes() == report
+    with pytest.raises(ValueError, match=r"is the folder of a run, .* one of its stages \(further\) with `--stage`"):
+        run(tmp_path / "recipe.yaml", "--do_predict")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        run(tmp_path / "recipe.yaml", "--do_predict", "--stage", "nothing")
+
+
+def test_other_weights_in_the_place_of_a_checkpoint_are_seen(finished, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(finished.run / "adapter", start)
+    recipe = yaml.safe_load(finished.recipe.read_text())
+    for key in ("audio_model", "language_model", "adapter"):
+        del recipe[key]
+    stage = {"name": "further", "max_steps": 2, "tasks": {"asr": 1.0}, "learning_rates": {"adapter": 1e-3}}
+    recipe |= {"checkpoint": str(start), "output_dir": str(tmp_path / "run"), "stages": [stage], "test_data": None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({key: one for key, one in recipe.items() if one is not None}))
+    run(tmp_path / "recipe.yaml", "--save_strategy", "steps", "--save_steps", "1")
+    run(tmp_path / "recipe.yaml", "--save_strategy", "steps", "--save_steps", "1")
+
+    weights = load_file(start / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, start / "model.safetensors", {"format": "pt"})
+    record = json.loads((start / "stage.json").read_text())
+    record["files"] = checksums(weight_files(start), start)
+    (start / "stage.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"was trained from other weights of 'start' than are there now: --resume trains it again"
+    ):
+        run(tmp_path / "recipe.yaml")
+    new = tmp_path / "new"
+    run(tmp_path / "recipe.yaml", "--output_dir", str(new), "--reuse_runs", str(tmp_path / "run"))
+    before, now = (load_file(folder / "further" / "model.safetensors") for folder in (tmp_path / "run", new))
+    assert tiny_training.changed(before, now)
+    (tmp_path / "run" / "further" / "stage.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "further" / "checkpoint-2")
+    with pytest.raises(ValueError, match="parent_files"):  # LoRA of the old weights does not fit the new ones
+        run(tmp_path / "recipe.yaml", "--resume", "true")
 
 
 def test_predicting_with_a_finished_stage(finished):

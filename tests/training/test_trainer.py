@@ -24,7 +24,7 @@ from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, par
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.dry_run import log_plan
 from modeling_part.training.lora import load_lora, split_lora
-from modeling_part.training.run import StageRun
+from modeling_part.training.stage_run import StageRun
 from modeling_part.training.trainer import NonFiniteTrainingError
 
 
@@ -439,18 +439,20 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(shared, tmp_path
     assert losses and all(map(math.isfinite, losses))
 
 
-def test_too_many_bad_steps_stop_with_the_last_good_checkpoint(shared, tmp_path):
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_too_many_bad_steps_stop_with_the_good_weights_saved(shared, tmp_path, strategy):
     dataset = tiny_training.tiny_dataset(("asr",), count=12)  # one epoch: no row comes twice
-    saving = {"save_strategy": "steps", "save_steps": 1, "max_bad_steps": 3}
+    saving = {"save_strategy": strategy, "save_steps": 1, "max_bad_steps": 3}
     trainer = build(shared, tmp_path, BUILT_IN_STAGES["encoder"], dataset=dataset, steps=6, **saving)
     batches = list(trainer.batches.sampler)
     bad = {dataset[batch[0]]["id"] for batch in batches[2:]}
     trainer.data_collator = Poison(trainer.data_collator, bad)
     recorder = Recorder().watch(trainer)
-    with pytest.raises(NonFiniteTrainingError, match="3 steps in a row"):
+    with pytest.raises(NonFiniteTrainingError, match=r"3 steps in a row .* --resume --resume_with") as caught:
         trainer.train()
-    assert [bool(step.weights) for step in recorder.steps] == [True, True, False, False]
+    assert [bool(step.weights) for step in recorder.steps] == [True, True, False, False, False]
     checkpoint = last_checkpoint(tmp_path)
+    assert str(checkpoint) in str(caught.value)
     loaded = PARTForSpeechSeq2Seq.from_pretrained(checkpoint)
     assert not tiny_training.changed(tiny_training.snapshot(trainer.model), tiny_training.snapshot(loaded))
     assert all(parameter.isfinite().all() for parameter in loaded.parameters())

@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -27,8 +29,8 @@ from modeling_part.recipes.stage_record import read_stage_json
 from modeling_part.training.checkpoints import last_checkpoint
 from modeling_part.training.checks import check_test_rows
 from modeling_part.training.lock import LOCK_FILE, FolderInUseError, only_run_in
-from modeling_part.training.run import StageRun
 from modeling_part.training.set_aside import ASIDE, set_aside, written_by_training
+from modeling_part.training.stage_run import StageRun
 from modeling_part.training.trainer import PARTTrainer
 
 
@@ -131,6 +133,31 @@ class TestForce:
         )
         run("--force")
         assert begun == [("adapter", True), ("encoder", True)]
+
+    def test_it_still_holds_for_later_stages_after_an_interruption(self, run, monkeypatch):
+        """They would else count as finished, as their parents come out with the same bits."""
+
+        def fail(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(PARTTrainer, "train", fail)
+            run("--force")
+        run("--stage", "adapter", "--resume", "true")
+        before = content(run.folder)
+        with pytest.raises(
+            ValueError, match=r"'encoder' was to be trained again by --force, .*: --resume does that now"
+        ):
+            run()
+        trained = []
+        begin = StageRun.begin
+        monkeypatch.setattr(
+            StageRun, "begin", lambda self, trainer: (trained.append(self.plan.name), begin(self, trainer))
+        )
+        run("--resume", "true")
+        assert trained == ["encoder"] and not (run.folder / "encoder" / ASIDE).exists()
+        name = Path("encoder", "model.safetensors")
+        assert content(run.folder)[name] == before[name]
 
     def test_two_failures_in_a_row_keep_both(self, tmp_path):
         for text in ("first", "second"):
@@ -294,7 +321,81 @@ class TestFinished:
             check_files(folder, record, "")
 
 
+class TestAfterTheLastStep:
+    """With `save_strategy: "no"` a stage's steps are kept until its answers are there."""
+
+    def test_a_failure_while_it_answers_costs_no_step(self, run, made, monkeypatch):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("modeling_part.training.stage_run.predict_and_score", lambda *args: interrupt())
+            run("--force", "--stage", "encoder")
+        assert [path.name for path in (run.folder / "encoder").glob("checkpoint-*")] == ["checkpoint-2"]
+        monkeypatch.setattr(PARTTrainer, "training_step", lambda *args, **kwargs: pytest.fail("it trains"))
+        run("--resume", "true")
+        names = [path.relative_to(made.run) for path in (made.run / "encoder").glob("*.safetensors")]
+        assert names and all((run.folder / name).read_bytes() == (made.run / name).read_bytes() for name in names)
+        assert (
+            not list((run.folder / "encoder").glob("checkpoint-*")) and not (run.folder / "encoder" / ASIDE).exists()
+        )
+
+    def test_a_signal_while_it_is_evaluated_ends_the_run(self, run, made, monkeypatch):
+        evaluate = PARTTrainer.evaluate
+
+        def interrupted(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(self, *args, **kwargs)
+
+        data = {"eval_data": [{"reader": "manifest", "path": str(made.corpus["dev"])}], "eval_strategy": "steps"}
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            patch.setattr(PARTTrainer, "evaluate", interrupted)
+            run("--force", **data, eval_steps=2)
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert (run.folder / "adapter" / "checkpoint-2" / "trainer_state.json").is_file()
+        assert not (run.folder / "adapter" / "stage.json").exists()
+        assert (run.folder / "encoder" / "stage.json").is_file(), "its turn had not come"
+
+    def test_what_only_looks_like_a_checkpoint_is_the_users(self, run, made):
+        mine = run.folder / "adapter" / "checkpoint-best"
+        shutil.copytree(made.run / "adapter", mine)
+        run("--force", "--stage", "adapter")
+        (run.folder / "adapter" / "stage.json").unlink()
+        run("--resume", "true", "--stage", "adapter")
+        assert (mine / "stage.json").is_file()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+class TestPublishing:
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        sent, tags = [], {}
+        here = "modeling_part.training.stage_run"
+        monkeypatch.setattr(f"{here}.publish", lambda folder, *args, **kwargs: sent.append(folder.name))
+        monkeypatch.setattr(f"{here}.read_tags", lambda *args: tags)
+        return SimpleNamespace(sent=sent, tags=tags, settings={"push_to_hub": True, "hub_model_id": "ada/part"})
+
+    def test_stages_that_an_earlier_launch_has_finished_are_sent_too(self, run, hub):
+        run(**hub.settings)
+        assert hub.sent == ["adapter", "encoder"]
+        hub.tags |= {"stage-adapter": "abc"}
+        run(**hub.settings)
+        assert hub.sent == ["adapter", "encoder", "encoder"]
+
+    def test_but_not_over_a_later_one(self, run, hub, caplog):
+        hub.tags |= {"stage-encoder": "abc"}
+        run(**hub.settings)
+        assert hub.sent == [] and "Stage adapter is not in ada/part, where encoder is" in caplog.text
+
+
 class TestCopies:
+    def test_a_copy_has_the_dev_answers_that_the_next_stage_is_compared_with(self, made, run, tmp_path):
+        answers = run.folder / "adapter" / "dev" / "step-2" / "predictions.jsonl"
+        answers.parent.mkdir(parents=True)
+        answers.write_text("{}")
+        run("--output_dir", str(tmp_path / "new"), "--reuse_runs", str(run.folder), "--stage", "adapter")
+        assert (tmp_path / "new" / answers.relative_to(run.folder)).is_file()
+
     @pytest.mark.parametrize("damage", ["cut", "text", "gone"])
     def test_a_damaged_stage_of_another_run_is_not_copied(self, made, run, tmp_path, damage, caplog):
         path = run.folder / "adapter" / "model.safetensors"
@@ -394,7 +495,7 @@ class TestBeforeTraining:
     @pytest.mark.parametrize(
         ("prompt", "message"),
         [
-            ("Use /home/anna/calls/words.txt.", "system_prompt"),
+            ("Use /home/anna/calls/words.txt.", "the local path /home/anna"),
             (f"Sign in with hf_{'a1' * 15}.", "a Hugging Face token"),
         ],
     )
@@ -450,7 +551,7 @@ class TestLock:
         def fail(*arguments, **options):
             raise CheckpointError("no network.")
 
-        monkeypatch.setattr("modeling_part.training.run.publish", fail)
+        monkeypatch.setattr("modeling_part.training.stage_run.publish", fail)
         settings = {"hub_model_id": "ada/part", "hub_private_repo": private, "hub_token": None}
         stage = StageRun(SimpleNamespace(name="joint"), Path("my runs/joint"), None, predicts=False)
         assert not stage.publish(SimpleNamespace(**settings))
