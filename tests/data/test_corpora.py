@@ -249,7 +249,7 @@ def test_weights_are_given_per_corpus_column(clips):
         ("m.jsonl", "is 'm.jsonl'; it must be a mapping"),
         ({"reader": "dataset", "path": "x", "min_confidence": 1}, "is a setting of wenetspeech, not of the reader 'd"),
         ({"reader": "fleurs", "path": "x", "revison": "a"}, "Did you mean 'revision'?"),
-        ({"reader": "dataset", "path": "x", "streaming": "yes"}, "'streaming' must be true or false, not 'yes'"),
+        ({"reader": "dataset", "path": "x", "streaming": "often"}, "'streaming' must be true or false, not 'often'"),
         ({"reader": "dataset", "path": "x", "columns": ["text"]}, "'columns' must be a mapping, not ['text']"),
         (
             {"reader": "wenetspeech", "path": "x", "min_confidence": True},
@@ -409,6 +409,35 @@ def test_saved_datasets_and_audiofolders_are_read_too(parquet, tmp_path):
             read_corpora([{**source, "split": "test"}])
         with pytest.raises(CorpusError, match="config would have no effect"):
             read_corpora([{**source, "split": "train", "config": "de"}])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        ("audiofolder", {"data_files": "fr/*"}),
+        ("audiofolder", {"config": "fr"}),
+        ("audiofolder", {"revision": "main"}),
+        ("dictionary", {"data_files": "train/*"}),
+        ("dictionary", {"config": "fr"}),
+        ("parquet", {"revision": "main"}),
+    ],
+)
+def test_a_setting_that_a_folder_does_not_have_is_refused(parquet, tmp_path, source, settings, streaming):
+    for language in ("de", "fr"):
+        (tmp_path / "audiofolder" / language).mkdir(parents=True)
+        soundfile.write(tmp_path / "audiofolder" / language / "x.flac", tone(0.9), RATE)
+        (tmp_path / "audiofolder" / language / "metadata.csv").write_text("file_name,sentence\nx.flac,Ja\n")
+    records = [{"audio": {"bytes": encoded(tone(0.7)), "path": None}, "sentence": "Ja"}]
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(records)}).save_to_disk(tmp_path / "dictionary")
+    spec = {"reader": "dataset", "path": str(tmp_path / source), "columns": {"text": "sentence"}, "tasks": ["asr"]}
+    with pytest.raises(
+        CorpusError, match=f"{next(iter(settings))} would have no effect on .*{source}: leave that out"
+    ):
+        read_corpora([{**spec, "languages": ["fr"], "streaming": streaming, **settings}])
+    if source == "audiofolder":
+        with pytest.raises(CorpusError, match=r"has no splits, so that 'test' would be the same rows as 'train'"):
+            read_corpora([{**spec, "languages": ["fr"], "streaming": streaming, "split": "test"}])
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -285,6 +285,11 @@ def test_fleurs_pairs_the_languages_asked_for_and_reads_unpacked_audio_again(fle
         read("fleurs", fleurs_archives, split="dev", languages=["en"])
 
 
+def test_a_folder_of_fleurs_has_no_revisions(fleurs_archives):
+    with pytest.raises(CorpusError, match="fleurs: revision would have no effect on"):
+        read("fleurs", fleurs_archives, split="dev", revision="refs/convert/parquet")
+
+
 def test_odd_lines_of_fleurs_are_counted(fleurs_archives):
     table = fleurs_archives / "data" / "de_de" / "dev.tsv"
     lines = table.read_bytes().splitlines(keepends=True)

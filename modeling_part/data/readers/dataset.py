@@ -3,7 +3,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # ending -> what `datasets` reads it with
+OF_REPOSITORIES = (
+    "config",
+    "revision",
+    "data_files",
+)  # settings that choose among the files of a repository or folder
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
@@ -136,38 +141,43 @@ def open_dataset(
     import datasets
 
     path = Path(spec.path).expanduser()
-    if is_address(spec.path):
-        refuse_without_effect(spec, config=config, revision=revision, data_files=data_files)
-        return open_files(spec, spec.path)
+    if is_address(spec.path) or path.is_file():
+        refuse_settings(spec)
+        refuse_split(spec)
+        return open_files(spec, spec.path if is_address(spec.path) else str(path))
     if not path.exists():
         return open_hub_dataset(spec, streaming, config, revision, data_files)
-    if path.is_file():
-        refuse_without_effect(spec, config=config, revision=revision, data_files=data_files)
-        return open_files(spec, str(path))
     if (path / "state.json").exists():
         saved = datasets.load_from_disk(str(path))
-        refuse_without_effect(spec, str(saved.split), config=config, revision=revision, data_files=data_files)
+        refuse_settings(spec)
+        refuse_split(spec, str(saved.split))
         return saved
     if (path / "dataset_dict.json").exists():
+        refuse_settings(spec)
         saved = datasets.load_from_disk(str(path))
         return saved[split_name(saved, spec)]
     if (records := audiofolder_records(spec, on_broken)) is not None:
         names = dict.fromkeys(name for record in records for name in record)  # `from_list` looks at the first alone
         return datasets.Dataset.from_list([{name: record.get(name) for name in names} for record in records])
+    refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
     found = datasets.load_dataset(str(path), name=config, data_files=files, streaming=True)
     return in_one_order(found[split_name(found, spec)])
 
 
-def refuse_without_effect(spec: CorpusSpec, own_split: str = "", **settings: str | None) -> None:
-    """Raise `CorpusError` where a source without splits is given one, or a setting that it does not have."""
+def refuse_split(spec: CorpusSpec, own_split: str = "") -> None:
+    """Raise `CorpusError` where a source without splits is given one."""
     if spec.split != "train" and own_split not in SPLIT_NAMES.get(spec.split, (spec.split,)):
         raise CorpusError(
-            f"dataset: {spec.path} has no splits, so that {spec.split!r} would be the same rows as 'train': leave `split` out, "
-            "or give a file or folder for each split (a DatasetDict when saved)"
+            f"{spec.reader}: {spec.path} has no splits, so that {spec.split!r} would be the same rows as 'train': leave "
+            "`split` out, or give a file or folder for each split (a DatasetDict when saved)"
         )
-    if given := [name for name, value in settings.items() if value is not None]:
-        raise CorpusError(f"dataset: {', '.join(given)} would have no effect on {spec.path}: leave that out")
+
+
+def refuse_settings(spec: CorpusSpec, names: Sequence[str] = OF_REPOSITORIES) -> None:
+    """Raise `CorpusError` where an entry has settings that mean nothing for what lies at its path."""
+    if given := [name for name in names if spec.settings.get(name) is not None]:
+        raise CorpusError(f"{spec.reader}: {', '.join(given)} would have no effect on {spec.path}: leave that out")
 
 
 def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
@@ -307,8 +317,10 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
         return None
     if not any(folder.rglob("metadata.jsonl")) and not any(folder.rglob("metadata.csv")):
         return None
+    refuse_settings(spec)
     places = [folder / name for name in SPLIT_NAMES.get(spec.split, (spec.split,)) if (folder / name).is_dir()]
     if not places and not any((folder / name).is_dir() for names in SPLIT_NAMES.values() for name in names):
+        refuse_split(spec)
         places = [folder]
     records = []
     for place in places:

@@ -10,7 +10,7 @@ from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..files import OnBroken, filled_once, handle, text_lines, unpack_tar
 from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
-from .dataset import SPLIT_NAMES, errors_of_dataset, errors_of_hub, is_hub_id
+from .dataset import SPLIT_NAMES, errors_of_dataset, errors_of_hub, is_hub_id, refuse_settings
 
 
 def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = None) -> Iterator[dict]:
@@ -58,6 +58,7 @@ def fleurs_rows(spec: CorpusSpec, root: Path, on_broken: OnBroken) -> Iterator[d
 def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
     if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
+        refuse_settings(spec, ("revision",))
         return spec.folder()
     from huggingface_hub import snapshot_download
 
