@@ -61,13 +61,12 @@ def record_rows(
         if isinstance(value[name], (Mapping, list, bytes)):
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
     question = question_of(*(_own_words(name, value, columns or {}) for name in QUESTION))
-    source_lang = value["source_lang"] or only(spec, "languages", "source_lang", names["source_lang"] in record)
+    source_lang = value["source_lang"] or only(spec, "languages", "source_lang")
     for task in (value["task"],) if value["task"] else spec.tasks or ():
         if task in ("asr", "text"):
             target_lang = source_lang
         else:
-            has_column = names["target_lang"] in record
-            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang", has_column)
+            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang")
         check_direction(task, source_lang, target_lang)
         if not spec.wants(task, source_lang, target_lang):
             continue
@@ -155,16 +154,11 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
-def only(spec: CorpusSpec, setting: str, column: str, has_column: bool) -> str:
-    """The one language that `spec` names under `setting`, for data or rows without one."""
+def only(spec: CorpusSpec, setting: str, column: str) -> str:
+    """The one language that `spec` names under `setting`, for rows without one; `BrokenRowError` if it does not."""
     languages = getattr(spec, setting)
     if not languages or len(languages) != 1:
-        if has_column:
-            raise BrokenRowError(f"no {column!r}")
-        raise CorpusError(
-            f"{spec.reader} at {spec.path}: no column gives {column!r}; name one language under {setting!r}, "
-            f"or the column under 'columns'"
-        )
+        raise BrokenRowError(f"no {column!r}; name one language under {setting!r}, or give the row one")
     return languages[0]
 
 
@@ -207,7 +201,7 @@ def _no_audio(column: str, kind: str) -> BrokenRowError:
 
 
 def check_columns(spec: CorpusSpec, columns: Mapping[str, str] | None, available: Mapping[str, object]) -> None:
-    """Raise `CorpusError` if the recipe maps a column that is not there, or leaves open the text, task or audio.
+    """Raise `CorpusError` if the recipe maps a column that is not there, or leaves open the text, task, audio or a language.
 
     Args:
         spec: the entry of the recipe.
@@ -239,6 +233,14 @@ def check_columns(spec: CorpusSpec, columns: Mapping[str, str] | None, available
         sounding = [name for name, feature in available.items() if type(feature).__name__ == "Audio"]
         hint = f"columns: {{audio: {sounding[0]}}}" if sounding else f"which of {there} it is"
         raise CorpusError(f"{where}: no column 'audio' for {', '.join(spec.tasks)}; say under 'columns' {hint}")
+    needed = {"source_lang": "languages"}
+    if "task" not in present and {"s2tt", "mt"} & set(spec.tasks or ()):
+        needed["target_lang"] = "target_languages"
+    for name, setting in needed.items():
+        if name not in present and len(getattr(spec, setting) or ()) != 1:
+            raise CorpusError(
+                f"{where}: no column gives {name!r}; name one language under {setting!r}, or the column under 'columns'"
+            )
 
 
 def _check_nested(column: str, available: Mapping[str, object], where: str) -> None:

@@ -109,8 +109,47 @@ def test_odd_lines_of_nemo_are_counted(clips):
         "audio file not found",
         "the same row stands before it",
     }
-    with pytest.raises(CorpusError, match="no column gives 'source_lang'; name one language under 'languages'"):
+    with pytest.raises(CorpusError, match="dropped: no 'source_lang'; name one language under 'languages'"):
         read("nemo", clips / "train.json")
+
+
+def without_language(reader: str, folder) -> tuple[str, dict]:
+    """Path and settings of three rows for a reader, the second of which does not say its language."""
+    names, tongues = ("a.flac", "b.mp3", "long.opus"), ("fr", None, "it")
+    if reader == "kaldi":
+        (folder / "text").write_text("0 Un.\n1 Deux.\n2 Tre.\n")
+        (folder / "wav.scp").write_text("".join(f"{n} {folder}/clips/{name}\n" for n, name in enumerate(names)))
+        (folder / "utt2lang").write_text("0 fr\n2 it\n")
+        return str(folder), {}
+    if reader == "lhotse":
+        lhotse = pytest.importorskip("lhotse")
+        cuts = []
+        for name, tongue in zip("abc", tongues, strict=True):
+            soundfile.write(folder / f"{name}.wav", tone(1.0), RATE)
+            cuts.append(lhotse.Recording.from_file(folder / f"{name}.wav").to_cut())
+            one = lhotse.SupervisionSegment(name, cuts[-1].recording.id, 0.0, 1.0, text=f"{name}.", language=tongue)
+            cuts[-1].supervisions = [one]
+        lhotse.CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
+        return str(folder / "cuts.jsonl.gz"), {}
+    fields = {
+        "nemo": lambda name, tongue: {"audio_filepath": f"clips/{name}", "text": f"{name}.", "lang": tongue},
+        "funasr": lambda name, tongue: {"source": f"clips/{name}", "target": f"{name}.", "text_language": tongue},
+        "text_pairs": lambda name, tongue: {"source_text": name, "text": f"{name}.", "source_lang": tongue},
+    }[reader]
+    lines = [fields(*each) for each in zip(names, tongues, strict=True)]
+    lines[1].popitem()
+    settings = {"target_languages": ["en"]} if reader == "text_pairs" else {}
+    return write_lines(folder / "train.jsonl", lines), settings
+
+
+@pytest.mark.parametrize("reader", ["nemo", "funasr", "kaldi", "lhotse", "text_pairs"])
+def test_a_row_without_a_language_costs_no_other(clips, reader):
+    path, settings = without_language(reader, clips)
+    dataset, report = read(reader, path, **settings)
+    assert dataset["source_lang"][:] == ["fr", "it"]
+    assert reasons(report) == {"no 'source_lang'; name one language under 'languages', or give the row one": 1}
+    with pytest.raises(CorpusError, match="1 of 3 rows are broken"):
+        read_corpora([{"reader": reader, "path": path, **settings}])
 
 
 # --------------------------------------------------------------------------------------------- FunASR and SLAM-LLM
@@ -311,6 +350,19 @@ def test_odd_cuts_are_counted(cuts, tmp_path):
     }
     with pytest.raises(CorpusError, match=r"holds no Shar \(cuts\.000000\.jsonl\.gz beside recording\.000000\.tar\)"):
         read("lhotse", tmp_path)
+
+
+def test_a_text_of_which_a_cut_has_only_a_part_is_counted(cuts, tmp_path):
+    import lhotse
+
+    first, _, long = cuts
+    windows = [first.truncate(duration=1.0), long.truncate(offset=0.05, duration=5.0), long.truncate(offset=2.0)]
+    lhotse.CutSet.from_cuts(windows).to_file(tmp_path / "cuts.jsonl.gz")
+    dataset, report = read("lhotse", tmp_path / "cuts.jsonl.gz")
+    assert said(dataset) == [EXPECTED[2], EXPECTED[3]]
+    assert dataset["duration"][:] == pytest.approx([2.95, 3.0])
+    assert [pitch(row) for row in dataset] == [440, 880]
+    assert reasons(report) == {"a supervision that goes beyond its cut: the text is of more than is heard": 3}
 
 
 def test_odd_lines_of_lhotse_are_counted(cuts, tmp_path):

@@ -19,10 +19,11 @@ from ..rows import BrokenRowError, CorpusError, language_code
 
 
 if TYPE_CHECKING:
-    from lhotse import Recording
+    from lhotse import SupervisionSegment
     from lhotse.cut import Cut
 
 
+ROUNDING = 0.1  # seconds that a supervision may go beyond its cut
 # What lhotse raises for a record that is not as it must be.
 NOT_A_CUT = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
@@ -31,7 +32,8 @@ def read_lhotse(spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, s
     """Rows of Lhotse's cuts, one for each supervision: `cuts.jsonl.gz`, or a folder of Shar. Needs the package lhotse.
 
     The language is that of the supervision, or the only one of `languages`. Cuts that are mixed, padded or augmented, or
-    have several channels, are broken rows: what they hold is not what a file holds.
+    have several channels, are broken rows: what they hold is not what a file holds. So is a supervision of which a cut,
+    truncated or a window, has only a part: nobody knows which of its words that is.
 
     Args:
         spec: the entry of the recipe; `tasks` are asr where none are named.
@@ -50,15 +52,15 @@ def read_lhotse(spec: CorpusSpec, report: DataReport, *, columns: Mapping[str, s
         number = 0
         for where, cut in open_cuts(folder, on_broken):
             try:
-                found = list(supervised(cut))
+                audio = sound_of(cut)
             except BrokenRowError as error:
                 on_broken(where, error)
                 continue
-            for record in found:
+            for supervision in cut.supervisions:
                 number += 1
-                yield where, number, record
+                yield where, number, {"cut": cut, "supervision": supervision, "audio": audio}
 
-    yield from rows_of(records(), spec, names, None, on_broken)
+    yield from rows_of(records(), spec, names, None, on_broken, lambda part: supervised(**part))
 
 
 def open_cuts(path: Path, on_broken: OnBroken) -> Iterator[tuple[str, "Cut"]]:
@@ -97,8 +99,8 @@ def open_cuts(path: Path, on_broken: OnBroken) -> Iterator[tuple[str, "Cut"]]:
         ) from error
 
 
-def supervised(cut: "Cut") -> Iterator[dict]:
-    """The record of each supervision of a cut."""
+def sound_of(cut: "Cut") -> str | bytes:
+    """The file of a cut's recording, or its bytes where Shar holds them; `BrokenRowError` for a cut that is not read."""
     kind = type(cut).__name__
     if kind != "MonoCut" or not cut.has_recording:
         raise BrokenRowError(
@@ -114,25 +116,26 @@ def supervised(cut: "Cut") -> Iterator[dict]:
     times = [recording.duration, *(value for one in (cut, *cut.supervisions) for value in (one.start, one.duration))]
     if odd := [value for value in times if not fits(value, float)]:
         raise BrokenRowError("a start or duration is no number of seconds", repr(odd[0]))
-    audio = sound_of(recording)
-    for supervision in cut.supervisions:
-        start = cut.start + max(0.0, supervision.start)
-        end = cut.start + min(cut.duration, supervision.end)
-        is_whole = start == 0 and abs(end - recording.duration) < 0.01
-        span = {} if is_whole else {"start": start, "end": end}
-        language = supervision.language
-        if isinstance(language, str):  # lhotse's own recipes write names, such as English
-            language = language_code(code_of(language))
-        record = {"id": supervision.id, "audio": audio, "duration": end - start, **span, "text": supervision.text}
-        record |= {"speaker": supervision.speaker, "custom": supervision.custom or {}}
-        yield record | ({"language": language} if language else {})
-
-
-def sound_of(recording: "Recording") -> str | bytes:
-    """The file of a recording, or its bytes where Shar holds them."""
     if len(recording.sources) != 1:
         raise BrokenRowError("the recording has several sources", recording.id)
     source = recording.sources[0]
     if source.type not in ("file", "url", "memory"):
         raise BrokenRowError(f"a source of type {source.type!r}; it must be a file, a URL or in Shar", recording.id)
     return source.source
+
+
+def supervised(cut: "Cut", supervision: "SupervisionSegment", audio: str | bytes) -> dict:
+    """The record of one supervision of a cut; `BrokenRowError` where the cut leaves out a part of what was said."""
+    if supervision.start < -ROUNDING or supervision.end > cut.duration + ROUNDING:
+        times = f"{supervision.start:g} to {supervision.end:g} s of {cut.duration:g} s"
+        raise BrokenRowError("a supervision that goes beyond its cut: the text is of more than is heard", times)
+    start = cut.start + max(0.0, supervision.start)
+    end = cut.start + min(cut.duration, supervision.end)
+    is_whole = start == 0 and abs(end - cut.recording.duration) < 0.01
+    span = {} if is_whole else {"start": start, "end": end}
+    language = supervision.language
+    if isinstance(language, str):  # lhotse's own recipes write names, such as English
+        language = language_code(code_of(language))
+    record = {"id": supervision.id, "audio": audio, "duration": end - start, **span, "text": supervision.text}
+    record |= {"speaker": supervision.speaker, "custom": supervision.custom or {}}
+    return record | ({"language": language} if language else {})
