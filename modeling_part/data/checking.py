@@ -234,7 +234,7 @@ class Admission:
                 reason = (
                     "the same row stands before it"
                     if is_same
-                    else "id of another row; give each its own, or name another column for it"
+                    else "id of another row; give each its own, name another column for it, or give each corpus a `name`"
                 )
                 broken = None if is_same else reason
             if reason:

@@ -6,12 +6,13 @@ A recipe says with `columns` under which name a record has a canonical column. A
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..prompts_part import TEXT_TASKS
 from .addresses import joined, without_suffix
-from .corpus_spec import CorpusSpec
+from .corpus_spec import CorpusSpec, fits
 from .files import OnBroken, handle
 from .rows import COLUMNS, QUESTION, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
 
@@ -31,9 +32,10 @@ def rows_of(
 
     `converted` gives a record of another format as one of these; `BrokenRowError` where it is not as it must be.
     """
+    names: set[int] = set()
     for where, number, record in records:
         try:
-            rows = list(record_rows(converted(record), spec, columns, folder, number))
+            rows = list(record_rows(converted(record), spec, columns, folder, number, names))
         except BrokenRowError as error:
             handle(on_broken, where, error)
         else:
@@ -46,8 +48,11 @@ def record_rows(
     columns: Mapping[str, str] | None = None,
     folder: Path | None = None,
     number: int | None = None,
+    names_before: set[int] | None = None,
 ) -> Iterator[dict]:
     """The canonical rows of one record of a dataset or of one text pair; `BrokenRowError` if it cannot be one.
+
+    `names_before` are hashes of the names that sounds of earlier records had, see [`record_id`]; this one's is added.
 
     Without a task column the record gives a row for each of the spec's tasks: `source_text` is what is spoken or to be
     translated and `text` the translation; with asr alone, `text` may be the transcript. For the task text they are what is
@@ -60,6 +65,7 @@ def record_rows(
     for name in TEXTS:
         if isinstance(value[name], (Mapping, list, bytes)):
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
+    row_id = str(value["id"]) if value["id"] is not None else record_id(value, spec, number, names_before)
     question = question_of(*(_own_words(name, value, columns or {}) for name in QUESTION))
     source_lang = value["source_lang"] or only(spec, "languages", "source_lang")
     for task in (value["task"],) if value["task"] else spec.tasks or ():
@@ -71,7 +77,6 @@ def record_rows(
         if not spec.wants(task, source_lang, target_lang):
             continue
         text = _transcript(value, spec, columns or {}) if task == "asr" and not value["task"] else value["text"]
-        row_id = str(value["id"]) if value["id"] is not None else record_id(value, number)
         if task in TEXT_TASKS:
             yield text_row(row_id, spec.corpus, source_lang, target_lang, text, value["source_text"], task, question)
             continue
@@ -162,18 +167,40 @@ def only(spec: CorpusSpec, setting: str, column: str) -> str:
     return languages[0]
 
 
-def record_id(value: dict, number: int | None) -> str:
-    """An id for a record without one: the audio file's path in its folder, the record's number, or a hash of it."""
+def record_id(value: dict, spec: CorpusSpec, number: int | None, names_before: set[int] | None = None) -> str:
+    """An id for a record without one: the audio's path and span, the number in its file, or a hash of it in streams.
+
+    Bytes are often named alike in many folders or archives, so a name that stood before gets the record's number.
+    """
     audio = value["audio"]
-    path = audio.get("path") if isinstance(audio, dict) else audio
+    path, data = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (audio, None)
     if isinstance(path, str):
-        return Path(path).stem if Path(path).is_absolute() else without_suffix(path)
+        name = clip_id(path, value["start"], value["end"])
+        if data is None or number is None or names_before is None:
+            return name
+        known = len(names_before)
+        names_before.add(hash(name))
+        return name if len(names_before) > known else f"{name}-{number}"
     if number is not None:
-        return str(number)
-    content = (
-        f"{value['source_text']}\t{value['text']}\t{audio if not isinstance(audio, dict) else audio.get('bytes')!r}"
-    )
+        return f"{file_name(spec)}-{number}"
+    content = f"{value['source_text']}\t{value['text']}\t{audio if not isinstance(audio, dict) else data!r}"
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def clip_id(path: str, start: object = None, end: object = None) -> str:
+    """The id of a file, or of a part of it: its path without the ending, and the seconds."""
+    return "-".join([without_suffix(path), *(f"{one:g}" for one in (start, end) if fits(one, float))])
+
+
+def file_name(spec: CorpusSpec) -> str:
+    """What tells the records of an entry from those of others: its file and folder, wherever these lie, and what of it."""
+    place = "/".join(os.path.splitext(spec.path)[0].split("/")[-2:])
+    parts = (
+        spec.settings.get("config"),
+        spec.settings.get("data_files"),
+        spec.split if spec.split != "train" else None,
+    )
+    return "/".join([place, *(str(part) for part in parts if part)])
 
 
 def audio_source(audio: object, column: str, folder: Path | None) -> str | bytes | None:

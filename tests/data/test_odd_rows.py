@@ -321,6 +321,41 @@ def test_pairs_and_clips_without_ids_get_their_own(tmp_path):
     assert read_corpora([spec], max_bad_fraction=0)[0]["id"][:] == ["x/1", "y/1"]
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("reader", ["text_pairs", "dataset"])
+def test_pairs_of_two_files_are_all_read(tmp_path, reader, names):
+    for name, count in (("a", 2), ("b", 401)):
+        pairs = [{"source_text": f"{name} {number}", "text": f"{name}{number}"} for number in range(count)]
+        write_lines(tmp_path / f"{name}.jsonl", pairs)
+        datasets.Dataset.from_list(pairs).to_parquet(tmp_path / f"{name}.parquet")
+    ending = {"text_pairs": "jsonl", "dataset": "parquet"}[reader]
+    spec = {"reader": reader, "languages": ["de"], "target_languages": ["en"], "tasks": ["mt"]}
+    files = [{**spec, "path": str(tmp_path / f"{name}.{ending}")} for name in names]
+    rows = read_corpora(files, max_bad_fraction=0)[0]
+    assert len(rows) == 403 and len(set(rows["id"])) == 403
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_clips_that_are_named_alike_are_all_read(tmp_path, streaming):
+    for speaker in "abc":
+        (tmp_path / speaker).mkdir()
+        soundfile.write(tmp_path / speaker / "001.flac", tone(2.0), RATE)
+    spec = {"reader": "dataset", "tasks": ["asr"], "languages": ["en"], "streaming": streaming}
+    path, clip = str(tmp_path / "x.parquet"), str(tmp_path / "a" / "001.flac")
+    paths = [{"audio": str(tmp_path / speaker / "001.flac"), "text": speaker} for speaker in "abc"]
+    parts = [{"audio": clip, "text": f"{start}", "start": start, "end": start + 0.5} for start in (0.0, 0.5, 1.0)]
+    names = ("000.flac", "001.flac", "000.flac", "001.flac", "000.flac", "001.flac")
+    sounds = [
+        {"audio": {"bytes": encoded(tone(1.0, 200 + 10 * number)), "path": name}, "text": f"{number}"}
+        for number, name in enumerate(names)
+    ]
+    for records in (paths, parts, sounds):
+        datasets.Dataset.from_list(records).to_parquet(path)
+        rows = list(read_corpora([{**spec, "path": path}], max_bad_fraction=0)[0])
+        assert [row["text"] for row in rows] == [record["text"] for record in records]
+        assert streaming or len({row["id"] for row in rows}) == len(records)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

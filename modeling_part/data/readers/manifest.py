@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ...prompts_part import TEXT_TASKS, code_of, task_of
 from ...recipes.suggestions import did_you_mean
-from ..addresses import joined, without_suffix
+from ..addresses import joined
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
 from ..files import read_jsonl
-from ..records import column_value
+from ..records import clip_id, column_value
 from ..rows import (
     COLUMNS,
     FOR_PEOPLE,
@@ -119,15 +119,9 @@ def completed(record: dict, number: int, language: str | None = None, target_lan
     if target is not None:
         row.setdefault("target_lang", target)
     if "id" not in row:
-        row["id"] = _id_of(row, number)
+        is_clip = isinstance(row.get("audio"), str)
+        row["id"] = clip_id(row["audio"], row.get("start"), row.get("end")) if is_clip else f"line-{number}"
     return row
-
-
-def _id_of(row: dict, number: int) -> str:
-    if not isinstance(row.get("audio"), str):
-        return f"line-{number}"
-    span = [f"{row[name]:g}" for name in ("start", "end") if fits(row.get(name), float)]
-    return "-".join([without_suffix(row["audio"]), *span])
 
 
 def manifest_row(record: dict, folder: Path) -> dict:
