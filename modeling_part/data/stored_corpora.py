@@ -3,14 +3,15 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
-from .readers.registry import find_reader
-from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, CorpusError, canonical_features
+from .readers.registry import FROM_FILES, find_reader
+from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, CorpusError, canonical_features, direction
 from .sounds import SoundStore, with_sounds
 
 
@@ -69,12 +70,26 @@ def corpus_chunks(
         dropped = "; ".join(f"{count} dropped: {reason}" for (_, reason), count in report.dropped.items())
         raise CorpusError(
             f"{spec.reader} at {spec.path} gives no rows for split {spec.split!r}, tasks {spec.tasks or 'all'}, "
-            f"languages {spec.languages or 'all'}{'; ' + dropped if dropped else ''}"
+            f"languages {spec.languages or 'all'}{'; ' + dropped if dropped else ''}{others_there(spec)}"
         )
     if missing := sorted(spec.asked_languages - languages):
         raise CorpusError(
             f"{spec.reader} at {spec.path} has no rows in {', '.join(missing)}; it has {', '.join(sorted(languages))}"
         )
+
+
+def others_there(spec: CorpusSpec) -> str:
+    """For an error about none: the languages of the first rows of files, which are read as if any were asked for."""
+    if spec.reader not in FROM_FILES or not (spec.languages or spec.target_languages):
+        return ""
+    rows = find_reader(spec.reader)(
+        replace(spec, languages=None, target_languages=None), DataReport(), **spec.settings
+    )
+    try:
+        found = {direction(row["source_lang"], row["target_lang"]) for row in islice(rows, ROWS_BEFORE_JUDGEMENT)}
+    except CorpusError:  # no language stands in the file itself
+        found = set()
+    return f"; without `languages` it has {', '.join(sorted(found))}" if found else ""
 
 
 def chunked(rows: Iterable[dict]) -> Iterator[list[dict]]:

@@ -71,11 +71,42 @@ def test_the_question_of_a_speech_language_model_of_nemo_is_asked(clips):
         line | {"context": "How many?"},
         line | {"question": "And then?"},
         line,
-        line | {"audio_filepath": "clips/b.mp3", "text": "Un.", "context": "x"},
+        {"audio_filepath": "clips/b.mp3", "duration": 2.0, "lang": "fr", "text": "Un.", "context": "x"},
     ]
     dataset, _ = read("nemo", write_lines(clips / "train.json", lines))
     assert dataset["prompt"][:] == ["How many?", "And then?", None, None]
     assert dataset["text"][:] == ["Deux.", "Deux.", "Deux.", "Un."]
+
+
+def test_a_line_of_nemo_with_text_and_answer(clips):
+    line = {"audio_filepath": "clips/a.flac", "text": "Un.", "answer": "One.", "source_lang": "fr"}
+    translated = line | {"taskname": "ast", "target_lang": "en", "context": "What is it in English?"}
+    spoken = line | {"audio_filepath": "clips/b.mp3", "taskname": "asr"}
+    lines = [translated, spoken | {"answer": "Un."}, spoken | {"audio_filepath": "clips/long.opus"}]
+    dataset, report = read("nemo", write_lines(clips / "train.json", lines))
+    assert said(dataset) == [("s2tt", "fr", "en", "One.", "Un."), ("asr", "fr", "fr", "Un.", "Un.")]
+    assert dataset["prompt"][:] == ["What is it in English?", None]
+    assert reasons(report) == {"'text' and 'answer' differ; leave one of them out": 1}
+
+
+def test_a_tarred_manifest_of_nemo_is_read_where_it_is_unpacked(clips):
+    line = {"audio_filepath": "a.flac", "duration": 1.5, "text": "Un.", "lang": "fr", "shard_id": 0}
+    path = write_lines(clips / "tarred_audio_manifest.json", [line])
+    with pytest.raises(CorpusError, match=r"unpack audio_N\.tar beside it, such as .*a\.flac of audio_0\.tar"):
+        read_corpora([{"reader": "nemo", "path": path}])
+    (clips / "clips" / "a.flac").rename(clips / "a.flac")
+    assert said(read("nemo", path)[0]) == [("asr", "fr", "fr", "Un.", "Un.")]
+
+
+def test_regions_of_nemo_are_no_transcription_and_what_was_read_is_said(clips):
+    line = {"audio_filepath": "clips/a.flac", "duration": 1.5, "text": "Um."}
+    regions = {"audio_filepath": "clips/b.mp3", "source_lang": "pt-BR", "target_lang": "pt-PT"}
+    path = write_lines(clips / "train.json", [line | {"lang": "pt-BR"}, line | regions])
+    dataset, report = read("nemo", path)
+    assert said(dataset) == [("asr", "pt", "pt", "Um.", "Um.")]
+    assert reasons(report) == {"asr and text, and only they, keep the language": 1}
+    with pytest.raises(CorpusError, match=r"gives no rows .* languages \('pt-BR',\).*; without `languages` it has pt"):
+        read("nemo", path, languages=["pt-BR"])
 
 
 def test_odd_lines_of_nemo_are_counted(clips):
