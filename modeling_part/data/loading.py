@@ -22,7 +22,7 @@ from ..recipes.arguments import DataArguments, Recipe
 from ..recipes.places import located
 from .corpora import open_corpora, read_corpora
 from .expansion import corpus_specs, is_streamed
-from .readers.registry import FROM_FILES
+from .readers.registry import find_place_check
 from .streamed_corpora import interleaved
 
 
@@ -109,14 +109,13 @@ def check_corpora(recipe: Recipe) -> None:
     """Look at the settings of all corpora before the first is read.
 
     Raises:
-        CorpusError: one is not as it must be, or its folder is not there.
+        CorpusError: one is not as it must be, or what it is read from is neither here nor to be fetched.
     """
     for name in ("train_data", "eval_data", "test_data"):
         for number, entry in enumerate(getattr(recipe.data, name) or ()):
             with located(recipe.places, name, str(number)):
                 for spec in corpus_specs([entry]):
-                    if spec.reader in FROM_FILES:
-                        spec.folder()
+                    find_place_check(spec.reader)(spec)
 
 
 def _read(name: str, recipe: Recipe, specs: Sequence[dict] | None = None) -> tuple[datasets.Dataset | None, dict]:

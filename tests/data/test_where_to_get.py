@@ -7,6 +7,7 @@ import re
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -18,6 +19,7 @@ from tiny import REPOSITORY
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.corpus_spec import CorpusSpec
 from modeling_part.data.downloads import as_lines, planned_downloads
+from modeling_part.data.loading import check_corpora
 from modeling_part.data.readers.registry import FROM_FILES, READERS
 from modeling_part.data.rows import CorpusError
 from modeling_part.data.where_to_get import WHERE_TO_GET, as_table, how_to_get
@@ -61,6 +63,31 @@ def test_a_missing_folder_of_fleurs_is_not_taken_for_a_dataset(tmp_path, monkeyp
     with pytest.raises(CorpusError, match=r"google/fleurs") as error:
         read_corpora([{"reader": "fleurs", "path": "data/fleurs", "languages": ["de"]}])
     assert "hf download data/fleurs" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"reader": "common_voice"}, "/nowhere/corpus does not exist"),
+        ({"reader": "wenetspeech"}, "/nowhere/corpus does not exist"),
+        ({"reader": "covost2"}, "/nowhere/corpus does not exist"),
+        ({"reader": "covost2", "path": ".", "common_voice": "/nowhere/cv"}, "/nowhere/cv does not exist"),
+        ({"reader": "fleurs"}, "/nowhere/corpus does not exist"),
+        ({"reader": "dataset"}, "/nowhere/corpus is neither a file or folder nor a Hub id"),
+        ({"reader": "common_voice", "path": "cv", "data_collective": ["sv"]}, "set MDC_API_KEY|datacollective"),
+        ({"reader": "common_voice", "path": "owner/cv"}, "owner/cv is no folder here"),
+    ],
+)
+def test_what_is_missing_is_found_before_anything_is_downloaded(entry, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MDC_API_KEY", raising=False)
+    on_the_hub = {"reader": "dataset", "path": "owner/speech", "tasks": ["asr"], "languages": ["de"]}
+    data = SimpleNamespace(
+        train_data=[on_the_hub, {"path": "/nowhere/corpus", **entry}], eval_data=None, test_data=None
+    )
+    with pytest.raises(CorpusError, match=message):
+        check_corpora(SimpleNamespace(data=data, places={}))
+    check_corpora(SimpleNamespace(data=SimpleNamespace(**{**vars(data), "train_data": [on_the_hub]}), places={}))
 
 
 def _response():

@@ -37,12 +37,7 @@ def read_common_voice(spec: CorpusSpec, report: DataReport, *, data_collective: 
         fetch_releases(data_collective, Path(spec.path).expanduser())
     if not spec.wants("asr"):
         return
-    if not Path(spec.path).expanduser().exists() and is_hub_id(spec.path):
-        raise CorpusError(
-            f"common_voice: {spec.path} is no folder here. {how_to_get('common_voice')}. A copy in parquet on the Hub is "
-            "read with {reader: dataset, path: fixie-ai/common_voice_17_0, config: LOCALE, columns: {text: sentence}, "
-            "tasks: [asr], languages: [LANGUAGE], name: common_voice}"
-        )
+    _check_folder(spec)
     folders = locale_folders(unpacked(spec.folder()), spec.split)
     on_broken = partial(report.drop_line, spec.corpus)
     for locale, language in chosen({locale: language_code(locale) for locale in folders}, spec).items():
@@ -54,6 +49,25 @@ def read_common_voice(spec: CorpusSpec, report: DataReport, *, data_collective: 
             yield speech_row(Path(clip).stem, spec.corpus, *speech, folder / "clips" / clip)
 
 
+def check_place(spec: CorpusSpec) -> None:
+    """Raise `CorpusError` where the release is neither here nor can be downloaded: package and key are looked for."""
+    slugs = spec.settings.get("data_collective")
+    if not slugs:
+        _check_folder(spec)
+    elif waiting_releases(slugs, Path(spec.path).expanduser()):
+        _check_data_collective()
+
+
+def _check_folder(spec: CorpusSpec) -> None:
+    if not Path(spec.path).expanduser().exists() and is_hub_id(spec.path):
+        raise CorpusError(
+            f"common_voice: {spec.path} is no folder here. {how_to_get('common_voice')}. A copy in parquet on the Hub is "
+            "read with {reader: dataset, path: fixie-ai/common_voice_17_0, config: LOCALE, columns: {text: sentence}, "
+            "tasks: [asr], languages: [LANGUAGE], name: common_voice}"
+        )
+    spec.folder()
+
+
 def waiting_releases(slugs: list, folder: Path) -> dict[str, Path]:
     """Datasets of Mozilla Data Collective that `folder` has not got yet, and the file that will say that it has."""
     for slug in slugs:
@@ -63,14 +77,9 @@ def waiting_releases(slugs: list, folder: Path) -> dict[str, Path]:
     return {slug: mark for slug, mark in wanted.items() if not mark.exists()}
 
 
-def fetch_releases(slugs: list, folder: Path) -> None:
-    """Download datasets of Mozilla Data Collective into `folder`; those that it has got are not asked for again."""
-    wanted = waiting_releases(slugs, folder)
-    if not wanted:
-        return
+def _check_data_collective() -> None:
     try:
-        import datacollective
-        from datacollective.errors import DownloadError
+        import datacollective  # noqa: F401
     except ImportError as error:
         raise CorpusError(
             "common_voice: 'data_collective' needs the package datacollective (Python 3.11 or newer): "
@@ -81,6 +90,17 @@ def fetch_releases(slugs: list, folder: Path) -> None:
             f"common_voice: to download from Mozilla Data Collective, set {KEY} to the key of an account there "
             "(https://mozilladatacollective.com/api-reference), after agreeing to the dataset's terms on its page"
         )
+
+
+def fetch_releases(slugs: list, folder: Path) -> None:
+    """Download datasets of Mozilla Data Collective into `folder`; those that it has got are not asked for again."""
+    wanted = waiting_releases(slugs, folder)
+    if not wanted:
+        return
+    _check_data_collective()
+    import datacollective
+    from datacollective.errors import DownloadError
+
     for slug, mark in wanted.items():
         try:
             archive = datacollective.download_dataset(slug, download_directory=str(folder))

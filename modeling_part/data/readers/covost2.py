@@ -31,7 +31,8 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
     """
     splits = {"train": ("train", "train_covost")}.get(spec.split, (spec.split,))
     on_broken = partial(report.drop_line, spec.corpus)
-    release = Path(common_voice).expanduser() if common_voice else spec.folder()
+    check_place(spec)
+    release = Path(common_voice or spec.path).expanduser()
     tables = {}
     for path in sorted(spec.folder().rglob("covost_v2.*.tsv")):
         if match := re.fullmatch(r"covost_v2\.([\w-]+?)_([\w-]+)\.tsv", path.name):
@@ -63,6 +64,16 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
                     yield speech_row(row_id, spec.corpus, *row)
                 if spec.wants("mt", source, target):
                     yield text_row(row_id, spec.corpus, source, target, translation, sentence)
+
+
+def check_place(spec: CorpusSpec) -> None:
+    """Raise `CorpusError` where the tables' folder, or that of the Common Voice release, is not there."""
+    spec.folder()
+    release = spec.settings.get("common_voice")
+    if release and not Path(str(release)).expanduser().exists():
+        raise CorpusError(
+            f"covost2: {release} does not exist; give the folder that holds the locales of Common Voice 4 as `common_voice`"
+        )
 
 
 def escaped_fields(line: str) -> list[str]:

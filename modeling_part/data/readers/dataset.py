@@ -244,8 +244,7 @@ def hub_files(
     import datasets
     from huggingface_hub import HfFileSystem
 
-    if not is_hub_id(spec.path):
-        raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
+    check_place(spec)
     files = data_files and {spec.split: data_files}
     builder = datasets.load_dataset_builder(spec.path, name=config, revision=revision, data_files=files)
     split = split_name(builder.config.data_files, spec)
@@ -266,6 +265,12 @@ def errors_of_hub(spec: CorpusSpec) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetGenerationError) as error:
         raise unreachable(spec, error) from error
+
+
+def check_place(spec: CorpusSpec) -> None:
+    """Raise `CorpusError` where a path is neither here nor an address nor the id of a dataset on the Hub."""
+    if not (is_address(spec.path) or Path(spec.path).expanduser().exists() or is_hub_id(spec.path)):
+        raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
 
 
 def is_hub_id(path: str) -> bool:

@@ -57,14 +57,21 @@ def fleurs_rows(spec: CorpusSpec, root: Path, on_broken: OnBroken) -> Iterator[d
 
 def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
-    if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
+    check_place(spec)
+    if (folder := Path(spec.path).expanduser()).exists():
         refuse_settings(spec, ("revision",))
-        return spec.folder()
+        return folder
     from huggingface_hub import snapshot_download
 
     settings = {"repo_type": "dataset", "revision": revision, "allow_patterns": fleurs_patterns(spec)}
     with errors_of_hub(spec):
         return Path(snapshot_download(spec.path, **settings))
+
+
+def check_place(spec: CorpusSpec) -> None:
+    """Raise `CorpusError` where a path is neither a folder here nor the id of a dataset on the Hub."""
+    if not is_hub_id(spec.path):
+        spec.folder()
 
 
 def fleurs_patterns(spec: CorpusSpec) -> list[str]:

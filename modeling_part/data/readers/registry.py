@@ -38,6 +38,14 @@ def find_reader(name: str) -> Callable[..., Iterator[dict]]:
     return getattr(import_module(f"{__package__}.{name}"), f"read_{name}")
 
 
+def find_place_check(name: str) -> Callable[[object], object]:
+    """What raises `CorpusError` where the corpus of a spec is not there, before another one is downloaded.
+
+    It is a reader's `check_place`, or where that has none `CorpusSpec.folder`.
+    """
+    return getattr(import_module(f"{__package__}.{name}"), "check_place", lambda spec: spec.folder())
+
+
 def reader_settings(name: str) -> dict[str, object]:
     """The settings of a reader, by name, with the annotations of their values."""
     parameters = inspect.signature(find_reader(name), eval_str=True).parameters.values()
