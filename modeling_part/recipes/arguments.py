@@ -160,7 +160,7 @@ class PARTTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "auto: bfloat16 where the device multiplies it natively, float32 elsewhere; or bf16, fp16, float32. "
-            "None: what bf16 and fp16 say."
+            "None: what bf16 and fp16 say, or without them the launcher."
         },
     )
     stages: None | str | list[dict] | dict[str, dict] = field(
@@ -261,6 +261,8 @@ class PARTTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be false: the collator needs every canonical column.")
         super().__post_init__()
+        # `Trainer` would take the launcher's where the recipe says float32, and nothing written would tell of it.
+        self.mixed_precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
 
 
 ARGUMENTS = (ModelArguments, DataArguments, PARTTrainingArguments)

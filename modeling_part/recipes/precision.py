@@ -4,10 +4,16 @@
 bfloat16 halves the time where a device multiplies it natively, and costs three times as much where it must be imitated.
 """
 
+import os
+
 import torch
 
 
 PRECISIONS = ("auto", "bf16", "fp16", "float32")
+
+# accelerate's names of what it casts to, and ours: it tells the processes that it launches.
+LAUNCHERS_VARIABLE = "ACCELERATE_MIXED_PRECISION"
+LAUNCHERS_PRECISIONS = {"bf16": "bf16", "fp16": "fp16", "no": "float32"}
 
 
 def bf16_is_native(use_cpu: bool) -> bool:
@@ -29,12 +35,13 @@ def choose_precision(precision: str | None, bf16: bool | None, fp16: bool, use_c
     """What a recipe asks for -> `bf16`, `fp16`, and why, in a sentence.
 
     Args:
-        precision: one of `PRECISIONS`; None leaves it to the two flags of `TrainingArguments`.
+        precision: one of `PRECISIONS`; None leaves it to the two flags of `TrainingArguments`, and where a recipe has
+            neither to the launcher.
         bf16, fp16: as given; a `bf16` that is given (not None), true or false, goes before `auto`.
         use_cpu: train on the CPU.
 
     Raises:
-        ValueError: `precision` is unknown, or contradicts a flag.
+        ValueError: `precision` is unknown, or contradicts a flag; or that of the launcher, where it counts, is unknown.
     """
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"`precision` is {precision!r}; give one of {', '.join(PRECISIONS)}.")
@@ -42,6 +49,9 @@ def choose_precision(precision: str | None, bf16: bool | None, fp16: bool, use_c
         precision = None
     if precision is not None and (bf16 is not None or fp16):
         raise ValueError(f"`precision` is {precision!r} and `bf16` or `fp16` is set too; leave one of them out.")
+    asker = ""
+    if precision is None and bf16 is None and not fp16 and (launchers := launchers_precision()) != "float32":
+        precision, asker = launchers, " (`mixed_precision` of the launcher; the recipe says nothing of it)"
     native = bf16_is_native(use_cpu)
     device = "processor" if use_cpu or not torch.accelerator.is_available() else "device"
     if precision == "auto":
@@ -55,9 +65,24 @@ def choose_precision(precision: str | None, bf16: bool | None, fp16: bool, use_c
         return (
             True,
             False,
-            f"bfloat16 as asked for, which this {device} can only imitate: slow; `precision: auto` is not",
+            f"bfloat16 as asked for{asker}, which this {device} can only imitate: slow; `precision: auto` is not",
         )
-    return bf16, fp16, "bfloat16" if bf16 else "float16" if fp16 else "float32"
+    return bf16, fp16, f"{'bfloat16' if bf16 else 'float16' if fp16 else 'float32'}{asker}"
+
+
+def launchers_precision() -> str:
+    """What `accelerate launch` was told to compute in, as one of `PRECISIONS`; float32 where nothing was launched by it.
+
+    Raises:
+        ValueError: it is one that the model does not train in.
+    """
+    told = os.environ.get(LAUNCHERS_VARIABLE, "no").lower()
+    if told not in LAUNCHERS_PRECISIONS:
+        raise ValueError(
+            f"`mixed_precision` of the launcher is {told!r}, which the model does not train in: set it to one of "
+            f"{', '.join(LAUNCHERS_PRECISIONS)}, or give `precision` in the recipe, which goes before it."
+        )
+    return LAUNCHERS_PRECISIONS[told]
 
 
 def choose_frozen_dtype(frozen_dtype: str | None, model_dtype: str, bf16: bool, fp16: bool) -> str | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_part.recipes import precision
-from modeling_part.recipes.arguments import parse_recipe
+from modeling_part.recipes.arguments import PARTTrainingArguments, parse_recipe
 from modeling_part.recipes.precision import bf16_is_native, choose_frozen_dtype, choose_precision
 
 
@@ -43,6 +43,39 @@ def test_what_is_said_is_done_whatever_the_machine(native, asked, bf16, fp16, ex
 def test_contradictions_are_refused(native, asked, bf16):
     with pytest.raises(ValueError, match=f"`precision` is {asked!r}"):
         choose_precision(asked, bf16, False, use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"precision": "float32"}, "no"),
+        ({"bf16": False}, "no"),
+        ({"precision": "fp16"}, "fp16"),
+        ({"fp16": True}, "fp16"),
+        ({}, "bf16"),
+    ],
+)
+def test_the_recipe_goes_before_the_launcher(native, monkeypatch, tmp_path, said, expected):
+    """What is recorded is what `Trainer` computes in."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = PARTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **said)
+    assert args.mixed_precision == expected
+    assert (args.bf16, args.fp16) == (expected == "bf16", expected == "fp16")
+    assert ("launcher" in args.precision_reason) == (not said)
+
+
+def test_auto_goes_before_the_launcher(native, monkeypatch, tmp_path):
+    """`precision: auto` under single_gpu.yaml on a card without bfloat16."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = PARTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, precision="auto")
+    assert args.mixed_precision == ("bf16" if native else "no")
+
+
+def test_a_launcher_of_another_precision_is_refused_where_it_counts(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match=r"launcher is 'fp8'.*`precision` in the recipe"):
+        choose_precision(None, None, False, use_cpu=True)
+    assert choose_precision("float32", None, False, use_cpu=True)[2] == "float32"
 
 
 def test_onednn_may_use_less_than_the_processor_has(monkeypatch):
