@@ -1,10 +1,10 @@
 """What every rank runs under torchrun for FSDP2 on the CPU: torch's `fully_shard` on a gloo mesh. Not a test module.
 
-    torchrun ... fsdp_worker.py CHECKPOINT OUT
+    torchrun ... fsdp_worker.py CHECKPOINT OUT TUNING
 
 accelerate shards on accelerators only, so this is a small loop of its own over the same gate, the same loss and the
-same saving. Rank r of w takes batch r, r + w, ... of each step; with one process nothing is sharded and it is the
-reference. Writes `OUT/weights.safetensors` (gathered), `OUT/export` (a checkpoint folder) and `OUT/report.json`.
+same saving. Before each step comes an evaluation, which leaves the tail and the root gathered. Rank r of w takes batch
+r, r + w, ... of each step; with one process nothing is sharded and it is the reference. Writes `OUT/weights.safetensors` (gathered), `OUT/export` (a checkpoint folder) and `OUT/report.json`.
 """
 
 import json
@@ -54,11 +54,12 @@ def local(tensor):
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def main(checkpoint: str, out: Path):
+def main(checkpoint: str, out: Path, tuning: str):
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = PARTForSpeechSeq2Seq.from_pretrained(checkpoint)
     processor = PARTProcessor.from_pretrained(checkpoint)
-    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5, "kl": 0.5})
+    kl = {"kl": 0.5} if tuning == "lora" else {}  # which needs the language model as it was
+    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5, **kl}, tuning=tuning)
     # Builds LoRA, freezes what the stage does not train, and is what saves in the end.
     trainer = tiny_training.make_trainer(out / "run", stage, model=model, processor=processor, max_rows=2)
     if world > 1:
@@ -67,7 +68,7 @@ def main(checkpoint: str, out: Path):
         assert len(sharded) == len(list(model.parameters())), "FSDP2 wrapped everything"
     parameters = named_parameters(model)
     trained = {name: parameters[name] for names in trainer.trainable_names.values() for name in names}
-    gate = LanguageModelGate(stage, [parameters[name] for name in trainer.trainable_names["language_model"]])
+    gate = LanguageModelGate(stage, model, trainer.trainable_names["language_model"])
     optimizer = torch.optim.AdamW(list(trained.values()), lr=1e-3, weight_decay=0.1, eps=1e-4, foreach=False)
     collator, dataset = PARTCollator(processor, with_transcripts=True), trainer.train_dataset
     rows = {task: [row for row in dataset if row["task"] == task] for task in set(TASKS)}
@@ -79,12 +80,15 @@ def main(checkpoint: str, out: Path):
         tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         before = {name: local(p) for name, p in trained.items()}
         states = {name: {k: local(v) for k, v in optimizer.state[p].items()} for name, p in trained.items()}
+        with torch.no_grad():
+            model.eval()
+            model(**{key: value for key, value in batches[rank].items() if key != "batch_info"})
         gate.set_task(task)
         model.train()
         mine = batches[rank::world]
         for index, batch in enumerate(mine):
             inputs = {key: value for key, value in batch.items() if key != "batch_info"}
-            if task == "mt":
+            if task == "mt" and kl:
                 inputs |= {"kl_weight": 0.5, "at_start": partial(without_lora, model.model.language_model)}
             if world > 1:
                 model.set_requires_gradient_sync(index == len(mine) - 1)
@@ -120,4 +124,4 @@ def main(checkpoint: str, out: Path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

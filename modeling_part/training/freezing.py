@@ -2,6 +2,7 @@
 """What of the model trains in a stage, and the task gate (paper, section 2.2)."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -132,17 +133,20 @@ class LanguageModelGate:
 
     A closed parameter gets no gradient at all (`grad` stays None), so that the optimizer touches neither it nor its
     state; gradients still flow *through* the language model to the adapter. FSDP2 replaces a model's parameters when
-    it wraps it: build the gate from those of the wrapped model.
+    it wraps it: build the gate from the wrapped model.
 
     Args:
         stage: decides which tasks open the gate.
-        parameters: the language model's trainable parameters in this stage (maybe none).
+        model: whole, or wrapped by FSDP2.
+        names: of the language model's trainable parameters in this stage (maybe none), as in an unwrapped model.
     """
 
-    def __init__(self, stage: Stage, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, stage: Stage, model: nn.Module, names: Sequence[str]) -> None:
+        parameters = named_parameters(model)
         self.stage = stage
-        self.parameters = parameters
+        self.parameters = [parameters[name] for name in names]
         self.is_open = True
+        self._sharded_units = [module for module in model.modules() if hasattr(module, "reshard")]
 
     def set_task(self, task: str) -> bool:
         """Open or close for a batch of `task`; returns whether it is open."""
@@ -150,6 +154,9 @@ class LanguageModelGate:
         if opens != self.is_open:
             for parameter in self.parameters:
                 parameter.requires_grad_(opens)
+            # What an evaluation leaves gathered would keep the gate of then: FSDP2 asks the shards when it gathers.
+            for unit in self._sharded_units:
+                unit.reshard()
             self.is_open = opens
         return opens
 

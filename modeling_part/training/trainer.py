@@ -29,7 +29,7 @@ from .broken_rows import BrokenRows
 from .buffers import whole_on_every_rank
 from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
 from .dev_loss import DevSums, dev_sums, listens
-from .freezing import LanguageModelGate, frozen_modules, gradient_norms, named_parameters
+from .freezing import LanguageModelGate, frozen_modules, gradient_norms
 from .kernels import COMPILED_VARIANTS, let_flex_attention_autocast, use_liger_kernels
 from .lora import without_lora
 from .losses import StepStatistics
@@ -134,10 +134,7 @@ class PARTTrainer(Trainer):
         return output
 
     def _make_gate(self, model: nn.Module) -> LanguageModelGate:
-        parameters = named_parameters(model)
-        return LanguageModelGate(
-            self.stage, [parameters[name] for name in self.trainable_names.get("language_model", [])]
-        )
+        return LanguageModelGate(self.stage, model, self.trainable_names.get("language_model", []))
 
     def _prepare_for_training(self, *args, **kwargs) -> tuple:
         with whole_on_every_rank(self.model) if self.is_fsdp_enabled else nullcontext():

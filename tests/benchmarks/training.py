@@ -153,8 +153,7 @@ def set_training(case: Case, model: PreTrainedModel) -> list[torch.nn.Parameter]
             add_lora(stage, model)
         names = set_trainable(stage, model)
         trained = [one for one in model.parameters() if one.requires_grad]
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        LanguageModelGate(stage, [parameters[name] for name in names["language_model"]]).set_task("asr")
+        LanguageModelGate(stage, model, names["language_model"]).set_task("asr")
         return trained  # those behind a closed gate too, where the optimizer finds no gradient
     return [one for one in model.parameters() if one.requires_grad]
 

@@ -191,7 +191,7 @@ def measure(variant: Variant, arguments) -> dict:
     if variant.liger:
         use_liger_kernels(model.model.language_model, None)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    gate = LanguageModelGate(stage, [parameters[one] for one in names.get("language_model", [])])
+    gate = LanguageModelGate(stage, model, names.get("language_model", []))
     trained = {parameters[one] for part in names.values() for one in part}
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     inputs, opens = batch(model, variant, arguments), gate.set_task(variant.task)

@@ -206,11 +206,12 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, tiny_parts
 
 
 @pytest.mark.timeout(600)
-def test_fsdp2_keeps_the_gate_the_loss_and_exports_a_loadable_checkpoint(tmp_path, tiny_checkpoint):
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_fsdp2_keeps_the_gate_the_loss_and_exports_a_loadable_checkpoint(tmp_path, tiny_checkpoint, tuning):
     folders = {1: tmp_path / "one", 2: tmp_path / "two"}
     for processes, folder in folders.items():
         folder.mkdir()
-        arguments = [str(tiny_checkpoint), str(folder)]
+        arguments = [str(tiny_checkpoint), str(folder), tuning]
         command = [sys.executable, str(FSDP_WORKER), *arguments]
         if processes > 1:
             command = tiny_training.torchrun_command(processes, FSDP_WORKER, *arguments)

@@ -97,7 +97,7 @@ def test_the_gate_toggles_only_its_parameters(model):
     stage = tiny_training.joint_stage(tuning="full")
     names = set_trainable(stage, model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    gate = LanguageModelGate(stage, [parameters[name] for name in names["language_model"]])
+    gate = LanguageModelGate(stage, model, names["language_model"])
     for task, expected in (("asr", False), ("s2tt", True), ("asr", False), ("mt", True)):
         assert gate.set_task(task) is expected
         assert all(parameters[name].requires_grad is expected for name in names["language_model"])
