@@ -441,7 +441,7 @@ class AlignmentMixin:
         embed = self.get_input_embeddings()
         factor = float(getattr(embed, "embed_scale", 1.0))  # Gemma 3 scales what it looks up
         self.config.alignment_scale = alignment_scale(embed.weight * factor) * factor
-        head = PARTAlignmentHead(self.config).to(embed.weight.device)
+        head = PARTAlignmentHead(self.config).to(embed.weight.device, embed.weight.dtype)  # as it is when loaded
         head.blank.copy_(torch.randn(head.blank.shape) * embed.weight.float().pow(2).mean().sqrt().cpu())
         head.set_token_frequencies(token_counts)
         self.alignment_head = head

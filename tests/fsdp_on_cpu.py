@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 import torch.distributed as dist
 import yaml
 from accelerate.state import PartialState
@@ -18,7 +19,21 @@ from accelerate.utils import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._fully_shard import _fully_shard
 
-from train_part import main
+import train_part
+from modeling_part.training.trainer import PARTTrainer
+
+
+class CheckedTrainer(PARTTrainer):
+    """Sees to it that losses, and the sums of gradients over the ranks, are in float32 whatever is computed in."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        nats = ("token_losses", "kl_divergences", "ctc_losses")
+        found = {name: outputs[name].dtype for name in nats if outputs.get(name) is not None} | {"loss": loss.dtype}
+        assert set(found.values()) == {torch.float32}, found
+        policy = model._get_fsdp_state()._mp_policy
+        assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32), policy
+        return (loss, outputs) if return_outputs else loss
 
 
 def read_settings(path: Path) -> dict[str, str]:
@@ -28,6 +43,7 @@ def read_settings(path: Path) -> dict[str, str]:
     environment = {name.upper(): str(value).lower() for name, value in settings["fsdp_config"].items()}
     for name in ("FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE"):
         environment[name] = environment[name].upper()
+    environment["ACCELERATE_MIXED_PRECISION"] = settings["mixed_precision"]
     return environment | {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
 
 
@@ -41,11 +57,12 @@ def run(config: Path, argv: list[str]):
         if state.distributed_type == DistributedType.MULTI_CPU:
             state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
+    train_part.PARTTrainer = CheckedTrainer
     with patch.object(PartialState, "__init__", pass_for_a_gpu):
         PartialState(cpu=True)
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         with patch.object(_fully_shard, "_init_default_mesh", lambda *_, **__: mesh):
-            main(argv)
+            train_part.main(argv)
     dist.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import send_to_device
 from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader
@@ -35,6 +35,7 @@ from .lora import without_lora
 from .losses import StepStatistics
 from .stability import NonFiniteTrainingError
 from .stopping import StopCallback
+from .wrappers import keep_sums_in_float32, refuse_wrong_wrappers
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ class PARTTrainer(Trainer):
             data_collator=batches.collator,
             **kwargs,
         )
-        self._refuse_wrong_wrappers()
+        refuse_wrong_wrappers(self.accelerator, model, generation_monitor is not None)
+        keep_sums_in_float32(self.accelerator)
         self._refuse_wrong_lengths()
         # The model divides by `num_items_in_batch` itself, whatever `Trainer` infers from a wrapped forward.
         self.model_accepts_loss_kwargs = True
@@ -173,34 +175,6 @@ class PARTTrainer(Trainer):
         if args.load_best_model_at_end:
             raise ValueError(
                 "`load_best_model_at_end` is not supported: a stage ends with its last weights; unset it."
-            )
-
-    def _refuse_wrong_wrappers(self) -> None:
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise ValueError(
-                "DeepSpeed ZeRO turns absent gradients into zeros, and AdamW then moves the gated language model by "
-                "momentum and weight decay. Use multi_gpu_bf16.yaml (DDP) or fsdp2_bf16.yaml of accelerate_configs."
-            )
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and getattr(plugin, "fsdp_version", 2) == 1:
-            raise ValueError(
-                "FSDP1 flattens frozen and trained parameters together, which the task gate cannot toggle. Set "
-                "`fsdp_version: 2` (see accelerate_configs/fsdp2_bf16.yaml)."
-            )
-        if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
-            raise ValueError(
-                f"FSDP2 with {plugin.state_dict_type} saves no model that can be loaded: set `fsdp_state_dict_type: "
-                "FULL_STATE_DICT` (see accelerate_configs/fsdp2_bf16.yaml)."
-            )
-        dtypes = {parameter.dtype for parameter in self.model.parameters()}
-        if plugin is not None and len(dtypes) > 1:
-            raise ValueError(
-                "`frozen_dtype` mixes dtypes within what FSDP2 shards as one; leave it out of the recipe."
-            )
-        if plugin is not None and self.generation_monitor is not None:
-            raise ValueError(
-                "`predict_with_generate` needs the whole model on every process, which FSDP2 shards: leave it out. The dev "
-                "loss stays, and the answers of each finished stage are scored."
             )
 
     def _refuse_wrong_lengths(self) -> None:

@@ -14,6 +14,7 @@ from modeling_part.alignment_part import MATCH_SCORE, PARTAlignmentHead, alignme
 from modeling_part.data.collator import PARTCollator
 from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
 from modeling_part.recipes.stages import Stage
+from modeling_part.training.checkpoints import restore_weights, save_weights
 from modeling_part.training.setup import prepare_model
 
 
@@ -258,3 +259,20 @@ def test_a_checkpoints_head_counts_the_tokens_of_the_new_run():
         prepare_model(model, stage, recipe, lambda _: after, is_first=is_first)
         assert model.alignment_head.token_bias.argmax() == frequent
     assert torch.equal(model.alignment_head.blank, blank)
+
+
+def test_a_head_beside_bfloat16_is_after_a_resume_what_it_was_before(tmp_path):
+    """Of one dtype with the rest, which FSDP2 shards as one; in float32 it would be saved rounded."""
+    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5}, tuning="full")
+    models = []
+    for count in (1, 9):
+        model = tiny_training.tiny_model()[0].to(torch.bfloat16)
+        model.config.dtype = torch.bfloat16
+        model.add_alignment_head(torch.arange(model.config.text_config.vocab_size) * count)
+        models.append(model)
+    trained, resumed = models
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.bfloat16}
+    save_weights(trained, stage, tmp_path)
+    restore_weights(resumed, tmp_path, stage)
+    for name, tensor in trained.alignment_head.state_dict().items():
+        assert torch.equal(resumed.alignment_head.state_dict()[name], tensor), name

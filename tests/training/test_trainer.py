@@ -26,6 +26,7 @@ from modeling_part.training.dry_run import log_plan
 from modeling_part.training.lora import load_lora, split_lora
 from modeling_part.training.stage_run import StageRun
 from modeling_part.training.trainer import NonFiniteTrainingError
+from modeling_part.training.wrappers import refuse_wrong_wrappers
 
 
 @pytest.fixture(scope="module")
@@ -505,9 +506,21 @@ def test_wrappers_that_break_the_gate_are_refused(shared, tmp_path):
             "saves no model that can be loaded: set `fsdp_state_dict_type: FULL_STATE_DICT`",
         ),
     ):
-        trainer.accelerator = accelerator
         with pytest.raises(ValueError, match=message):
-            trainer._refuse_wrong_wrappers()
+            refuse_wrong_wrappers(accelerator, trainer.model, answers_dev_data=False)
+
+
+def test_fsdp2_says_which_parameters_are_of_another_dtype():
+    model = tiny_training.tiny_model()[0]
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    plugin = SimpleNamespace(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+    refuse_wrong_wrappers(accelerator, model, answers_dev_data=False)
+    model.model.adapter.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"float32 such as .*, torch.bfloat16 such as model\.adapter\."):
+        refuse_wrong_wrappers(accelerator, model, answers_dev_data=False)
+    with pytest.raises(ValueError, match="`predict_with_generate` needs the whole model"):
+        refuse_wrong_wrappers(accelerator, model.float(), answers_dev_data=True)
 
 
 @pytest.mark.parametrize(
