@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..configuration_part import PARTConfig
 from .help import leave_with_help
 from .places import Places, located
-from .precision import choose_frozen_dtype, choose_precision
+from .precision import check_attention, choose_frozen_dtype, choose_precision
 from .recipe_files import find_recipe, read_recipe, read_value, replace_settings
 from .stages import build_plan, change_plan, change_setting
 from .suggestions import did_you_mean
@@ -279,7 +279,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         model, training = self.model, self.training
-        model.frozen_dtype = choose_frozen_dtype(model.frozen_dtype, model.model_dtype, training.bf16, training.fp16)
+        computed = (model.model_dtype, training.bf16, training.fp16)
+        check_attention(model.attn_implementation, *computed, training.precision_reason)
+        model.frozen_dtype = choose_frozen_dtype(model.frozen_dtype, *computed)
 
 
 def parse_recipe(argv: list[str] | None = None) -> Recipe:

@@ -105,3 +105,19 @@ def choose_frozen_dtype(frozen_dtype: str | None, model_dtype: str, bf16: bool, 
             "precision, which many processors only imitate. Write `frozen_dtype: auto`, or choose the `precision`."
         )
     return frozen_dtype
+
+
+def check_attention(attn_implementation: str | None, model_dtype: str, bf16: bool, fp16: bool, reason: str) -> None:
+    """Raise ValueError where the kernels of an attention would be given float32, which they do not take.
+
+    Args:
+        attn_implementation: as a recipe gives it; also a repository of kernels, such as kernels-community/flash-attn2.
+        model_dtype: of the weights that train.
+        bf16, fp16: what autocast computes in, if anything.
+        reason: of that choice, in words.
+    """
+    if "flash" in (attn_implementation or "") and model_dtype == "float32" and not (bf16 or fp16):
+        raise ValueError(
+            f"`attn_implementation` is {attn_implementation!r}, whose kernels take bfloat16 and float16 alone, and this run "
+            f"computes in {reason}. Write `precision: auto` (or bf16, or fp16), or leave `attn_implementation` out."
+        )

@@ -107,3 +107,17 @@ def test_frozen_dtype(given, bf16, fp16, expected):
 def test_frozen_parts_that_nothing_casts_for_are_refused():
     with pytest.raises(ValueError, match="`frozen_dtype` is 'bfloat16' and this run computes in float32"):
         choose_frozen_dtype("bfloat16", "float32", False, False)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "kernels-community/flash-attn2"])
+def test_flash_attention_in_float32_is_refused_before_anything_is_loaded(native, attention):
+    words = ["part", "--use_cpu", "true", "--attn_implementation", attention, "--precision"]
+    with pytest.raises(ValueError, match=f"`attn_implementation` is '{attention}'.*computes in float32. Write `prec"):
+        parse_recipe([*words, "float32"])
+    assert parse_recipe([*words, "bf16"]).model.attn_implementation == attention
+    assert parse_recipe([*words, "float32", "--model_dtype", "bfloat16"]).model.attn_implementation == attention
+
+
+def test_other_attentions_compute_in_any_precision(native):
+    for attention in ("sdpa", "eager", "flex_attention"):
+        parse_recipe(["part", "--use_cpu", "true", "--attn_implementation", attention, "--precision", "float32"])
