@@ -353,6 +353,21 @@ class TestEverythingThatWaitsForAGpu:
         assert again["slow"] == "passed" and again["bad"] == "failed"
         assert (tmp_path / "gpu" / "good.log").read_text() == "fine\n", "what has passed is not run again"
 
+    def test_parts_that_passed_elsewhere_or_otherwise_are_run_again(self, load, tmp_path, capsys):
+        gpu = load("gpu")
+
+        def run(code, device):
+            gpu.run_parts([gpu.Part("one", (sys.executable, "-c", code))], tmp_path, 5.0, {"device": device})
+            return (tmp_path / "one.log").read_text(), capsys.readouterr().out
+
+        assert run("print('tiny')", "cpu")[0] == "tiny\n"
+        assert run("print('tiny')", "cpu")[0] == "tiny\n"
+        log, told = run("print('tiny')", "H100")
+        assert log == "tiny\ntiny\n" and "passed before with machine {'device': 'cpu'}; now again" in told
+        log, told = run("print('full')", "H100")
+        assert log == "tiny\ntiny\nfull\n" and "passed before with command" in told
+        assert json.loads((tmp_path / "one.json").read_text())["machine"] == {"device": "H100"}
+
     @pytest.mark.parametrize(("device", "tiny"), [("cuda", False), ("cpu", True)])
     def test_what_is_run(self, load, tmp_path, device, tiny):
         """Options that the programs know; what a part needs comes before it; runs on other data have another folder."""

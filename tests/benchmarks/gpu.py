@@ -7,7 +7,8 @@
 
 Each part is a process of its own. It leaves `NAME.log`, `NAME.json` (how it ended, its last lines) and, where it measures,
 `NAME.figures.json`. A part that fails does not stop the others; one that the time ends, or Ctrl-C, begins again in the next
-run, and what has passed is not run again. Delete the folder to measure anew.
+run, and what has passed is not run again, unless it is another command now or passed on another machine. Delete the folder
+to measure anew.
 
 The experiments need recordings (the Asterisk core sounds, Tux Paint's stamps): what lies under data/ already, or comes
 from `--packages`, or can be downloaded; without, they are not run, and the rest is.
@@ -238,7 +239,9 @@ def run_parts(parts: Sequence[Part], folder: Path, minutes: float, machine: dict
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         left = deadline - time.monotonic()
         missing = [name for name in part.needs if outcomes.get(name, "passed") != "passed"]
-        if before.get("outcome") == "passed":
+        this = {"part": part.name, "command": list(part.command), "machine": machine}
+        others = [name for name, value in this.items() if before.get(name) != value]
+        if before.get("outcome") == "passed" and not others:
             outcomes[part.name] = "passed"
             print(f"{part.name}: passed before, {before['seconds']:.0f} s", flush=True)
             continue
@@ -246,11 +249,13 @@ def run_parts(parts: Sequence[Part], folder: Path, minutes: float, machine: dict
             outcomes[part.name] = f"not run: {', '.join(missing)} did not pass" if missing else "not run: no time left"
             print(f"{part.name}: {outcomes[part.name]}", flush=True)
             continue
+        if before.get("outcome") == "passed":
+            told = ", ".join(f"{name} {before.get(name)}" for name in others)
+            print(f"{part.name}: passed before with {told}; now again", flush=True)
         print(f"{part.name}: {' '.join(part.command)}", flush=True)
         result = run_part(part, folder, min(60 * part.minutes, left))
         outcomes[part.name] = result["outcome"]
-        written = {"part": part.name, "command": part.command, "machine": machine, **result}
-        record.write_text(json.dumps(written, indent=1), encoding="utf-8")
+        record.write_text(json.dumps({**this, **result}, indent=1), encoding="utf-8")
         print(
             *result["last_lines"], f"{part.name}: {result['outcome']}, {result['seconds']:.0f} s", sep="\n", flush=True
         )
