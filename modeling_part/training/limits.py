@@ -115,7 +115,8 @@ class RowLengths:
         groups = _column(dataset, pyarrow.compute.binary_join_element_wise, GROUP, "\t").dictionary_encode()
         codes = groups.indices.to_numpy(zero_copy_only=False)
         _, first = np.unique(codes, return_index=True)
-        self.prompts = np.array([self._prompt(int(index)) for index in first], dtype=int)[codes]
+        counts = count_tokens(dataset.select(first), processor)  # of all at once: each call reads the tokenizer's settings
+        self.prompts = np.array([*map(self._prompt, first.tolist(), counts)], dtype=int)[codes]
 
     def longest_above(self, limit: int, multiple: int) -> tuple[int | None, int]:
         """The longest row and its positions, padded to a multiple, if there is one above a limit; else None."""
@@ -138,14 +139,14 @@ class RowLengths:
         found["source_text"] = np.where(self.is_text, found["source_text"], 0)
         return sum(found.values()).astype(int)
 
-    def _prompt(self, index: int) -> int:
-        """Positions of a row's prompt without audio and text."""
+    def _prompt(self, index: int, text_tokens: int) -> int:
+        """Positions of a row's prompt without audio and its text's tokens."""
         row = self.dataset[index]
         steps = [] if row["task"] in TEXT_TASKS else [self._silence]
         row = row | {"audio": None if row["task"] in TEXT_TASKS else "there"}
         tokens = self.processor.assemble_prompts([row], steps)["input_ids"].shape[1]
         audio = sum(map(self.processor.num_audio_tokens, steps))
-        return tokens - audio - int(count_tokens(self.dataset.select([index]), self.processor)[0])
+        return tokens - audio - int(text_tokens)
 
     @cached_property
     def _silence(self) -> int:
