@@ -115,7 +115,9 @@ class RowLengths:
         groups = _column(dataset, pyarrow.compute.binary_join_element_wise, GROUP, "\t").dictionary_encode()
         codes = groups.indices.to_numpy(zero_copy_only=False)
         _, first = np.unique(codes, return_index=True)
-        counts = count_tokens(dataset.select(first), processor)  # of all at once: each call reads the tokenizer's settings
+        counts = count_tokens(
+            dataset.select(first), processor
+        )  # of all at once: each call reads the tokenizer's settings
         self.prompts = np.array([*map(self._prompt, first.tolist(), counts)], dtype=int)[codes]
 
     def longest_above(self, limit: int, multiple: int) -> tuple[int | None, int]:

@@ -24,8 +24,9 @@ from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, par
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.dry_run import log_plan
 from modeling_part.training.lora import load_lora, split_lora
+from modeling_part.training.stability import NonFiniteTrainingError
 from modeling_part.training.stage_run import StageRun
-from modeling_part.training.trainer import NonFiniteTrainingError
+from modeling_part.training.trainer import WITHOUT_EFFECT, PARTTrainer
 from modeling_part.training.wrappers import refuse_wrong_wrappers
 
 
@@ -562,6 +563,18 @@ def test_other_rows_than_the_dev_data_are_not_evaluated_as_if_they_were(shared, 
     trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1)
     with pytest.raises(ValueError, match=r"The dev rows are those of `batches`"):
         trainer.evaluate(shared.dataset.select([0]))
+    with pytest.raises(NotImplementedError, match="predict_and_report"):
+        trainer.predict(shared.dataset)
+    for name in WITHOUT_EFFECT:
+        with pytest.raises(ValueError, match=f"`{name}` would have no effect"):
+            PARTTrainer(
+                shared.model,
+                stage=trainer.stage,
+                trainable={},
+                batches=trainer.batches,
+                args=trainer.args,
+                **{name: print},
+            )
 
 
 @pytest.mark.parametrize(
