@@ -12,7 +12,7 @@ from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
 from ..recipes.values import checked
 from .addresses import errors_at, is_address, path_of
-from .readers.registry import FROM_FILES, READERS, SPLITS_BY_READER, reader_settings, readers_with
+from .readers.registry import FROM_FILES, ONE_SPLIT, READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
 from .where_to_get import how_to_get
 
@@ -32,8 +32,8 @@ class CorpusSpec:
         reader: one of `READERS`.
         path: folder or file; for dataset and fleurs also a Hub id ("google/fleurs"). For readers of files and dataset also
             an address that fsspec knows, such as `s3://bucket/train.jsonl`.
-        split: train, dev or test; for common_voice also validated, for dataset any that it has. Of no use to manifest,
-            nemo, funasr, lhotse and text_pairs, where a file is one split.
+        split: train, dev or test; for common_voice also validated, for dataset any that it has. Not for manifest, nemo,
+            funasr, lhotse and text_pairs, where a file is one split.
         name: the `corpus` of the rows. Default: the reader's name; for manifests what the rows say.
         tasks: tasks to keep. Default: all that the corpus offers.
         languages: BCP 47 codes of the source languages to keep. Default: all that are found.
@@ -103,6 +103,8 @@ class CorpusSpec:
             raise CorpusError(f"{where}: 'split' must be text, not {self.split!r}")
         if splits and self.split not in splits:
             raise CorpusError(f"{where}: split {self.split!r} is none of {', '.join(splits)}")
+        if self.reader in ONE_SPLIT:
+            refuse_split(self)
         for key, value in {"path": self.path, **self.settings}.items():
             if isinstance(value, str) and is_address(value) and self.reader not in (*FROM_FILES, "dataset"):
                 raise CorpusError(
@@ -167,6 +169,15 @@ def _unknown_key(key: str, reader: str, known: list[str]) -> CorpusError:
         return CorpusError(f"{key!r} is a setting of {' and '.join(others)}, not of the reader {reader!r}")
     hint = did_you_mean(key, known) or f" It has {', '.join(sorted(known))}"
     return CorpusError(f"A corpus of the reader {reader!r} has no setting {key!r}.{hint}")
+
+
+def refuse_split(spec: CorpusSpec) -> None:
+    """Raise `CorpusError` where a split is asked for of what has none."""
+    if spec.split != "train":
+        raise CorpusError(
+            f"{spec.reader}: {spec.path} has no splits, so that {spec.split!r} would be the same rows as 'train': leave `split` "
+            "out, or give a file or folder for each split"
+        )
 
 
 def names_of(key: str, value: object, where: str) -> tuple[str, ...] | None:

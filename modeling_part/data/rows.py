@@ -9,7 +9,7 @@ A row is one training or test example. Its columns:
                          (any question and answer in text)
     source_lang  str     BCP 47 code of what is spoken or, for mt, of the source sentence
     target_lang  str     BCP 47 code of `text`; equal to `source_lang` for asr and text
-    text         str     the answer, with the corpus's own casing and punctuation
+    text         str     the answer, with the corpus's own casing and punctuation; without spaces around it
     source_text  str     the transcript, the source sentence or what is asked; None where it is unknown
     duration     float   seconds of audio; 0.0 for mt and text
     audio        struct  {"path": str or None, "bytes": binary or None}, still compressed; None without
@@ -58,6 +58,8 @@ COLUMNS = (
 QUESTION = ("prompt", "context")  # what a row is asked in words of its own
 EXAMPLES_PER_REASON = 5
 ROWS_BEFORE_JUDGEMENT = 1000  # a few broken rows at the start of a corpus or a run say nothing about their share
+# What stands around a text and is no part of it: spaces and ends of lines of all kinds, a byte order mark.
+EDGES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Z][a-z]{3})?(-([A-Z]{2}|[0-9]{3}))?(-[A-Za-z0-9]{4,8})*")
 
 
@@ -161,7 +163,7 @@ def speech_row(
     """One asr row (`source_lang == target_lang`) or s2tt row.
 
     A `duration` of None is measured later from the file; `span` is the seconds of a long file where it starts and ends;
-    `question` the row's own prompt and context.
+    `question` the row's own prompt and context. Texts lose what stands around them, see `EDGES`.
     """
     encoded = isinstance(audio, bytes)
     path = None if audio is None or encoded else str(audio)
@@ -171,8 +173,8 @@ def speech_row(
         "task": "asr" if source_lang == target_lang else "s2tt",
         "source_lang": source_lang,
         "target_lang": target_lang,
-        "text": text,
-        "source_text": source_text,
+        "text": text.strip(EDGES) if isinstance(text, str) else text,
+        "source_text": source_text.strip(EDGES) if isinstance(source_text, str) else source_text,
         "duration": duration,
         "audio": {"path": path, "bytes": audio if encoded else None},
         "start": span[0],

@@ -125,6 +125,34 @@ def test_text_that_is_none_is_counted(clips, text, reason):
     assert found.startswith(reason)
 
 
+AROUND = ("\ufeff{}\r\n", " {} ", "\t{}\u3000\u00a0", "\n\ufeff {}\n")
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_stands_around_a_text_is_no_part_of_it(clips, tmp_path, around):
+    text, source = around.format("Un mot."), around.format("A word.")
+    spoken = {"languages": ["fr"], "tasks": ["asr"]}
+    pair = {"languages": ["en"], "target_languages": ["fr"]}
+    chat = [{"role": "user", "content": source}, {"role": "assistant", "content": text}]
+    sound = {"audio": str(clips / "clips/a.flac"), "text": text}
+    write_lines(tmp_path / "metadata" / "metadata.jsonl", [{"file_name": sound["audio"], "text": text}])
+    datasets.Dataset.from_list([sound]).to_parquet(tmp_path / "x.parquet")
+    entries = [
+        {"reader": "manifest", "path": write_lines(tmp_path / "m.jsonl", [{**sound, "source_lang": "fr"}])},
+        {"reader": "nemo", "path": write_lines(tmp_path / "n.jsonl", [sound | {"audio_filepath": sound["audio"]}]), **spoken},
+        {"reader": "funasr", "path": write_lines(tmp_path / "f.jsonl", [{"source": sound["audio"], "target": text}]), **spoken},
+        {"reader": "dataset", "path": str(tmp_path / "x.parquet"), **spoken},
+        {"reader": "dataset", "path": str(tmp_path / "metadata"), **spoken},
+        {"reader": "text_pairs", "path": write_lines(tmp_path / "p.jsonl", [{"source_text": source, "text": text}]), **pair},
+        {"reader": "text_pairs", "path": write_lines(tmp_path / "c.jsonl", [{"messages": chat}]), "languages": ["fr"],
+         "tasks": ["text"], "columns": {"messages": "messages"}},
+    ]  # fmt: skip
+    for entry in entries:
+        (row,) = read_corpora([entry], max_bad_fraction=0)[0]
+        assert row["text"] == "Un mot.", entry
+        assert row["source_text"] in ((None, "Un mot.") if row["task"] == "asr" else ("A word.",)), entry
+
+
 def test_a_tab_separated_file_written_the_csv_way_is_read_as_it_was_meant(tmp_path):
     pairs = [('Il dit "oui".', 'He says "yes".'), ('"Oui" dit-il', '"Yes", he says')]
     with (tmp_path / "p.tsv").open("w", encoding="utf-8", newline="") as file:
@@ -207,7 +235,8 @@ def test_whatever_a_row_holds_it_is_used_as_it_is_or_counted(manifest_folder, ch
             if name == "context" and value == []:
                 assert dataset[1][name] is None  # no words
             elif value is not None and name not in ("audio", "speaker", "corpus"):
-                assert dataset[1][name] == pytest.approx(value)
+                expected = value.strip().strip("\ufeff").strip() if name in ("text", "source_text") else value
+                assert dataset[1][name] == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")

@@ -233,6 +233,22 @@ def test_odd_lines_of_funasr_are_counted(clips):
     }
 
 
+@pytest.mark.parametrize("reader", ["manifest", "nemo", "funasr", "lhotse", "text_pairs", "kaldi"])
+def test_a_file_of_one_split_is_not_read_as_another(reader, clips):
+    (clips / "wav.scp").touch()
+    path = clips if reader == "kaldi" else write_lines(clips / "train.jsonl", [])
+    with pytest.raises(
+        CorpusError, match=rf"{reader}: .* has no splits, so that 'test' would be the same rows as 'train'"
+    ):
+        read(reader, path, split="test")
+
+
+def test_lines_of_funasr_are_of_one_task(clips):
+    path = write_lines(clips / "train.jsonl", [{"source": "clips/a.flac", "target": "Un."}])
+    with pytest.raises(CorpusError, match="does not say which task it is of; name one of asr, s2tt"):
+        read("funasr", path, tasks=["asr", "s2tt"], languages=["fr"], target_languages=["en"])
+
+
 # ---------------------------------------------------------------------------------------------------------- Kaldi
 
 
@@ -284,6 +300,17 @@ def test_segments_of_kaldi_and_their_translations(kaldi):
     ]
     assert [pitch(row) for row in dataset] == [440, 440, 880, 880]
     assert dataset["duration"][:] == [1.5, 1.5, 2.25, 2.25]
+
+
+def test_sound_of_kaldi_without_a_transcript_is_counted(kaldi):
+    (kaldi / "text").write_text("a Un deux.\nb Trois.\n")
+    dataset, report = read("kaldi", kaldi, languages=["fr"])
+    assert dataset["id"][:] == ["a", "b"] and reasons(report) == {"no line in text": 1}
+    (kaldi / "segments").write_text("a-1 a 0.5 1.0\na-2 a 1.0 1.5\n")
+    (kaldi / "text").write_text("a-1 Un.\n")
+    dataset, report = read("kaldi", kaldi, languages=["fr"])
+    assert dataset["id"][:] == ["a-1"] and reasons(report) == {"no line in text": 1}
+    assert report["dropped"]["kaldi"]["no line in text"]["examples"] == [f"{kaldi}/segments: a-2"]
 
 
 def test_odd_lines_of_kaldi_are_counted_and_no_command_is_run(kaldi, tmp_path):

@@ -23,7 +23,7 @@ from made_data import RATE, encoded, tone
 from modeling_part import load_audio
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.files import unpack_tar, unquoted
-from modeling_part.data.readers.covost2 import escaped_fields
+from modeling_part.data.readers.covost2 import escaped_fields, validated_sentences
 from modeling_part.data.readers.wenetspeech import json_array
 from modeling_part.data.rows import CorpusError, split_of
 
@@ -118,6 +118,23 @@ def test_common_voice_of_any_release(tmp_path, release):
         read("common_voice", "owner/voices")
     with pytest.raises(CorpusError, match="no fr there; found de, sv"):
         read("common_voice", tmp_path, languages=["fr"])
+
+
+def test_common_voice_in_a_folder_of_another_language_is_refused(tmp_path):
+    common_voice(tmp_path, "cv", "15", {"train": [("a.mp3", "Ett", 1.0), ("b.mp3", "Två", 1.0)]})
+    table = tmp_path / "cv" / "train.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\tcv\t", "\tsv-SE\t"), encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"rename the folder.*sv-SE in the folder cv"):
+        read_corpora([{"reader": "common_voice", "path": str(tmp_path)}])
+    (tmp_path / "cv").rename(tmp_path / "sv-SE")
+    assert set(read("common_voice", tmp_path)[0]["source_lang"]) == {"sv"}
+
+
+def test_spontaneous_speech_is_another_format_than_common_voice(tmp_path):
+    (tmp_path / "sps-corpus-1.0-tr" / "audios").mkdir(parents=True)
+    (tmp_path / "sps-corpus-1.0-tr" / "ss-corpus-tr.tsv").write_text("client_id\taudio_file\ttranscription\n")
+    with pytest.raises(CorpusError, match=r"ss-corpus-tr\.tsv is spontaneous speech .* another format"):
+        read("common_voice", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -440,6 +457,15 @@ def test_covost_escapes_are_those_of_its_authors():
     assert escaped_fields("a\t\tb") == ["a", "", "b"]
     with pytest.raises(CorpusError, match="a backslash at the end of a line"):
         escaped_fields("a\tb\\")
+
+
+def test_sentences_of_covost_are_unquoted_as_those_of_common_voice(covost):
+    tables, release = covost
+    table = release / "de" / "validated.tsv"
+    sentence = next(iter(validated_sentences(release / "de").values()))
+    table.write_text(table.read_text(encoding="utf-8").replace(sentence, '"Er sagt ""ja""."'), encoding="utf-8")
+    dataset, _ = read("covost2", tables, common_voice=str(release), languages=["de"], tasks=["asr"])
+    assert 'Er sagt "ja".' in dataset["text"][:] and '"Er sagt ""ja""."' not in dataset["text"][:]
 
 
 def test_covost_agrees_with_the_join_of_its_authors(covost):

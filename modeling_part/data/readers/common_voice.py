@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..files import read_table, text_lines, unpack_tar, unquoted
-from ..rows import CorpusError, language_code, speech_row
+from ..rows import BrokenRowError, CorpusError, language_code, speech_row
 from ..where_to_get import how_to_get
 from .dataset import is_hub_id
 
@@ -38,12 +38,23 @@ def read_common_voice(spec: CorpusSpec, report: DataReport, *, data_collective: 
     if not spec.wants("asr"):
         return
     _check_folder(spec)
-    folders = locale_folders(unpacked(spec.folder()), spec.split)
+    root = unpacked(spec.folder())
+    folders = locale_folders(root, spec.split)
+    if not folders and (others := sorted(root.rglob("ss-corpus-*.tsv"))):
+        raise CorpusError(
+            f"common_voice: {others[0]} is spontaneous speech (ss-corpus-*.tsv beside audios/), which is another format than "
+            "{train,dev,test}.tsv beside clips/; write its rows to a JSONL manifest and read that with the reader manifest"
+        )
     on_broken = partial(report.drop_line, spec.corpus)
     for locale, language in chosen({locale: language_code(locale) for locale in folders}, spec).items():
         folder = folders[locale]
         durations = clip_durations(folder)
-        for _, record in read_table(folder / f"{spec.split}.tsv", ("path", "sentence"), on_broken):
+        table = folder / f"{spec.split}.tsv"
+        for number, record in read_table(table, ("path", "sentence"), on_broken):
+            if (said := record.get("locale") or locale) != locale and language_code(said) != language:
+                reason = "'locale' is another language than the folder's name; rename the folder"
+                on_broken(f"{table}, line {number}", BrokenRowError(reason, f"{said} in the folder {locale}"))
+                continue
             clip, sentence = record["path"], unquoted(record["sentence"])
             speech = (language, language, sentence, sentence, durations.get(clip))
             yield speech_row(Path(clip).stem, spec.corpus, *speech, folder / "clips" / clip)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
-from ..files import OnBroken, read_table
+from ..files import OnBroken, read_table, unquoted
 from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
 from .common_voice import clip_durations
 
@@ -96,7 +96,7 @@ def escaped_fields(line: str) -> list[str]:
 
 
 def validated_sentences(folder: Path, on_broken: OnBroken | None = None) -> dict[str, str]:
-    """Clip -> sentence of `validated.tsv` in a Common Voice locale."""
+    """Clip -> sentence of `validated.tsv` in a Common Voice locale, of which some were written the CSV way."""
     table = folder / "validated.tsv"
     if not table.exists():
         raise CorpusError(
@@ -104,4 +104,4 @@ def validated_sentences(folder: Path, on_broken: OnBroken | None = None) -> dict
             "give the folder that holds its locales as `common_voice`"
         )
     rows = read_table(table, ("path", "sentence"), on_broken, escaped_fields)
-    return {record["path"]: record["sentence"] for _, record in rows}
+    return {record["path"]: unquoted(record["sentence"]) for _, record in rows}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..addresses import AddressError, is_address, path_of
 from ..checking import DataReport
-from ..corpus_spec import CorpusSpec
+from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, as_values, handle, read_csv, read_jsonl
 from ..records import check_columns, rows_of
 from ..rows import BrokenRowError, CorpusError
@@ -150,7 +150,8 @@ def open_dataset(
     if (path / "state.json").exists():
         saved = datasets.load_from_disk(str(path))
         refuse_settings(spec)
-        refuse_split(spec, str(saved.split))
+        if str(saved.split) not in SPLIT_NAMES.get(spec.split, (spec.split,)):
+            refuse_split(spec)
         return saved
     if (path / "dataset_dict.json").exists():
         refuse_settings(spec)
@@ -163,15 +164,6 @@ def open_dataset(
     files = data_files and {spec.split: data_files}
     found = datasets.load_dataset(str(path), name=config, data_files=files, streaming=True)
     return in_one_order(found[split_name(found, spec)])
-
-
-def refuse_split(spec: CorpusSpec, own_split: str = "") -> None:
-    """Raise `CorpusError` where a source without splits is given one."""
-    if spec.split != "train" and own_split not in SPLIT_NAMES.get(spec.split, (spec.split,)):
-        raise CorpusError(
-            f"{spec.reader}: {spec.path} has no splits, so that {spec.split!r} would be the same rows as 'train': leave "
-            "`split` out, or give a file or folder for each split (a DatasetDict when saved)"
-        )
 
 
 def refuse_settings(spec: CorpusSpec, names: Sequence[str] = OF_REPOSITORIES) -> None:

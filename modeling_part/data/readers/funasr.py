@@ -10,7 +10,7 @@ from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
 from ..files import read_jsonl
 from ..records import rows_of
-from ..rows import BrokenRowError, language_code
+from ..rows import BrokenRowError, CorpusError, language_code
 
 
 _SPEECH = re.compile(r"<\|startofspeech\|>!?(.+?)<\|endofspeech\|>")  # `!!` before base64 is not a path
@@ -25,9 +25,14 @@ def read_funasr(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
     ("<|zh|>"), or the only one of `languages`; translations are into the only one of `target_languages`. Lengths
     (`source_len`) are in frames of whatever made them, so the audio is measured.
     """
+    if len(spec.tasks or ()) > 1:
+        raise CorpusError(
+            f"funasr at {spec.path}: a line does not say which task it is of; name one of {', '.join(spec.tasks)}, and give the "
+            "file again for another"
+        )
     path = spec.folder()
     on_broken = partial(report.drop_line, spec.corpus)
-    task = spec.tasks[0] if spec.tasks and len(spec.tasks) == 1 else "asr"
+    (task,) = spec.tasks or ("asr",)
     lines = ((f"{path}, line {number}", number, line) for number, line in read_jsonl(path, on_broken))
     yield from rows_of(lines, spec, None, path.parent, on_broken, lambda line: funasr_record(line) | {"task": task})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...prompts_part import code_of
 from ..addresses import is_address, joined
 from ..checking import DataReport
-from ..corpus_spec import CorpusSpec
+from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, handle, text_lines
 from ..records import rows_of
 from ..rows import BrokenRowError, CorpusError, language_code
@@ -58,6 +58,9 @@ def read_kaldi(spec: CorpusSpec, report: DataReport, *, translation: str | None 
                 yield where, number, record
 
     yield from rows_of(records(), spec, None, None, on_broken)
+    for name in ("segments",) if extras["segments"] else ("wav.scp",):
+        for utterance in {**tables, **extras}[name].keys() - tables["text"].keys():
+            on_broken(str(folder / name), BrokenRowError("no line in text", utterance))
     for utterance in translations.keys() - tables["text"].keys():
         on_broken(f"{folder / str(translation)}", BrokenRowError("a translation without a transcript", utterance))
 
@@ -68,6 +71,8 @@ def kaldi_folder(spec: CorpusSpec) -> Path:
     names = {"dev": ("dev", "valid", "validation")}.get(spec.split, (spec.split,))
     for folder in (root, *(root / name for name in names)):
         if (folder / "wav.scp").is_file():
+            if folder == root:
+                refuse_split(spec)
             return folder
     raise CorpusError(f"kaldi: no wav.scp in {root} or in its folder {' or '.join(names)}")
 

@@ -29,6 +29,7 @@ READERS = (
     "text_pairs",
 )
 FROM_FILES = ("manifest", "nemo", "funasr", "kaldi", "lhotse", "text_pairs")  # of others a path may also be a Hub id
+ONE_SPLIT = ("manifest", "nemo", "funasr", "lhotse", "text_pairs")  # a file of theirs is one
 # Of those that have others than `SPLITS`; None for any.
 SPLITS_BY_READER = {"common_voice": (*SPLITS, "validated"), "dataset": None}
 
