@@ -3,7 +3,8 @@
 
 A stage that leaves the encoder frozen computes the same frames in every epoch. They are kept as safetensors, several
 hundred clips to a file, in a folder that is named by the encoder's weights. Fifty frames a second of width 512
-(Whisper-base) make 184 MB for an hour of speech in bfloat16, of width 1280 (Whisper-large) 461 MB.
+(Whisper-base) make 184 MB for an hour of speech in bfloat16, of width 1280 (Whisper-large) 461 MB. They are kept as the
+adapter would get them: on CUDA autocast's layer norms give float32, twice as much.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..audio_part import load_clip
-from ..configuration_part import convolved_length
+from ..configuration_part import PARTConfig, convolved_length
 from ..processing_part import PARTProcessor
 from ..prompts_part import TEXT_TASKS
 from .rows import EXAMPLES_PER_REASON, errors_of_row, too_many_broken
@@ -158,7 +159,7 @@ def write_encoder_outputs(
     folder, state = Path(folder), PartialState()
     folder.mkdir(parents=True, exist_ok=True)
     missing, clips = _missing_clips(dataset, rows, EncoderOutputs(folder))
-    _check_room(folder, model, processor, [seconds for _, seconds in missing])
+    free = shutil.disk_usage(folder).free
     state.wait_for_everyone()  # the shares are of one list: nobody writes before everybody has looked
     mine = [index for index, _ in missing][state.process_index :: state.num_processes]
     logger.info("Encoder outputs of %d clips go to %s", len(missing), folder)
@@ -170,10 +171,13 @@ def write_encoder_outputs(
     with tqdm(
         total=len(mine), desc="encoder outputs", unit="clip", disable=None if state.is_main_process else True
     ) as progress:
-        for batch in _batches(dataset, mine, max_audio_seconds):
+        for number, batch in enumerate(_batches(dataset, mine, max_audio_seconds)):
             features = _extract(processor, batch, broken)
             _refuse_broken(broken, clips, max_bad_fraction)
-            for key, clip_frames, clip_steps in _encode(model, processor, features, autocast):
+            encoded = list(_encode(model, processor, features, autocast))
+            if number == 0:  # of which dtype frames are is a matter of autocast and device, not of the weights'
+                _check_room(folder, free, encoded[0][1], processor, model.config, [seconds for _, seconds in missing])
+            for key, clip_frames, clip_steps in encoded:
                 frames[key], steps[key] = clip_frames, f"{clip_steps} {_checksum(clip_frames)}"
             progress.update(len(batch))
             if len(frames) >= SHARD_CLIPS:
@@ -262,13 +266,26 @@ def _write_file(folder: Path, frames: dict[str, torch.Tensor], steps: dict[str, 
     partial.replace(folder / f"{name}.safetensors")
 
 
-def _check_room(folder: Path, model, processor: PARTProcessor, durations: Sequence[float]) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    convolutions = model.config.encoder_convolutions
-    width = next(model.model.audio_tower.parameters()).element_size() * model.config.encoder_hidden_size
+def _check_room(
+    folder: Path,
+    free: int,
+    frames: torch.Tensor,
+    processor: PARTProcessor,
+    config: PARTConfig,
+    durations: Sequence[float],
+) -> None:
+    """Refuse to go on with what the disk cannot hold.
+
+    Args:
+        folder: that of the files.
+        free: bytes of its disk before anything was written.
+        frames: `(F, encoder hidden)` of any clip, as they are kept.
+        processor, config: those of the model.
+        durations: seconds of all clips.
+    """
+    width = frames.element_size() * frames.shape[-1]
     steps = [round(seconds * processor.feature_rate) for seconds in durations]
-    needed = sum(max(convolved_length(count, convolutions), 0) * width for count in steps)
-    free = shutil.disk_usage(folder).free
+    needed = sum(max(convolved_length(count, config.encoder_convolutions), 0) * width for count in steps)
     if needed > free:
         raise OSError(
             f"The encoder outputs of {len(durations)} clips take {needed / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} "

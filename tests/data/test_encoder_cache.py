@@ -208,6 +208,31 @@ def test_a_full_disk_is_reported_before_the_work(small, tmp_path, monkeypatch):
         write(small, tmp_path / "outputs")
 
 
+def test_the_disk_must_hold_what_the_encoder_gives_not_what_its_weights_are(small, tmp_path, monkeypatch):
+    """On CUDA a tower in bfloat16 gives float32 under autocast, from its last layer norm."""
+    model, _, rows = small
+    encode = PARTModel.encode
+
+    def encode_in_float32(self, *args, **kwargs):
+        outputs = encode(self, *args, **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state.float()
+        return outputs
+
+    monkeypatch.setattr(PARTModel, "encode", encode_in_float32)
+    model.model.audio_tower.to(torch.bfloat16)
+    frames = [write(small, tmp_path / "outputs")[row][0] for row in rows[:3]]
+    assert {one.dtype for one in frames} == {torch.float32}
+    size = sum(one.nbytes for one in frames)
+    for free, folder in ((size, "fits"), (size - 1, "full")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free})())
+        if folder == "fits":
+            write(small, tmp_path / folder)
+        else:
+            with pytest.raises(OSError, match="The encoder outputs of 3 clips take"):
+                write(small, tmp_path / folder)
+            assert not list((tmp_path / folder).iterdir()), "nothing is written"
+
+
 def test_ranks_share_one_list(small, tmp_path, monkeypatch):
     """A rank that looked late would leave out what another has written, and share out another list."""
     looked, meetings = [], []
