@@ -22,6 +22,7 @@ from ..evaluation.run_files import is_number, read_history, read_stage
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..recipes.files import CheckpointError, read_json, to_json
+from ..recipes.stage_files import check_files
 from ..recipes.stage_record import read_stage_json
 from ..saved_prompt_part import edited_settings
 from .cards import check_record, render_card, stage_tag
@@ -113,7 +114,7 @@ def prepare(
 
     Raises:
         CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
-            missing shard, weights that are not safetensors, not finite or not the model's, a link out of the folder, a
+            missing shard, weights that are not safetensors, not finite, not the model's or not those that were saved, a link out of the folder, a
             `stage.json` or `report.json` that is not what it must be, or text with a secret or a local path left in it.
     """
     folder = Path(folder)
@@ -127,6 +128,7 @@ def prepare(
             _check_weights(path)
         contents[name] = path if matches(name, WEIGHT_FILES) else _cleaned(path, samples)
     _check_shards(contents, folder)
+    check_files(folder, record, "Put the file back, or train the stage again.")
     _check_tensors([folder / name for name in contents if matches(name, WEIGHT_FILES)], folder)
     if "report.json" in contents:
         report = read_report(folder / "report.json")

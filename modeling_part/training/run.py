@@ -25,6 +25,7 @@ from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import FORCED
 from .sources import check_sources
 from .stage_run import StageRun, predict_and_score
+from .trackers import check_trackers
 
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Run:
         """
         args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
         check_optimizer(args)
+        check_trackers(args.report_to)
         build_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
             raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")

@@ -292,10 +292,9 @@ class StageRun:
         checkpoints = [path for path in self.folder.glob("checkpoint-*") if is_checkpoint(path)]
         size = sum(path.stat().st_size for one in checkpoints for path in one.rglob("*") if path.is_file())
         if checkpoints:
-            message = (
-                "Its %d checkpoints inside (%.2f GiB) are needed no more; remove them with: rm -r %s/checkpoint-*"
-            )
-            logger.info(message, len(checkpoints), size / 2**30, self.folder)
+            message = "Its %d checkpoints inside (%.2f GiB) are needed no more; remove them with: %s"
+            line = shlex.join(["rm", "-r", *map(str, sorted(checkpoints, key=checkpoint_step))])
+            logger.info(message, len(checkpoints), size / 2**30, line)
 
     def _predict(
         self, rows: Rows, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None

@@ -12,17 +12,24 @@ from pathlib import Path
 
 import numpy as np
 from transformers import Trainer, TrainerCallback, TrainerControl
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from ..data.rows import direction
 from ..evaluation.scoring import PREDICTIONS_FILE, read_predictions
 from ..evaluation.tables import markdown_table
 from ..evaluation.utterances import CLIP_RATE, Clips, choose_utterances
+from ..recipes.suggestions import did_you_mean
 from .monitoring import report_metrics
 
 
 WORST, RANDOM = 12, 12  # answers shown of a stage
 COLUMNS = ["which", "task", "direction", "id", "errors %", "reference", "answer"]
+
+EXTRAS = {"tensorboard": "'modeling-part[tensorboard]'"}  # those of setup.cfg, by the name in `report_to`
+UNTOLD = ("flyte", "azure_ml")  # of which transformers does not tell whether they are installed, or not always
 
 # The cells of `COLUMNS`, and the clip at `CLIP_RATE`; None without one.
 Answer = tuple[list[str], np.ndarray | None]
@@ -54,6 +61,22 @@ class OfTheRun:
         shown = copy.copy(state)
         shown.global_step += self.steps
         return getattr(self.callback, event)(args, shown, control, **kwargs)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError where a name in `report_to` is none of a tracker, or its package is not there."""
+    installed = (*UNTOLD, *get_available_reporting_integrations())
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"`report_to` names {name!r}, which is none of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}, or none."
+                f"{did_you_mean(name, INTEGRATION_TO_CALLBACK)}"
+            )
+        if name not in installed:
+            raise ValueError(
+                f"`report_to` names {name!r}, which is not installed, or switched off in the environment: "
+                f"pip install {EXTRAS.get(name, name)}, or take it out."
+            )
 
 
 def continue_trackers(trainer: Trainer, steps: int, folder: Path) -> None:

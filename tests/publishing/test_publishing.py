@@ -27,6 +27,7 @@ from modeling_part.publishing.hub import PublishingError, finished_stages, previ
 from modeling_part.publishing.privacy import check_nothing_private, without_local_paths
 from modeling_part.publishing.remote_code import CODE_FILES, add_remote_code
 from modeling_part.recipes.files import CheckpointError
+from modeling_part.recipes.stage_files import checksums
 from modeling_part.recipes.stage_record import read_stage_json, write_stage_json
 
 
@@ -273,6 +274,20 @@ def test_weights_of_another_model_are_refused(checkpoint, change, message):
     change(weights)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=message):
+        prepare(checkpoint, REPO)
+
+
+def test_weights_of_which_a_bit_has_flipped_are_refused(checkpoint):
+    """Name, shape and finiteness are as they were: only the checksum tells."""
+    path = checkpoint / "model.safetensors"
+    write_stage_json(checkpoint, {**stage_info(), "files": checksums([path], checkpoint)})
+    prepare(checkpoint, REPO)
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1  # of the mantissa of the last float
+    path.write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is damaged.* Put the file back, or train the stage"
+    ):
         prepare(checkpoint, REPO)
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 import train_part
 from modeling_part.recipes.arguments import ModelArguments
 from modeling_part.recipes.user_errors import mistakes_in_one_message, take_debug
-from modeling_part.training import launches, sources
+from modeling_part.training import launches, sources, trackers
 
 
 @pytest.fixture
@@ -97,6 +97,24 @@ def test_data_that_is_not_there(fails):
 def test_a_setting_of_a_corpus(fails):
     lines = "\neval_data:\n  - {reader: manifest, path: dev.jsonl}\n  - {reader: manifets, path: dev.jsonl}\n"
     assert fails(lines.replace("dev.jsonl", __file__)).startswith("./mine.yaml, line 5: Unknown reader 'manifets'.")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "`report_to` names 'tensorbord', which is none of azure_ml, "),
+        ("tensorboard", "`report_to` names 'tensorboard', which is not installed"),
+        ("[trackio, wandb]", "`report_to` names 'wandb', which is not installed"),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_told_before_data_are_read(fails, name, message, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["trackio"])
+    monkeypatch.setattr(train_part, "load_rows", None)
+    error = fails(f"report_to: {name}\n")
+    assert error.startswith(message)
+    assert any(
+        fix in error for fix in ("Did you mean 'tensorboard'?", "'modeling-part[tensorboard]'", "install wandb")
+    )
 
 
 class TestPretrainedParts:

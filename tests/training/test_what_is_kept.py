@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,16 @@ class TestForce:
 
 
 class TestFinished:
+    def test_the_line_that_removes_checkpoints_removes_nothing_else(self, tmp_path, caplog):
+        folder = tmp_path / "my run" / "joint"
+        for name in ("checkpoint-10", "checkpoint-9", "checkpoint-best"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "trainer_state.json").write_text("{}")
+        with caplog.at_level(logging.INFO):
+            StageRun(tiny_training.joint_stage(), folder, None, predicts=False)._say_what_stays()
+        words = shlex.split(caplog.messages[-1].partition("with: ")[2])
+        assert words == ["rm", "-r", str(folder / "checkpoint-9"), str(folder / "checkpoint-10")]
+
     def test_the_record_holds_size_and_checksum(self, run):
         for name, parent in (("adapter", {}), ("encoder", read_stage_json(run.folder / "adapter")["files"])):
             record = read_stage_json(run.folder / name)
