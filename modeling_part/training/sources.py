@@ -7,12 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import huggingface_hub
+from accelerate import PartialState
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ..data.downloads import Download
+from ..evaluation.run_files import stage_folders
 from ..recipes.arguments import ModelArguments
 from ..recipes.files import read_json
+from ..recipes.stage_files import check_files
+from ..recipes.stage_record import read_stage_json
 
 
 logger = logging.getLogger(__name__)
@@ -58,13 +62,16 @@ def check_sources(model_args: ModelArguments) -> None:
     Where the Hub cannot be reached but an earlier run has left a copy of the part, that is used, without the Hub.
 
     Raises:
-        FileNotFoundError: a name is a path that does not exist, or neither a folder nor a repository.
+        FileNotFoundError: a name is a path that does not exist, or no folder of a model, or no repository.
+        CheckpointError: the weights of `checkpoint` are not those that were saved.
         ConnectionError: a name is one on the Hub, which cannot be reached, and there is no copy.
     """
     names = ("checkpoint",) if model_args.checkpoint else ("audio_model", "language_model")
     for setting in names:
         name = getattr(model_args, setting)
-        if Path(name).expanduser().exists():
+        folder = Path(name).expanduser()
+        if folder.exists():
+            _check_folder(setting, folder)
             continue
         if not HUB_ID.fullmatch(name) or name.startswith(".") or Path(name).suffix in (".pt", ".bin", ".safetensors"):
             raise FileNotFoundError(
@@ -72,6 +79,25 @@ def check_sources(model_args: ModelArguments) -> None:
                 "id of a repository on the Hub, USER/NAME."
             )
         _look_at_the_hub(setting, name)
+
+
+def _check_folder(setting: str, folder: Path) -> None:
+    """A part's folder has a configuration; that of a stage, or of a checkpoint in it, the weights that were saved."""
+    if not (folder / "config.json").is_file():
+        of_run = setting == "checkpoint"
+        stages = [str(stage) for stage in reversed(stage_folders(folder))] if of_run else []
+        fix = "Give one with config.json and safetensors, or the id of a repository on the Hub, USER/NAME."
+        if stages:
+            others = f", or an earlier stage: {', '.join(stages[1:])}" if stages[1:] else ""
+            fix = f"It is that of a run; give {stages[0]}{others}."
+        elif of_run and any(folder.glob("checkpoint-*")):
+            fix = "It is that of a stage that is not finished: finish it with `--resume true`, or give another."
+        raise FileNotFoundError(f"`{setting}` is '{folder}', which has no config.json. {fix}")
+    if (folder / "stage.json").is_file() and PartialState().is_main_process:
+        record = read_stage_json(folder)
+        if files := record.get("files"):  # those of a checkpoint in a stage are also of its optimizer
+            record["files"] = {name: files[name] for name in files if name.startswith("model")}
+        check_files(folder, record, f"Put the file back, or give another `{setting}`.")
 
 
 def _look_at_the_hub(setting: str, name: str) -> None:

@@ -2,6 +2,7 @@
 """Recipes: the shipped ones parse, the ablations state what they differ in, and bases and overlays replace whole keys."""
 
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,15 @@ def test_the_recipes_of_the_issue_are_there():
     experiments = {"experiment_zh_en", "experiment_low_resource", "experiment_low_resource_no_text"}
     experiments |= {f"experiment_zh_en_{name}" for name in ("baseline", "llm_frozen", "llm_always")}
     assert set(RECIPES) == {*others, *sizes, *aligned, *hub, *experiments, *san_m, *ABLATIONS}
+
+
+def test_the_commands_for_a_new_language_follow_each_other(on_any_machine):
+    """The page's first one leaves the checkpoint that the second one starts from."""
+    page = (REPOSITORY / "modeling_part/recipes/README.md").read_text(encoding="utf-8")
+    first, second = re.search(r"`part train ([^`]+)`, then `part train (new_language)`", page).groups()
+    of_four = parse_recipe(first.split())
+    names = [stage.name for stage in build_plan(of_four.training.stages)]
+    assert parse_recipe([second]).model.checkpoint == f"{of_four.training.output_dir}/{names[-1]}"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,7 +1,9 @@
 """What a person reads after a mistake: the whole of stderr, one message with the right words, exit status 2."""
 
 import errno
+import json
 import logging
+import shutil
 import sys
 from fnmatch import fnmatch
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import train_part
 from modeling_part.recipes.arguments import ModelArguments
 from modeling_part.recipes.user_errors import mistakes_in_one_message, take_debug
 from modeling_part.training import launches, sources, trackers
+from modeling_part.training.checkpoints import write_checkpoint_record
 
 
 @pytest.fixture
@@ -123,6 +126,37 @@ class TestPretrainedParts:
         monkeypatch.setattr(sources.huggingface_hub, "model_info", None)
         error = fails("", "--audio_model", name)
         assert error.startswith(f"`audio_model` is {name!r}, and there is no such folder. Give one with config.json")
+
+    def test_a_folder_that_is_no_checkpoint_is_told_before_data_are_read(self, fails, tmp_path, monkeypatch):
+        monkeypatch.setattr(train_part, "load_rows", None)
+        (tmp_path / "other" / "joint" / "checkpoint-9").mkdir(parents=True)
+        parts = "audio_model: none\nlanguage_model: none\nadapter: none\nsystem_prompt: none\n"
+        start = [parts, "--checkpoint", "other/joint"]
+        assert fails(*start).startswith(
+            "`checkpoint` is 'other/joint', which has no config.json. It is that of a stage"
+        )
+        for name, parent in (("adapter", None), ("joint", "adapter")):
+            (tmp_path / "other" / name).mkdir(exist_ok=True)
+            (tmp_path / "other" / name / "stage.json").write_text(json.dumps({"stage": name, "parent": parent}))
+        assert "It is that of a run; give other/joint, or an earlier stage: other/adapter." in fails(
+            parts, "--checkpoint", "other"
+        )
+        assert "Give one with config.json" in fails("", "--audio_model", "other")
+
+    def test_a_damaged_checkpoint_is_told_before_data_are_read(self, fails, tmp_path, tiny_checkpoint, monkeypatch):
+        monkeypatch.setattr(train_part, "load_rows", None)
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / "joint")
+        (folder / "optimizer.pt").write_bytes(b"removed later")
+        record = {key: {} for key in ("base_models", "hyperparameters", "trainable_parameters", "versions")}
+        record |= {"stage": "joint", "parent": None, "seed": 1, "data": {"fingerprint": "", "rows": {}, "hours": {}}}
+        write_checkpoint_record(folder, record)
+        (folder / "optimizer.pt").unlink()
+        sources.check_sources(ModelArguments(checkpoint=str(folder)))
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4])
+        parts = "audio_model: none\nlanguage_model: none\nadapter: none\nsystem_prompt: none\n"
+        error = fails(parts, "--checkpoint", str(folder))
+        assert "joint/model.safetensors has" in error and "or give another `checkpoint`." in error
 
     @pytest.mark.parametrize("cause", [HTTPError("no route to host"), OfflineModeIsEnabled("no route to host")])
     def test_without_a_network_it_is_said_how_to_go_on(self, fails, cause, monkeypatch):
