@@ -16,7 +16,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import shlex
 import shutil
 import sys
 import textwrap
@@ -24,6 +23,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from .recipes.program import part_command
 from .recipes.user_errors import mistakes_in_one_message
 
 
@@ -67,7 +67,7 @@ def train(options: argparse.Namespace) -> None:
     if launch.config_file is None and not Path(default_config_file).is_file() and not torch.accelerator.is_available():
         launch.config_file = str(Path(__file__).with_name("accelerate_configs") / "cpu.yaml")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds: ranks that save are not killed after 30
-    os.environ["PART_COMMAND"] = shlex.join(["part", "train", *options.passed_on])
+    os.environ["PART_COMMAND"] = part_command("train", *options.passed_on)
     launcher.simple_launcher = _become
     # They would warn of every value that they chose, and of every signal: the run says both in a line.
     for name in (launcher.__name__, agent.__name__, multiprocessing.__name__):
@@ -103,9 +103,10 @@ def recipes(options: argparse.Namespace) -> None:
     source = find_recipe(options.name)
     target = options.copy or Path(source.name)
     if target.exists():
-        raise FileExistsError(f"{target} is there already; name another file: part recipes {options.name} FILE")
+        line = part_command("recipes", options.name, "FILE")
+        raise FileExistsError(f"{target} is there already; name another file: {line}")
     shutil.copyfile(source, target)
-    print(f"{target}: change it, then: part train {target} --dry_run true")
+    print(f"{target}: change it, then: {part_command('train', str(target), '--dry_run', 'true')}")
 
 
 def env(options: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ import torch
 from tiny import REPOSITORY
 
 from modeling_part.__main__ import build_parser, main
+from modeling_part.data.where_to_get import how_to_get
+from modeling_part.recipes.program import part_command
 
 
 def verbs(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -174,7 +176,48 @@ def test_a_device_that_is_not_there(capsys):
     assert "argument --device: 'cuda:77' cannot be used here" in error and "Traceback" not in error
 
 
-def test_one_process_takes_the_place_of_the_launcher(monkeypatch, tmp_path):
+@pytest.fixture
+def called_as_part(monkeypatch, tmp_path):
+    """This process is the `part` that PATH finds."""
+    script = tmp_path / "bin" / "part"
+    script.parent.mkdir()
+    script.touch(0o755)
+    monkeypatch.setenv("PATH", str(script.parent))
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    return script
+
+
+class TestCommandsThatAreShown:
+    """Each can be typed as it stands."""
+
+    def test_by_its_name_where_path_finds_this_program(self, called_as_part):
+        assert part_command("train", "my recipe.yaml") == "part train 'my recipe.yaml'"
+
+    @pytest.mark.parametrize("other", [False, True], ids=["nothing on PATH", "another part on PATH"])
+    def test_by_its_path_where_it_was_called_so(self, called_as_part, other, tmp_path, monkeypatch, capsys):
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "part").touch(0o755)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [".venv/bin/part"])
+        if not other:
+            monkeypatch.setenv("PATH", "")
+        assert part_command("report", "runs/mine") == ".venv/bin/part report runs/mine"
+        main(["recipes", "part_aligned", "mine.yaml"])
+        assert capsys.readouterr().out.endswith("then: .venv/bin/part train mine.yaml --dry_run true\n")
+        assert "with `.venv/bin/part quickstart speech data/asterisk`" in how_to_get("asterisk")
+
+    @pytest.mark.parametrize("is_installed", [True, False])
+    def test_in_a_process_that_was_launched(self, is_installed, called_as_part, tmp_path, monkeypatch):
+        """The trainer's own is train_part.py: the interpreter tells which `part` it belongs to."""
+        monkeypatch.setattr(sys, "argv", ["train_part.py", "quickstart"])
+        monkeypatch.setattr(sys, "executable", str(called_as_part.with_name("python")))
+        assert part_command("env") == "part env"
+        if not is_installed:
+            called_as_part.unlink()
+            assert part_command("env") == f"{sys.executable} -m modeling_part env"
+
+
+def test_one_process_takes_the_place_of_the_launcher(monkeypatch, tmp_path, called_as_part):
     """Signals reach the trainer alone, and its exit status is the command's."""
     calls = []
     monkeypatch.setattr("os.execvpe", lambda *call: calls.append(call))

