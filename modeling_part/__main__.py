@@ -27,6 +27,9 @@ from .recipes.program import part_command
 from .recipes.user_errors import mistakes_in_one_message
 
 
+TRAIN_USAGE = "part train [options of accelerate launch] RECIPE [RECIPE ...] [--NAME VALUE ...]   (`part recipes` lists those there are)"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb.
 
@@ -47,45 +50,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown and options.run is not train:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     options.passed_on = [*unknown, *passed_on]
-    with mistakes_in_one_message(options.prog, options.debug):
+    with mistakes_in_one_message(options.prog, options.debug, lambda: _interrupted(options)):
+        _refuse_without_effect(options)
         options.run(options)
 
 
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option that only means something beside another one."""
+    pairs = {
+        transcribe: (("output_dir", "output_format"), ("overwrite", "output_format")),
+        report: (("device", "analyses"),),
+    }
+    for name, other in pairs.get(options.run, ()):
+        if getattr(options, name) and not getattr(options, other):
+            raise ValueError(f"--{name} has no effect without --{other}: add that, or leave it out.")
+
+
+def _interrupted(options: argparse.Namespace) -> str:
+    """What to say after Ctrl-C: whether what is done will be done again."""
+    goes_on = options.run in (experiment, publish)
+    goes_on |= options.run is transcribe and bool(options.output_format) and not options.overwrite
+    return "Interrupted; the same command goes on." if goes_on else "Interrupted."
+
+
 def train(options: argparse.Namespace) -> None:
-    """Hand over to accelerate's launcher; the recipe stands where it expects the script."""
-    import torch
-    from accelerate.commands import launch as launcher
-    from accelerate.commands.config.config_args import default_config_file
-    from torch.distributed.elastic.agent.server import api as agent
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing import api as multiprocessing
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    """A recipe, through accelerate's launcher."""
+    from .training.launcher import launch_recipe
 
-    launch = launcher.launch_command_parser().parse_args(options.passed_on)
-    launch.module, launch.training_script_args = True, [launch.training_script, *launch.training_script_args]
-    launch.training_script = "train_part"
-    if launch.config_file is None and not Path(default_config_file).is_file() and not torch.accelerator.is_available():
-        launch.config_file = str(Path(__file__).with_name("accelerate_configs") / "cpu.yaml")
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds: ranks that save are not killed after 30
-    os.environ["PART_COMMAND"] = part_command("train", *options.passed_on)
-    launcher.simple_launcher = _become
-    # They would warn of every value that they chose, and of every signal: the run says both in a line.
-    for name in (launcher.__name__, agent.__name__, multiprocessing.__name__):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        launcher.launch_command(launch)
-    except ChildFailedError as error:  # the ranks have said what it was
-        sys.exit(error.get_first_failure()[1].exitcode)
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
-
-
-def _become(launch: argparse.Namespace) -> None:
-    """One process: this one becomes it, so that signals reach the trainer alone and its exit status is ours."""
-    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
-
-    command, environment = prepare_simple_launcher_cmd_env(launch)
-    os.execvpe(command[0], command, environment)
+    launch_recipe(options.passed_on, TRAIN_USAGE)
 
 
 def recipes(options: argparse.Namespace) -> None:
@@ -344,7 +336,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     verb = _add(verbs, train, "train a recipe: `accelerate launch [OPTION ...] -m train_part RECIPE ...`")
-    verb.usage = "part train [options of accelerate launch] RECIPE [RECIPE ...] [--NAME VALUE ...]"
+    verb.usage = TRAIN_USAGE
     verb = _add(verbs, recipes, "list the shipped recipes, or copy one to change it")
     verb.add_argument("name", nargs="?", help="of a shipped recipe, such as part_aligned; all are listed without")
     verb.add_argument("copy", nargs="?", type=Path, metavar="FILE", help="where the copy goes; NAME.yaml unless given")
@@ -418,7 +410,9 @@ def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
         "folder", type=Path, metavar="RUN", help="folder of a run, such as runs/quickstart, or of a stage"
     )
     verb.add_argument("--analyses", action="store_true", help="with pictures of gradients, layers and drift: minutes")
-    verb.add_argument("--device", help="for the analyses, such as cuda:0; the first accelerator by default")
+    verb.add_argument(
+        "--device", type=_device, help="for the analyses, such as cuda:0; the first accelerator by default"
+    )
     verb = _add(verbs, experiment, "train several recipes from the same seeds and compare them")
     verb.usage = "part experiment RECIPE [RECIPE ...] [options] [-- --NAME VALUE ... for every run]"
     verb.add_argument("recipes", nargs="+", metavar="RECIPE", help="the first is what the others are compared with")

@@ -45,6 +45,7 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
     """The model in the folder of a stage, the last stage of a run's folder, or a repository on the Hub.
 
     Raises:
+        ValueError: a `revision` of a folder.
         FileNotFoundError: there is no such folder, and it is no name of a repository, or nothing in it was trained.
     """
     path = Path(checkpoint).expanduser()
@@ -55,6 +56,10 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
                 "on the Hub."
             )
         return _with_languages(checkpoint, checkpoint, None, revision)
+    if revision is not None:
+        raise ValueError(
+            f"--revision is of a repository on the Hub, and {checkpoint!r} is a folder here: leave it out."
+        )
     if (path / "config.json").is_file():
         folder = path.resolve()
     else:

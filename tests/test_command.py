@@ -187,6 +187,68 @@ def called_as_part(monkeypatch, tmp_path):
     return script
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (
+            ["transcribe", "runs/mine", "a.wav", "--output_dir", "out"],
+            "--output_dir has no effect without --output_format",
+        ),
+        (["transcribe", "runs/mine", "a.wav", "--overwrite"], "--overwrite has no effect without --output_format"),
+        (["report", "runs/mine", "--device", "cpu"], "--device has no effect without --analyses"),
+        (
+            ["demo", "runs/mine", "--revision", "stage-joint"],
+            "--revision is of a repository on the Hub, and 'runs/mine' is",
+        ),
+        (
+            ["convert-encoder", "runs/mine", "new", "--revision", "x"],
+            "--revision is of a repository on the Hub, and 'runs",
+        ),
+    ],
+    ids=lambda one: None if isinstance(one, str) else one[0],
+)
+def test_an_option_without_effect_is_refused(words, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"part {words[0]}: {option}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "callee", "said"),
+    [
+        (
+            ["publish", "runs/mine", "--repo_id", "ada/part"],
+            "publishing.hub.finished_stages",
+            "the same command goes on.",
+        ),
+        (["experiment", "part"], "evaluation.experiments.run_experiment", "the same command goes on."),
+        (
+            ["transcribe", "x", "y", "--output_format", "srt"],
+            "evaluation.transcription.find_files",
+            "the same command goes",
+        ),
+        (["transcribe", "x", "y"], "evaluation.transcription.find_files", "Interrupted."),
+        (["report", "runs/mine", "--analyses"], "analysis.run_pictures.analyze_run", "Interrupted."),
+        (["quickstart", "models"], "quickstart.models.make_checkpoints", "Interrupted."),
+    ],
+    ids=lambda one: None if isinstance(one, str) else one[0],
+)
+def test_ctrl_c_is_one_line(words, callee, said, monkeypatch, capsys):
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"modeling_part.{callee}", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    empty, line = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 130 and not empty
+    assert line.startswith("part ") and ": Interrupted" in line and said in line
+
+
 class TestCommandsThatAreShown:
     """Each can be typed as it stands."""
 
@@ -262,6 +324,17 @@ class TestTrain:
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         main(["train", "part"])
         assert [call.config_file for call in launched] == ["my.yaml", None]
+
+    @pytest.mark.parametrize("words", [[], ["--seed", "7"], ["--num_processes", "2"]], ids=" ".join)
+    def test_without_a_recipe_our_usage_is_printed(self, words, launched, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", *words])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and not launched
+        assert (
+            error.startswith("usage: part train [options of accelerate launch] RECIPE") and "`part recipes`" in error
+        )
+        assert error.count("\n") < 5
 
     def test_a_launched_recipe_runs(self, tmp_path, tiny_parts, tiny_corpus):
         recipe = tiny_training.write_recipe(tmp_path, tiny_parts, tiny_corpus)

@@ -81,11 +81,16 @@ def convert_encoder(source: str | Path, folder: str | Path, revision: str | None
 
     Raises:
         FileExistsError: the folder holds something.
-        ValueError: the source is another model, or its tensors are not those of its configuration.
+        ValueError: the source is another model, its tensors are not those of its configuration, or a folder is given a
+            revision.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is no empty folder; name a new one.")
+    if revision is not None and Path(source).is_dir():
+        raise ValueError(
+            f"--revision is of a repository on the Hub, and {str(source)!r} is a folder here: leave it out."
+        )
     if (Path(source) / "model.pt").is_file():
         encoder, extractor = read_sense_voice(Path(source))
     else:
