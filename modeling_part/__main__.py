@@ -204,9 +204,9 @@ def report(options: argparse.Namespace) -> None:
 
 def experiment(options: argparse.Namespace) -> None:
     """Several recipes from the same seeds."""
-    from .evaluation.experiments import LAUNCH, run_experiment
+    from .evaluation.experiments import run_experiment
 
-    settings = {"launch": options.launch or LAUNCH, **_chosen(options, "folder", "overlays")}
+    settings = _chosen(options, "launch", "folder", "overlays")
     run_experiment(options.recipes, options.seeds, options=options.passed_on, **settings)
 
 
@@ -417,7 +417,7 @@ def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
     verb.usage = "part experiment RECIPE [RECIPE ...] [options] [-- --NAME VALUE ... for every run]"
     verb.add_argument("recipes", nargs="+", metavar="RECIPE", help="the first is what the others are compared with")
     verb.add_argument("--seeds", nargs="+", type=_at_least(0), default=[42], help="42 unless given")
-    verb.add_argument("--launch", help="command before `-m train_part`; accelerate launch unless given")
+    verb.add_argument("--launch", help="command before `-m train_part`; `part train` unless given")
     verb.add_argument("--folder", default="runs", help="where the runs go")
     verb.add_argument("--overlays", nargs="+", default=[], help="recipes laid over each, such as data/sentences")
 

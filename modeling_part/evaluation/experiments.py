@@ -5,22 +5,26 @@
     part experiment baseline_2stage part --overlays data/sentences --folder runs/sentences
     part experiment baseline_2stage part --launch "accelerate launch --config_file my.yaml" -- --bf16 false
 
-A run is `runs/RECIPE-SEED`; stages that are finished are not run again, so that a list
-that was cut off goes on with the same command, and a stage that two recipes train alike from the same seed is trained
-once. What follows `--` goes to every run.
+A run is `runs/RECIPE-SEED`; stages that are finished are not run again, and others go on from their last checkpoint, so
+that a list that was cut off goes on with the same command. A stage that two recipes train alike from the same seed is
+trained once. What follows `--` goes to every run.
 """
 
 import os
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import psutil
 
+from ..recipes.arguments import check_recipe
 from ..recipes.files import CheckpointError, read_json
 from ..recipes.program import part_command
 from .comparison import compare
@@ -28,7 +32,8 @@ from .report_file import read_report
 from .tables import number, percent, print_table
 
 
-LAUNCH = f"{shlex.quote(sys.executable)} -m accelerate.commands.launch"
+# Of each run by its recipe, its seed, and where it is: options that give all of them the same, and what to give instead.
+OF_ONE_RUN = {"seed": "--seeds", "output_dir": "--folder"}
 MEASURES = (
     ("asr", "error_rate", "error %", percent),
     ("s2tt", "bleu", "BLEU", number),
@@ -41,7 +46,7 @@ def run_recipes(
     recipes: Sequence[str],
     seeds: Sequence[int],
     *,
-    launch: str = LAUNCH,
+    launch: str | None = None,
     folder: str | Path = "runs",
     overlays: Sequence[str] = (),
     options: Sequence[str] = (),
@@ -50,7 +55,7 @@ def run_recipes(
 
     Args:
         recipes: names or files, as for `train_part.py`.
-        launch: the command before `-m train_part`.
+        launch: the command before `-m train_part`; None: `part train`.
         folder: gets a folder `NAME-SEED` per run.
         overlays: recipes whose keys replace those of each of `recipes`, such as other data.
         options: further arguments of `train_part.py`.
@@ -59,9 +64,11 @@ def run_recipes(
         By seed, the `report.json` of the last stage of each recipe, in the order of `recipes`; none after a dry run.
 
     Raises:
-        ValueError: two recipes or seeds are the same, so that two runs would share a folder.
-        FileNotFoundError: a run left no report (its recipe has no `test_data`).
+        ValueError: two recipes or seeds are the same, so that two runs would share a folder; or a recipe cannot be trained,
+            or not be compared. Nothing has been trained then.
+        FileNotFoundError: there is no such recipe, or a run left no report.
         subprocess.CalledProcessError: a run failed.
+        KeyboardInterrupt: after Ctrl-C, when the run has saved where it stands.
     """
     for what, names in (("recipes", [Path(recipe).stem for recipe in recipes]), ("seeds", seeds)):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -69,26 +76,76 @@ def run_recipes(
                 f"Two of the {what} are {twice[0]!r}, and both runs would be in {Path(folder)}{os.sep}RECIPE-SEED, where the second "
                 "would find the first one finished: rename one, or leave it out."
             )
+    for recipe in recipes:
+        _check_comparable(recipe, overlays, options)
+    program = (
+        [*shlex.split(launch), "-m", "train_part"] if launch else [sys.executable, "-m", "modeling_part", "train"]
+    )
     reports: dict[int, list[Path]] = {seed: [] for seed in seeds}
     for seed in seeds:
         for recipe in recipes:
             run = Path(folder) / f"{Path(recipe).stem}-{seed}"
-            settings = ["--seed", str(seed), "--output_dir", str(run)]
+            settings = ["--seed", str(seed), "--output_dir", str(run), "--resume", "true"]
             if before := [str(path.parents[1]) for path in reports[seed]]:
                 settings += ["--reuse_runs", *before]
-            settings += options
-            command = [*shlex.split(launch), "-m", "train_part", recipe, *overlays, *settings]
-            try:
-                subprocess.run(command, check=True)
-            except subprocess.CalledProcessError as error:  # without its words, among which may be a token
-                raise subprocess.CalledProcessError(error.returncode, f"train_part {recipe}") from None
+            if status := _finish([*program, recipe, *overlays, *settings, *options]):
+                raise subprocess.CalledProcessError(
+                    status, f"train_part {recipe}"
+                )  # among its other words may be a token
             if only_plans(options):
                 continue
             report = run / _last_stage(run)["name"] / "report.json"
             if not report.is_file():
-                raise FileNotFoundError(f"{report} is not there; the recipe {recipe!r} needs `test_data` to compare.")
+                raise FileNotFoundError(
+                    f"{report} is not there: the last stage that {recipe!r} has trained predicted no `test_data` to compare."
+                )
             reports[seed].append(report)
     return reports
+
+
+def _check_comparable(recipe: str, overlays: Sequence[str], options: Sequence[str]) -> None:
+    """Raise ValueError where a recipe cannot be trained, or leaves nothing to compare, before the first one trains."""
+    for word in options:
+        name = word.split("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in OF_ONE_RUN:
+            raise ValueError(
+                f"--{name} would be the same for every run; give {OF_ONE_RUN[name]} before the `--` instead."
+            )
+    data, plan = check_recipe([recipe, *overlays, "--output_dir", "runs", *options])
+    if only_plans(options):
+        return
+    if not data.test_data:
+        raise ValueError(f"The recipe {recipe!r} has no `test_data` to compare the runs on: add some to it.")
+    if not plan[-1].losses.get("nll"):
+        raise ValueError(
+            f"The recipe {recipe!r} ends in stage {plan[-1].name!r}, whose `losses` have no nll: it answers nothing that could "
+            "be compared. Add a stage that does."
+        )
+
+
+def _finish(command: Sequence[str]) -> int:
+    """Run a command to its end; its exit status.
+
+    Ctrl-C reaches all that the command has started, and the trainer saves: it is waited for, also where its launcher is
+    gone before it, so that nothing goes on unseen.
+    """
+    process = psutil.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        family = [process]
+        with suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+        while any(map(_is_running, family)):
+            time.sleep(0.1)
+        raise
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def only_plans(options: Sequence[str]) -> bool:

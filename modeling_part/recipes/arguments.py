@@ -21,7 +21,7 @@ from .places import Places, located
 from .precision import check_attention, choose_frozen_dtype, choose_precision
 from .program import part_command
 from .recipe_files import find_recipe, read_recipe, read_value, replace_settings
-from .stages import build_plan, change_plan, change_setting
+from .stages import Stage, build_plan, change_plan, change_setting
 from .suggestions import did_you_mean
 from .trainer_settings import refuse_without_effect, unknown_name
 from .values import checked, is_structured, shortened
@@ -299,7 +299,31 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
             a value is not as it must be, or would have no effect; the message names it and what to write.
         FileNotFoundError: there is no such recipe.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    values, places = _read_settings(sys.argv[1:] if argv is None else argv)
+    with located(places):
+        recipe = Recipe(*(group(**_checked(group, values)) for group in ARGUMENTS), places)
+        build_plan(recipe.training.stages)
+    return recipe
+
+
+def check_recipe(argv: list[str]) -> tuple[DataArguments, list[Stage]]:
+    """A recipe's data and plan, where it will be trained by another process, maybe on other devices: none is looked for.
+
+    Args:
+        argv: see [`parse_recipe`].
+
+    Raises:
+        ValueError, FileNotFoundError: as [`parse_recipe`] does, but for what depends on the devices.
+    """
+    values, places = _read_settings(argv)
+    with located(places):
+        of_model, of_data, of_training = (_checked(group, values) for group in ARGUMENTS)
+        ModelArguments(**of_model)
+        return DataArguments(**of_data), build_plan(of_training.get("stages"))
+
+
+def _read_settings(argv: list[str]) -> tuple[dict, Places]:
+    """What recipes and options say together, by name, and where."""
     leave_with_help(argv)
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if not names:
@@ -329,9 +353,7 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
         raise ValueError(f"{names[0]}: Name the folder of the run, such as `output_dir: runs/mine`.")
     with located(places):
         refuse_without_effect(values)
-        recipe = Recipe(*(_filled(group, values) for group in ARGUMENTS), places)
-        build_plan(recipe.training.stages)
-    return recipe
+    return values, places
 
 
 def _take_stage_options(argv: list[str]) -> tuple[list[str], dict[tuple[str, ...], str]]:
@@ -390,8 +412,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def _filled(group: type, values: Mapping[str, object]) -> object:
-    """The arguments of one group, each checked."""
+def _checked(group: type, values: Mapping[str, object]) -> dict:
+    """The values that are of one group, each checked."""
     hints = get_type_hints(group)
     own = {one.name for one in fields(group) if one.init}
-    return group(**{name: checked(name, value, hints[name]) for name, value in values.items() if name in own})
+    return {name: checked(name, value, hints[name]) for name, value in values.items() if name in own}

@@ -2,12 +2,19 @@
 """Lists of recipes: what is run, in which order, and the table over the seeds. Training is replaced by a small script."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import tiny_training
 
 from modeling_part.__main__ import main
+from modeling_part.evaluation import experiments
 from modeling_part.evaluation.experiments import run_experiment, run_recipes
 
 
@@ -19,6 +26,7 @@ from modeling_part.evaluation.reports import write_report
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
 
 _, _, recipe, *options = sys.argv[1:]
+recipe = Path(recipe).stem
 options = options[not options[0].startswith("-") :]  # without the overlay
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -37,7 +45,7 @@ for number in range(40):
 (run / last).mkdir(parents=True)
 stages = [{"name": "adapter", "dev_loss": {"asr": 9.0}}, {"name": last, "dev_loss": {"all": 8.0, "asr": 1.5 + seed / 10}}]
 (run / "report.json").write_text(json.dumps({"stages": stages}))
-if recipe != "no_test":
+if recipe != "no_report":
     write_predictions(rows, run / last / "predictions.jsonl")
     write_report(score(annotate(rows), bootstrap_samples=20), run / last)
 """
@@ -59,9 +67,8 @@ def test_runs_every_recipe_from_every_seed_and_compares(launch, tmp_path, capsys
     for seed in ("4", "5"):  # the second recipe may take over stages of the first
         for recipe, reused in (("baseline_2stage", []), ("part", ["--reuse_runs", f"runs/baseline_2stage-{seed}"])):
             folder = f"runs/{recipe}-{seed}"
-            expected.append(
-                ["-m", "train_part", recipe, "--seed", seed, "--output_dir", folder, *reused, "--bf16", "false"]
-            )
+            settings = ["--seed", seed, "--output_dir", folder, "--resume", "true", *reused, "--bf16", "false"]
+            expected.append(["-m", "train_part", recipe, *settings])
     assert calls == expected
     # 4 of 8 and 5 of 8 words wrong; 2 of 8 and 3 of 8; the dev losses of the last stages
     losses = "1.950 (1.900 to 2.000)"
@@ -110,11 +117,98 @@ def test_after_a_dry_run_there_is_nothing_to_compare(launch, tmp_path, options):
 
 
 def test_a_failed_run_stops_the_list(launch, tmp_path):
-    with pytest.raises(subprocess.CalledProcessError):
-        run_recipes(["broken", "part"], [1], launch=launch)
+    Path("broken.yaml").write_text("base: part")
+    with pytest.raises(subprocess.CalledProcessError, match="train_part broken"):
+        run_recipes(["broken.yaml", "part"], [1], launch=launch)
     assert not (tmp_path / "runs").exists()
 
 
 def test_errors_say_what_is_missing(launch):
-    with pytest.raises(FileNotFoundError, match="'no_test' needs `test_data`"):
-        run_recipes(["no_test"], [1], launch=launch)
+    Path("no_report.yaml").write_text("base: part")
+    with pytest.raises(FileNotFoundError, match=r"'no_report\.yaml' has trained predicted no `test_data`"):
+        run_recipes(["no_report.yaml"], [1], launch=launch)
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "told"),
+    [
+        ("nosuch", [], "There is no recipe 'nosuch'"),
+        ("max_row: 4", [], "line 1: Unknown key 'max_row'. Did you mean 'max_rows'?"),
+        ("seed: x", [], "line 1: `seed` is 'x'"),
+        ("stages: {joint: {max_steps: 0}}", [], "Stage 'joint': `max_steps` is 0"),
+        ("test_data: none", [], "has no `test_data` to compare the runs on"),
+        ("stages: [{name: ctc_only, tasks: {asr: 1.0}, learning_rates: {adapter: 1.0e-3}, losses: {ctc: 1.0}}]", [],
+         "ends in stage 'ctc_only', whose `losses` have no nll"),
+        ("seed: 1", ["--max_row", "4"], "Unknown option '--max_row'"),
+        ("seed: 1", ["--seed", "7"], "--seed would be the same for every run; give --seeds"),
+        ("seed: 1", ["--output-dir=x"], "--output_dir would be the same for every run; give --folder"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_any_recipe_is_said_before_the_first_trains(launch, tmp_path, second, options, told):
+    if ":" in second:
+        Path("second.yaml").write_text(f"{second}\nbase: part\n")
+        second = "second.yaml"
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(told)):
+        run_recipes(["part", second], [1], launch=launch, options=options)
+    assert not (tmp_path / "calls.jsonl").exists()
+
+
+def test_without_a_launcher_a_recipe_is_trained_by_part_train(monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(experiments, "_finish", lambda command: commands.append(command) or 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        run_recipes(["part"], [1], folder=tmp_path)
+    assert commands[0][:5] == [sys.executable, "-m", "modeling_part", "train", "part"]
+
+
+# A launcher that Ctrl-C ends at once, and a trainer that it lets save first.
+LAUNCHER = """
+import subprocess, sys
+try:
+    sys.exit(subprocess.Popen([sys.executable, "trainer.py"]).wait())
+except KeyboardInterrupt:
+    sys.exit(1)
+"""
+TRAINER = """
+import signal, sys, time
+from pathlib import Path
+
+def save(number, frame):
+    time.sleep(2)
+    Path("saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGINT, save)
+Path("training").touch()
+time.sleep(60)
+"""
+
+
+def test_after_ctrl_c_the_run_has_saved_before_the_command_ends(tmp_path):
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    command = [
+        sys.executable,
+        "-m",
+        "modeling_part",
+        "experiment",
+        "part",
+        "--launch",
+        f"{sys.executable} launcher.py",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=tiny_training.environment(),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "training").is_file():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (tmp_path / "saved").is_file()
+    assert process.returncode == 130
+    assert error.strip() == "part experiment: Interrupted; the same command goes on."
