@@ -50,7 +50,7 @@ def epoch_callbacks(batches: Batches, args: PARTTrainingArguments) -> list[Train
         raise ValueError(
             f"`{asked[0]}: epoch` needs corpora with an end, but these are streamed; give `steps` instead."
         )
-    return [EpochEnds(epoch_ends(batches.sampler))]
+    return [EpochEnds(epoch_ends(batches.sampler), batches.sampler._first_epoch)]
 
 
 def epoch_ends(sampler: TaskBatchSampler) -> list[int]:
@@ -68,22 +68,24 @@ class EpochEnds(TrainerCallback):
 
     Args:
         ends: the steps that are the last of an epoch, the stage's last step among them.
+        epochs_before: how many epochs were whole before the first of them began.
     """
 
-    def __init__(self, ends: list[int]) -> None:
+    def __init__(self, ends: list[int], epochs_before: int = 0) -> None:
         self.ends = ends
+        self.epochs_before = epochs_before
 
     def on_step_end(self, args, state, control, **kwargs) -> TrainerControl:
         """Inside the stage; at its last step [`on_epoch_end`] follows."""
         if state.global_step in self.ends[:-1]:
-            self._ask(args, control, self.ends.index(state.global_step) + 1)
+            self._ask(args, control, self.epochs_before + self.ends.index(state.global_step) + 1)
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs) -> TrainerControl:
         """After the last step, where `Trainer` has asked already but counts the stage as one epoch."""
         if args.eval_strategy == IntervalStrategy.EPOCH:
             control.should_evaluate = False
-        self._ask(args, control, len(self.ends))
+        self._ask(args, control, self.epochs_before + len(self.ends))
         return control
 
     @staticmethod

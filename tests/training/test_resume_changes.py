@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import TrainerControl
 
 import train_part
 from modeling_part.recipes.files import CheckpointError
@@ -24,6 +25,7 @@ from modeling_part.training.checkpoints import (
     read_history,
     remove_oldest,
 )
+from modeling_part.training.epochs import EpochEnds
 from modeling_part.training.resuming import NOT_RECORDED, STEPS, differences, place_in_schedule
 
 
@@ -339,3 +341,15 @@ class TestEpochs:
         train_part.main([*argv, "--resume"])
         assert sorted(map(checkpoint_step, folder.glob("checkpoint-*"))) == steps
         assert read_stage_json(folder)["files"] == whole["files"]
+
+
+def test_epochs_are_counted_from_the_stages_first_after_a_resume_on_other_devices():
+    args = SimpleNamespace(logging_strategy="no", save_strategy="no", eval_strategy="epoch", eval_delay=3)
+    asked = []
+    for step in (5, 10, 15):
+        control = TrainerControl()
+        callback = EpochEnds([5, 10, 15], epochs_before=1)
+        callback.on_step_end(args, SimpleNamespace(global_step=step), control)
+        asked.append(control.should_evaluate)
+    assert asked == [False, True, False], "the second epoch, the third, and the last step, after which its epoch ends"
+    assert callback.on_epoch_end(args, None, control).should_evaluate
