@@ -254,17 +254,22 @@ def read_jsonl(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
 
 def parse_record(line: str) -> dict:
     """The JSON object in one line of a JSONL file; `BrokenRowError` if it is none or has a field twice."""
+    record = parse_json(line)
+    if not isinstance(record, dict):
+        raise BrokenRowError("no JSON object", line.strip())
+    return record
+
+
+def parse_json(text: str) -> object:
+    """What a JSON text says; `BrokenRowError` if it is none or has a field twice."""
     try:
-        record = _DECODER.decode(line)
+        return _DECODER.decode(text)
     except BrokenRowError:
         raise
     except json.JSONDecodeError as error:
         raise BrokenRowError("no valid JSON", f"{error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise BrokenRowError("no valid JSON", str(error)) from error
-    if not isinstance(record, dict):
-        raise BrokenRowError("no JSON object", line.strip())
-    return record
 
 
 def _fields_once(pairs: list[tuple[str, object]]) -> dict:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
-from .readers.dataset import errors_of_dataset, features_of, local_folder, open_dataset
+from .readers.dataset import errors_of_dataset, features_of, local_folder, open_dataset, plain_record
 from .records import check_columns, rows_of
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, canonical_features
+from .shards import is_sample, place_of
 from .sounds import from_address
 from .stored_corpora import load_corpora
 
@@ -84,11 +85,12 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
     available = features_of(dataset)
     check_columns(spec, columns, available)
+    columns_there = dataset.column_names or list(available)
     stream = dataset.with_format("arrow").map(
         rows,
         batched=True,
         batch_size=32,
-        remove_columns=[name for name in available if name not in COLUMNS],  # the others are replaced
+        remove_columns=[name for name in columns_there if name not in COLUMNS],  # the others are replaced
         features=canonical_features(),
     )
     return stream.with_format(None)
@@ -110,8 +112,12 @@ class StreamedRows:
 
         folder, columns = local_folder(self.spec), self.spec.settings.get("columns")
         before = sum(self.report.broken.values())
-        records = ((f"{self.spec.path}, a record of a stream", None, record) for record in table.to_pylist())
-        rows = list(rows_of(records, self.spec, columns, folder, partial(self.report.drop_line, self.spec.corpus)))
+        records = (
+            (place_of(record) if is_sample(record) else f"{self.spec.path}, a record of a stream", None, record)
+            for record in table.to_pylist()
+        )
+        on_broken = partial(self.report.drop_line, self.spec.corpus)
+        rows = list(rows_of(records, self.spec, columns, folder, on_broken, plain_record))
         self._look_for_languages(table.num_rows, rows)
         kept = self.admission.admit(rows, self.report)
         if sum(self.report.broken.values()) > before:

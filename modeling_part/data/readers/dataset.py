@@ -16,6 +16,7 @@ from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, as_values, handle, read_csv, read_jsonl
 from ..records import check_columns, rows_of
 from ..rows import BrokenRowError, CorpusError
+from ..shards import columns_of, is_sample, open_shards, place_of, sample_record
 from ..where_to_get import how_to_get, hub_id_of
 
 
@@ -71,34 +72,22 @@ def read_dataset(
         else:
             available = dict.fromkeys(name for record in records for name in record)
         check_columns(spec, columns, available)
-        placed = ((f"{spec.path}, record {number}", number, record) for number, record in enumerate(records))
-        yield from rows_of(placed, spec, columns, local_folder(spec), on_broken)
+        placed = (
+            (place_of(record) if is_sample(record) else f"{spec.path}, record {number}", number, record)
+            for number, record in enumerate(records)
+        )
+        yield from rows_of(placed, spec, columns, local_folder(spec), on_broken, plain_record)
 
 
-def in_one_order(dataset: "datasets.IterableDataset") -> "datasets.IterableDataset":
-    """Shards of WebDataset with their columns always alike: each record's come in the order of the archive.
-
-    Other datasets stay as they are.
-    """
-    import datasets
-    from datasets.table import table_cast
-
-    if "__url__" not in (dataset.column_names or ()):
-        return dataset
-    plain = datasets.Features(
-        {
-            name: {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
-            if isinstance(feature, datasets.Audio)
-            else feature  # an `Audio` would be encoded anew
-            for name, feature in dataset.features.items()
-        }
-    )
-    schema = plain.arrow_schema
-    return dataset.cast(plain).with_format("arrow").map(lambda table: table_cast(table, schema), features=plain)
+def plain_record(record: dict) -> dict:
+    """A record by its columns; of a sample of WebDataset, these are in its files."""
+    return sample_record(record) if is_sample(record) else record
 
 
 def features_of(dataset: "datasets.Dataset | datasets.IterableDataset") -> dict[str, object]:
     """Column -> its feature; None for each where the features of a stream are not known before it is read."""
+    if is_sample(dataset.column_names or ()):
+        return columns_of(dataset)
     if dataset.features is not None:
         return dict(dataset.features)
     return dict.fromkeys(next(iter(dataset), ()))
@@ -162,8 +151,11 @@ def open_dataset(
         return datasets.Dataset.from_list([{name: record.get(name) for name in names} for record in records])
     refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
-    found = datasets.load_dataset(str(path), name=config, data_files=files, streaming=True)
-    return in_one_order(found[split_name(found, spec)])
+    builder = datasets.load_dataset_builder(str(path), name=config, data_files=files)
+    if builder.name == "webdataset":
+        return open_shards(builder.config.data_files[split_name(builder.config.data_files, spec)])
+    found = builder.as_streaming_dataset()
+    return found[split_name(found, spec)]
 
 
 def refuse_settings(spec: CorpusSpec, names: Sequence[str] = OF_REPOSITORIES) -> None:
@@ -186,7 +178,10 @@ def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
         path_of(path)
     except AddressError as error:
         raise CorpusError(f"dataset: {error}") from error
-    return in_one_order(datasets.load_dataset(kind, data_files={"train": path}, split="train", streaming=True))
+    files = {"train": path}
+    if kind == "webdataset":
+        return open_shards(datasets.load_dataset_builder(kind, data_files=files).config.data_files["train"])
+    return datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
 
 
 def open_hub_dataset(
@@ -206,8 +201,10 @@ def open_hub_dataset(
             settings = {"repo_type": "dataset", "revision": files.commit, "allow_patterns": files.paths}
             folder = Path(snapshot_download(spec.path, **settings))
             addresses = [str(folder / path) for path in files.paths]
+        if files.kind == "webdataset":
+            return open_shards(addresses)
         settings = {"data_files": {files.split: addresses}, "split": files.split, "streaming": True}
-        return in_one_order(datasets.load_dataset(files.kind, **settings))
+        return datasets.load_dataset(files.kind, **settings)
 
 
 @dataclass(frozen=True)
