@@ -14,6 +14,11 @@ PACKAGE = Path(__file__).parents[1]
 
 # What unfit files, options, packages, paths, ports, disks and networks raise. Anything else is an error of ours.
 EXPECTED = (ImportError, OSError, ValueError, subprocess.CalledProcessError)
+THEIRS = (
+    ("safetensors", "SafetensorError"),
+    ("torch", "OutOfMemoryError"),  # what has no phase of its own, such as commands that do not train
+    ("torch.distributed", "DistError"),
+)
 
 
 class UserError(RuntimeError):
@@ -49,7 +54,7 @@ def mistakes_in_one_message(
 def is_expected(error: Exception) -> bool:
     """Whether an error is one that a user can do something about; of packages that are loaded, theirs too."""
     kinds = [*EXPECTED, UserError]
-    for package, name in (("safetensors", "SafetensorError"), ("torch.distributed", "DistError")):
+    for package, name in THEIRS:
         if package in sys.modules:
             kinds.append(getattr(sys.modules[package], name))
     return isinstance(error, tuple(kinds))

@@ -16,7 +16,7 @@ from ..recipes.arguments import Recipe
 from ..recipes.files import read_json
 from .console import fold, memory_line, terminal_width
 from .freezing import parameters_per_part, trainable_per_part
-from .memory import estimate_memory
+from .memory import SMALLER_FORWARDS, enough_memory, estimate_memory
 from .run import StageRun
 from .sources import check_sources, planned_parts
 from .trainer import PARTTrainer
@@ -104,6 +104,7 @@ def _report_too_long(counts: dict[str, tuple[int, int]], trainer: PARTTrainer) -
         )
 
 
+@enough_memory("in the forward pass of the dry run", SMALLER_FORWARDS)
 def dry_run(trainer: PARTTrainer) -> None:
     """Two batches, one forward, and what a step of that size takes in memory."""
     source = trainer.batches

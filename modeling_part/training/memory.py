@@ -1,10 +1,41 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""How much memory a training step needs on each device: arithmetic, for `--dry_run` and tests/benchmarks/memory.py."""
+"""How much memory a training step needs on each device (arithmetic), and what is said where there is too little."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
+
+from ..recipes.user_errors import UserError
 
 
 GIB = 2**30
+
+# What takes less.
+SMALLER_BATCHES = (
+    "Lower `max_audio_seconds` (or `max_tokens` for text), raise `gradient_accumulation_steps`, or set "
+    "`gradient_checkpointing: true`."
+)
+SMALLER_FORWARDS = "Lower `max_audio_seconds` (or `max_tokens` for text)."
+FEWER_WEIGHTS = (
+    "Train less of the language model (`tuning: lora`), keep what is frozen in half the room (`frozen_dtype: auto`), "
+    "take a smaller optimizer (`optim: adamw_8bit`, which needs bitsandbytes), or divide all over several GPUs "
+    "(accelerate_configs/fsdp2_bf16.yaml)."
+)
+
+
+@contextmanager
+def enough_memory(phase: str, way_out: str) -> Iterator[None]:
+    """Where a device has too little memory, say in which phase and what takes less; also as a decorator.
+
+    Raises:
+        UserError: in the place of torch's error, unless a phase inside has said so.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"Out of memory {phase}. {way_out}") from error
 
 
 def estimate_memory(

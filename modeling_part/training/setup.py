@@ -26,6 +26,7 @@ from ..recipes.values import shortened
 from .freezing import cast_frozen, set_trainable
 from .kernels import check_rows_stay_apart
 from .lora import add_lora
+from .memory import SMALLER_FORWARDS, enough_memory
 from .sources import check_sources
 from .trainer import PARTTrainer
 
@@ -143,6 +144,7 @@ def stage_arguments(
     return stage_args
 
 
+@enough_memory("while the encoder outputs are computed", SMALLER_FORWARDS)
 def cache_encoder_outputs(trainer: PARTTrainer, recipe: Recipe) -> None:
     """`cache_encoder_outputs`: compute what the frozen encoder gives for the stage's clips, and train on that.
 

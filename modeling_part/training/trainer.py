@@ -34,6 +34,7 @@ from .freezing import LanguageModelGate, frozen_modules, gradient_norms
 from .kernels import COMPILED_VARIANTS, let_flex_attention_autocast, use_liger_kernels
 from .lora import without_lora
 from .losses import StepStatistics
+from .memory import FEWER_WEIGHTS, SMALLER_BATCHES, SMALLER_FORWARDS, enough_memory
 from .stability import NonFiniteTrainingError
 from .stopping import StopCallback
 from .wrappers import keep_sums_in_float32, refuse_wrong_wrappers
@@ -72,6 +73,7 @@ class PARTTrainer(Trainer):
         ValueError: DeepSpeed ZeRO, FSDP1, or a setting that breaks the task gate or the loss, or would have no effect.
     """
 
+    @enough_memory("while the model is put on its device", FEWER_WEIGHTS)
     def __init__(
         self,
         model: nn.Module,
@@ -144,6 +146,11 @@ class PARTTrainer(Trainer):
         if self.broken_rows.are_too_many:
             raise self.broken_rows.error(self.state.global_step, self.args.output_dir)
         return output
+
+    # Around all that is not a batch or an evaluation: gradients are summed and weights updated, with the first step's state.
+    @enough_memory("between two batches, with weights, gradients and the optimizer's state", FEWER_WEIGHTS)
+    def _inner_training_loop(self, *args, **kwargs) -> TrainOutput:
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _make_gate(self, model: nn.Module) -> LanguageModelGate:
         return LanguageModelGate(self.stage, model, self.trainable_names.get("language_model", []))
@@ -272,16 +279,13 @@ class PARTTrainer(Trainer):
         """Set the gate for the batch's task, then forward and backward."""
         info = inputs["batch_info"]
         self.gate.set_task(info["task"])
-        try:
+        tokens = len(inputs["layout"]["positions"])
+        batch = (
+            f"in a {info['task']} batch of {len(info['ids'])} rows, {sum(info['audio_seconds']):.0f} s of audio "
+            f"({info['padded_seconds']:.1f} s the longest) and {tokens} positions; ids {info['ids'][:3]}.."
+        )
+        with enough_memory(batch, SMALLER_BATCHES):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            tokens = len(inputs["layout"]["positions"])
-            raise UserError(
-                f"Out of memory in a {info['task']} batch of {len(info['ids'])} rows, {sum(info['audio_seconds']):.0f} "
-                f"s of audio ({info['padded_seconds']:.1f} s the longest) and {tokens} positions; ids "
-                f"{info['ids'][:3]}... Lower `max_audio_seconds` (or `max_tokens` for text), raise "
-                "`gradient_accumulation_steps`, or set `gradient_checkpointing: true`."
-            ) from error
         self._step_batches.append((info["ids"], loss))
         if not self._filters_losses:
             return loss
@@ -374,6 +378,7 @@ class PARTTrainer(Trainer):
 
     # ---- evaluation ----
 
+    @enough_memory("in an evaluation", SMALLER_FORWARDS)
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Dev loss (nats per token) per task and language, and the figures of `generation_monitor`.

@@ -20,6 +20,7 @@ from modeling_part.data.augmentation import build_augmentation
 from modeling_part.data.collator import PARTCollator
 from modeling_part.data.encoder_cache import EncoderOutputs, write_encoder_outputs
 from modeling_part.modeling_part import PARTModel
+from modeling_part.recipes.user_errors import UserError
 
 
 STAGES = [{"name": "adapter", "max_steps": 6}, {"name": "encoder", "max_steps": 1}]
@@ -231,6 +232,15 @@ def test_the_disk_must_hold_what_the_encoder_gives_not_what_its_weights_are(smal
             with pytest.raises(OSError, match="The encoder outputs of 3 clips take"):
                 write(small, tmp_path / folder)
             assert not list((tmp_path / folder).iterdir()), "nothing is written"
+
+
+def test_out_of_memory_says_that_the_encoder_outputs_were_computed(shared, tmp_path, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(PARTModel, "encode", exhausted)
+    with pytest.raises(UserError, match=r"Out of memory while the encoder outputs are computed. Lower `max_audio_"):
+        run(tmp_path, shared, cache_encoder_outputs=True, stages=STAGES[:1])
 
 
 def test_ranks_share_one_list(small, tmp_path, monkeypatch):

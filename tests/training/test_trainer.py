@@ -21,6 +21,9 @@ from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.batches import Progress
 from modeling_part.data.collator import PARTCollator
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
+from modeling_part.recipes.user_errors import UserError
+from modeling_part.training import dry_run as dry_run_module
+from modeling_part.training import trainer as trainer_module
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.dry_run import log_plan
 from modeling_part.training.lora import load_lora, split_lora
@@ -474,6 +477,32 @@ def test_out_of_memory_names_the_batch_and_the_setting(shared, tmp_path, monkeyp
     with pytest.raises(RuntimeError, match="Lower `max_audio_seconds`") as caught:
         trainer.train()
     assert rows[0]["id"] in str(caught.value) and "asr batch of 2 rows" in str(caught.value)
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((PARTForSpeechSeq2Seq, "to"), "Out of memory while the model is put on its device. .*`tuning: lora`"),
+        ((torch.optim.AdamW, "step"), "Out of memory between two batches, .*optimizer.*`optim: adamw_8bit`"),
+        ((trainer_module, "dev_sums"), "Out of memory in an evaluation. Lower `max_audio_seconds`"),
+        ((dry_run_module, "estimate_memory"), "Out of memory in the forward pass of the dry run. Lower"),
+    ],
+    ids=["move", "optimizer", "evaluation", "dry run"],
+)
+def test_out_of_memory_elsewhere_names_the_phase_and_the_way_out(shared, tmp_path, monkeypatch, place, message):
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(*place, exhausted)
+    with pytest.raises(UserError, match=message) as caught:
+        trainer = build(
+            shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1, eval_dataset=shared.dataset, eval_strategy="steps",
+            eval_steps=1,
+        )  # fmt: skip
+        if place[0] is dry_run_module:
+            dry_run_module.dry_run(trainer)
+        trainer.train()
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 

@@ -223,6 +223,10 @@ class TestMessages:
         error = torch.distributed.DistNetworkError("The server socket has failed to listen on port 29500: EADDRINUSE")
         assert self.say(error, capsys).startswith("part: The server socket has failed to listen on port 29500")
 
+    def test_a_device_with_too_little_memory(self, capsys):
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        assert self.say(error, capsys).startswith("part: CUDA out of memory. Tried to allocate 2.00 GiB")
+
     def test_a_package_that_is_missing(self, capsys):
         error = ModuleNotFoundError("No module named 'gradio'", name="gradio")
         assert "No module named 'gradio'; install it with: pip install gradio" in self.say(error, capsys)
