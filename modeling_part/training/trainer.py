@@ -25,7 +25,6 @@ from ..data.batches import Batches
 from ..evaluation.run_files import ALIGN_FIRST
 from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.stages import LOSSES, Stage
-from ..recipes.user_errors import UserError
 from .broken_rows import BrokenRows
 from .buffers import whole_on_every_rank
 from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
