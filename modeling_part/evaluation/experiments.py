@@ -12,6 +12,7 @@ trained once. What follows `--` goes to every run.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ from .tables import number, percent, print_table
 
 # Of each run by its recipe, its seed, and where it is: options that give all of them the same, and what to give instead.
 OF_ONE_RUN = {"seed": "--seeds", "output_dir": "--folder"}
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit status of a trainer that was told to stop
+SECONDS = 2  # between two looks at what a run has started
 MEASURES = (
     ("asr", "error_rate", "error %", percent),
     ("s2tt", "bleu", "BLEU", number),
@@ -68,7 +71,7 @@ def run_recipes(
             or not be compared. Nothing has been trained then.
         FileNotFoundError: there is no such recipe, or a run left no report.
         subprocess.CalledProcessError: a run failed.
-        KeyboardInterrupt: after Ctrl-C, when the run has saved where it stands.
+        KeyboardInterrupt: after Ctrl-C, or when a run alone was told to stop, and it has saved where it stands.
     """
     for what, names in (("recipes", [Path(recipe).stem for recipe in recipes]), ("seeds", seeds)):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -88,7 +91,10 @@ def run_recipes(
             settings = ["--seed", str(seed), "--output_dir", str(run), "--resume", "true"]
             if before := [str(path.parents[1]) for path in reports[seed]]:
                 settings += ["--reuse_runs", *before]
-            if status := _finish([*program, recipe, *overlays, *settings, *options]):
+            status = _finish([*program, recipe, *overlays, *settings, *options])
+            if status in STOPPED:
+                raise KeyboardInterrupt
+            if status:
                 raise subprocess.CalledProcessError(
                     status, f"train_part {recipe}"
                 )  # among its other words may be a token
@@ -129,16 +135,24 @@ def _finish(command: Sequence[str]) -> int:
     Ctrl-C reaches all that the command has started, and the trainer saves: it is waited for, also where its launcher is
     gone before it, so that nothing goes on unseen.
     """
-    process = psutil.Popen(command)
+    process, family = psutil.Popen(command), []
     try:
-        return process.wait()
+        while True:
+            with suppress(psutil.TimeoutExpired):
+                return process.wait(SECONDS)
+            family = _descendants(process) or family
     except KeyboardInterrupt:
-        family = [process]
-        with suppress(psutil.NoSuchProcess):
-            family += process.children(recursive=True)
-        while any(map(_is_running, family)):
+        family = _descendants(process) or family
+        while any(map(_is_running, (process, *family))):
             time.sleep(0.1)
         raise
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    """What a process has started; nobody can tell any more when it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
 
 
 def _is_running(process: psutil.Process) -> bool:

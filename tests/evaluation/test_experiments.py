@@ -123,6 +123,14 @@ def test_a_failed_run_stops_the_list(launch, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_run_that_was_told_to_stop_has_not_failed(launch, tmp_path, status, capsys):
+    (tmp_path / "stand_in.py").write_text(f"raise SystemExit({status})")
+    with pytest.raises(SystemExit) as stopped:
+        main(["experiment", "part", "--launch", launch])
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
 def test_errors_say_what_is_missing(launch):
     Path("no_report.yaml").write_text("base: part")
     with pytest.raises(FileNotFoundError, match=r"'no_report\.yaml' has trained predicted no `test_data`"):
@@ -207,6 +215,7 @@ def test_after_ctrl_c_the_run_has_saved_before_the_command_ends(tmp_path):
     while not (tmp_path / "training").is_file():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
+    time.sleep(2 * experiments.SECONDS)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert (tmp_path / "saved").is_file()
