@@ -23,6 +23,9 @@ ENCODER_CONVOLUTIONS = {
     "qwen2_audio_encoder": ((3, 1, 1), (3, 2, 1), (2, 2, 0)),  # the last one is its average pooling
 }
 
+# Encoders that give other frames for a clip beside a longer one: their convolutions over time hear the padding.
+PADDING_HEARING_ENCODERS = ("data2vec-audio", "wav2vec2-conformer")
+
 # Encoders that transformers runs on a fixed 30 s window and that PART can run on the clip's own length.
 FIXED_WINDOW_ENCODERS = ("whisper", "qwen2_audio_encoder", "voxtral_encoder")
 

@@ -6,10 +6,14 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.utils import GenerateOutput
+from transformers.utils import logging
 
 from .alignment_part import collapse
 from .drafts_part import Draft
 from .outputs_part import PARTAudioOutput
+
+
+logger = logging.get_logger(__name__)
 
 
 class AudioGenerationMixin(GenerationMixin):
@@ -129,6 +133,16 @@ class AudioGenerationMixin(GenerationMixin):
         # Older transformers have no such setting, and refuse it in `generate`.
         relaxed = getattr(generation_config, "assistant_ensemble_weight", None) is not None
         return assistant_model.candidate_generator(input_ids.shape[1], limit, relaxed)
+
+    def _prepare_generated_length(self, *args, **kwargs) -> GenerationConfig:
+        """Where the language model has learned its positions, an answer ends with the last of them."""
+        config = super()._prepare_generated_length(*args, **kwargs)
+        if (limit := self.model.position_limit) is not None and config.max_length > limit:
+            logger.warning_once(
+                f"Answers end at {limit} positions, prompt included: the language model has learned no more."
+            )
+            config.max_length = limit
+        return config
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,

@@ -19,7 +19,7 @@ from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .adapter_part import PARTAdapter
 from .alignment_part import AlignmentMixin, PARTAlignmentHead
-from .configuration_part import FIXED_WINDOW_ENCODERS, PARTConfig, convolved_length
+from .configuration_part import FIXED_WINDOW_ENCODERS, PADDING_HEARING_ENCODERS, PARTConfig, convolved_length
 from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_clips
 from .generation_part import AudioGenerationMixin
 from .layout_part import (
@@ -86,14 +86,16 @@ class PARTModel(PARTPreTrainedModel):
             input_features = input_features.to(self.audio_tower.dtype)
         if audio_config.model_type in FIXED_WINDOW_ENCODERS and not self.config.variable_length:
             input_features_mask = None  # the original attends to the padding of its 30 s window
-        if getattr(audio_config, "feat_extract_norm", None) == "group" and input_features_mask is not None:
+        hears_padding = audio_config.model_type in PADDING_HEARING_ENCODERS
+        hears_padding |= getattr(audio_config, "feat_extract_norm", None) == "group"
+        if hears_padding and input_features_mask is not None:
             lengths = input_features_mask.sum(-1) if feature_lengths is None else feature_lengths
             return self._encode_one_by_one(input_features, lengths.tolist(), **kwargs)
         features = {self.audio_tower.main_input_name: input_features}
         return self.audio_tower(**features, attention_mask=input_features_mask, **kwargs)
 
     def _encode_one_by_one(self, input_features: torch.Tensor, lengths: list[int], **kwargs) -> BaseModelOutput:
-        """Encoders with a group norm over time (wav2vec2-base) would mix a clip with its padding: no batching."""
+        """Encoders with a group norm over time (wav2vec2-base) and the like would mix a clip with its padding: no batching."""
         outputs = [
             self.audio_tower(clip[None, :length], **kwargs)
             for clip, length in zip(input_features, lengths, strict=True)

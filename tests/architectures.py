@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import (
     CohereConfig,
+    Data2VecAudioConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -15,6 +16,7 @@ from transformers import (
     PhiConfig,
     VoxtralEncoderConfig,
     Wav2Vec2BertConfig,
+    Wav2Vec2ConformerConfig,
     WavLMConfig,
 )
 
@@ -51,6 +53,11 @@ AUDIO_CONFIGS = {
     "hubert_group": lambda: wav2vec2_family(HubertConfig, "group"),
     "wavlm": lambda: wav2vec2_family(WavLMConfig, "layer"),
     "w2v_bert": lambda: Wav2Vec2BertConfig(**ENCODER_SHAPE, feature_projection_input_dim=24),
+}
+
+PADDING_HEARING_CONFIGS = {  # encoders whose convolutions over time hear the padding
+    "conformer": lambda: wav2vec2_family(Wav2Vec2ConformerConfig, "layer"),
+    "data2vec": lambda: wav2vec2_family(Data2VecAudioConfig, "layer"),
 }
 
 MEL_FIRST = ("whisper", "qwen2_audio", "voxtral")  # whose features are (mel bins, steps), others' (steps, ...)
@@ -99,7 +106,9 @@ def build(audio: str = "whisper", text: str = "qwen2", seed: int = 0, **settings
     # Audio embeddings as large as a trained model's, so that mistakes about them show in the logits.
     defaults["adapter_output_scale"] = 1.0
     config = PARTConfig(
-        audio_config=AUDIO_CONFIGS[audio](), text_config=TEXT_CONFIGS[text](), **{**defaults, **settings}
+        audio_config=(AUDIO_CONFIGS | PADDING_HEARING_CONFIGS)[audio](),
+        text_config=TEXT_CONFIGS[text](),
+        **{**defaults, **settings},
     )
     model = PARTForSpeechSeq2Seq(config).eval()
     for name, parameter in model.named_parameters():

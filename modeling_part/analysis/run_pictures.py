@@ -9,10 +9,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluation.html_report import ANALYSES_FOLDER
+from ..evaluation.html_report import ANALYSED_FILE, ANALYSES_FOLDER
 from ..evaluation.pictures import STYLE, save_picture
 from ..evaluation.run_files import stage_folders
 from ..prompts_part import TEXT_TASKS
+from ..recipes.files import write_json
+from ..recipes.stage_files import files_of
 from .drift import weight_drift
 from .files import load_checkpoint, read_rows
 from .gradients import gradient_similarity, plot_gradients
@@ -57,6 +59,7 @@ def analyze_run(run_folder: str | Path, *, device: str | None = None) -> list[Pa
     has_languages = len({row["source_lang"] for row in rows}) > 1
     if not has_languages:
         print(f"All speech is {into}: what the layers hold of languages is left out")
+    drifts = {after.name: weight_drift(after, before)["parts"] for before, after in pairwise(folders)}
     gradients, probes = {}, {}
     for folder in folders:
         print(f"Analysing {folder}")
@@ -65,7 +68,6 @@ def analyze_run(run_folder: str | Path, *, device: str | None = None) -> list[Pa
         gradients[folder.name] = gradient_similarity(model, processor, compared, **settings)["adapter"]
         if has_languages:
             probes[folder.name] = probe_representations(model, processor, rows, clips_per_language=CLIPS_PER_LANGUAGE)
-    drifts = {after.name: weight_drift(after, before)["parts"] for before, after in pairwise(folders)}
     pictures = {
         "1_gradients_of_the_adapter": plot_run_gradients(gradients),
         "2_what_the_layers_hold": plot_probes(probes) if probes else None,
@@ -74,8 +76,10 @@ def analyze_run(run_folder: str | Path, *, device: str | None = None) -> list[Pa
     target = run_folder / ANALYSES_FOLDER
     target.mkdir(exist_ok=True)
     for name, figure in pictures.items():
+        (target / f"{name}.png").unlink(missing_ok=True)
         if figure is not None:
             save_picture(figure, target / f"{name}.png")
+    write_json(target / ANALYSED_FILE, {folder.name: files_of(folder) for folder in folders})
     return sorted(target.glob("*.png"))
 
 

@@ -135,8 +135,9 @@ class Augmentation:
         time_axis: int = -1,
         stacked: int = 1,
         feature_rate: float = FRAME_RATE,
+        length: int | None = None,
     ) -> np.ndarray | torch.Tensor:
-        """SpecAugment on the features of one row, without padding.
+        """SpecAugment on the features of one row.
 
         Args:
             features: `(mel bins, frames)`, or `(frames, mel bins)` with `time_axis=0`; numpy or torch.
@@ -144,13 +145,14 @@ class Augmentation:
             time_axis: which axis is time.
             stacked: how many frames stand side by side in each, the bins of one after those of the other.
             feature_rate: frames, stacked as they are, of a second.
+            length: frames of the clip, where padding to a window follows them. Default: all.
 
         Returns:
-            a masked copy of the same kind and shape; masked entries are the mean of `features`.
+            a masked copy of the same kind and shape; masked entries are the mean of the clip.
         """
         if self.spec_augment is None:
             return features
-        return mask_features(features, self.spec_augment, generator, time_axis, stacked, feature_rate)
+        return mask_features(features, self.spec_augment, generator, time_axis, stacked, feature_rate, length)
 
 
 def change_speed(audio: np.ndarray, sampling_rate: int, speed: float) -> np.ndarray:
@@ -170,13 +172,15 @@ def mask_features(
     time_axis: int = -1,
     stacked: int = 1,
     feature_rate: float = FRAME_RATE,
+    length: int | None = None,
 ) -> np.ndarray | torch.Tensor:
-    """A copy of two-dimensional `features` with random stretches of bins and of frames set to their mean."""
+    """A copy of two-dimensional `features` with random stretches of bins and of the first `length` frames set to their mean."""
     if features.ndim != 2:
         raise ValueError(f"Features of one row have two axes, got the shape {tuple(features.shape)}")
-    mean = features.mean()
     masked = features.clone() if isinstance(features, torch.Tensor) else features.copy()
     by_time = masked.T if time_axis % 2 == 0 else masked  # a view: (bins, frames)
+    by_time = by_time[:, : max(1, length)] if length is not None else by_time
+    mean = by_time.mean()
     bins, frames = by_time.shape[0] // stacked, by_time.shape[1]
     for _ in range(settings.mel_masks):
         start, end = _stretch(bins, int(settings.max_mel_share * bins), generator)

@@ -114,6 +114,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
             *multiples,
             augmentation,
             seed,
+            stage.name,
             unnamed_share=data.unnamed_share,
             context_drop_rate=data.context_drop_rate,
             skip_broken=True,
@@ -126,6 +127,16 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         max_bad_fraction=data.max_bad_fraction,
         progress=progress,
     )
+
+
+def check_streamed_draws(data: DataArguments) -> None:
+    """Raise ValueError for settings of the draws, which streams, whose languages nobody has counted, do not follow."""
+    for name, default in (("temperature", 1.0), ("direction_weights", None)):
+        if (value := getattr(data, name)) not in (default, {}):
+            raise ValueError(
+                f"`{name}` is {value!r}, which has no effect on streamed corpora: give them a `weight` each, read them before "
+                "training (`streaming: false`), or leave it out."
+            )
 
 
 def check_number_of_steps(stage: Stage) -> None:

@@ -39,9 +39,11 @@ class PARTCollator:
         pad_seconds_multiple: features are padded to multiples of so many seconds.
         pad_tokens_multiple: positions are padded to a multiple of this.
         augmentation: for training only; None: off.
-        seed: of the augmentation, which depends on it, the row and the rows beside it only.
+        seed: of the augmentation, which depends on it, the stage, the rows of the batch and its number (`batch_number` of
+            the rows, where they have one) only.
+        stage: name of the stage, so that the next one draws anew.
         unnamed_share: share of the rows whose prompt does not name the source language, so that the model can be asked
-            without it; drawn by seed, batch and row, as the augmentation is.
+            without it; drawn as the augmentation is.
         context_drop_rate: share of the rows with a `context` whose prompt is without it, so that the model does not lean on it;
             drawn in the same way, as is the order of what stays.
         skip_broken: leave a row whose audio cannot be used out of the loss (silence stands in for it, and its labels
@@ -62,6 +64,7 @@ class PARTCollator:
         pad_tokens_multiple: int = 8,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        stage: str = "",
         unnamed_share: float = 0.0,
         context_drop_rate: float | None = None,
         skip_broken: bool = False,
@@ -79,6 +82,7 @@ class PARTCollator:
         self.pad_tokens_multiple = pad_tokens_multiple
         self.augmentation = augmentation
         self.seed = seed
+        self.stage = stage
         self.unnamed_share = unnamed_share
         self.context_drop_rate = context_drop_rate
         self.skip_broken = skip_broken
@@ -122,14 +126,12 @@ class PARTCollator:
         return batch
 
     def _batch(self, rows: list[dict], broken: dict[int, str]) -> dict:
-        # What a row is batched with changes from epoch to epoch, and so does its augmentation; a resumed run repeats it.
-        batch_key = "/".join(row["id"] for row in rows)
-        features = []
+        batch_key, features = self._batch_key(rows), []
         for index, row in enumerate(rows):
             if row["audio"] is None:
                 continue
             try:
-                features.append(self._features(row, batch_key))
+                features.append(self._features(row, batch_key, index))
             except ValueError as error:
                 if not self.skip_broken:
                     raise
@@ -164,19 +166,22 @@ class PARTCollator:
 
     def _prompt_rows(self, rows: list[dict]) -> list[dict]:
         """The rows as they are asked: some without the name of their source language, some without their context."""
-        batch_key = "/".join(row["id"] for row in rows)
-        asked = []
-        for row in rows:
+        batch_key, asked = self._batch_key(rows), []
+        for index, row in enumerate(rows):
             if self.unnamed_share:
-                draw = row_generator(self.seed, "unnamed", batch_key, row["id"]).random()
+                draw = row_generator(self.seed, "unnamed", batch_key, index).random()
                 row = {**row, "source_lang": None} if draw < self.unnamed_share else row
             if self.context_drop_rate is not None and row.get("context"):
-                generator = row_generator(self.seed, "context", batch_key, row["id"])
+                generator = row_generator(self.seed, "context", batch_key, index)
                 words = row["context"].splitlines()
                 kept = generator.random() >= self.context_drop_rate
                 row = {**row, "context": "\n".join(generator.permutation(words)) if kept else None}
             asked.append(row)
         return asked
+
+    def _batch_key(self, rows: list[dict]) -> str:
+        """What the draws for a batch depend on: they change with stage and epoch, and a resumed run repeats them."""
+        return "/".join([self.stage, str(rows[0].get("batch_number", "")), *(row["id"] for row in rows)])
 
     def _transcript_ids(self, rows: list[dict]) -> torch.Tensor:
         """`(B, U)` tokens of what is said."""
@@ -189,19 +194,20 @@ class PARTCollator:
     def _feature_multiple(self) -> int:
         return max(1, round(self.pad_seconds_multiple * self.processor.feature_rate))
 
-    def _features(self, row: dict, batch_key: str) -> np.ndarray:
-        """Features of one row's audio, augmented in training."""
+    def _features(self, row: dict, batch_key: str, index: int) -> np.ndarray:
+        """Features of the audio of a row at a place of a batch, augmented in training."""
         rate = self.processor.sampling_rate
         with errors_of_row(row):
             waveform = load_clip(row, rate)
             if self.augmentation is None:
                 return self.processor.extract_features(waveform)
-            generator = row_generator(self.seed, batch_key, row["id"])
+            generator = row_generator(self.seed, batch_key, index)
             waveform = self.augmentation.augment_waveform(waveform, rate, generator)
             features = self.processor.extract_features(waveform)
             of_features = (
                 self.processor.feature_time_axis,
                 self.processor.stacked_frames,
                 self.processor.feature_rate,
+                round(len(waveform) / rate * self.processor.feature_rate),
             )
             return self.augmentation.augment_features(features, generator, *of_features)

@@ -51,6 +51,19 @@ class RowTokens:
     occurrences: np.ndarray | None = None
 
 
+def audio_tokens(seconds: np.ndarray, processor: PARTProcessor) -> np.ndarray:
+    """`(rows,)`: how many audio tokens clips of `(rows,)` seconds have; 0 where there is no clip.
+
+    Where the encoder always gets its whole window, that is as many for each.
+    """
+    steps = np.floor(seconds * processor.feature_rate + 1e-6).astype(int)
+    silence = processor.silence().shape[processor.feature_time_axis]  # of a second, or of the whole window
+    if silence > 1.5 * processor.feature_rate:
+        steps = np.where(seconds > 0, silence, 0)
+    different, places = np.unique(steps, return_inverse=True)
+    return np.array([processor.num_audio_tokens(int(one)) if one else 0 for one in different], dtype=int)[places]
+
+
 def transcript(task: str, text: str, source_text: str | None) -> str | None:
     """What is said in a row's clip: None for text tasks, and where a corpus of translations does not tell."""
     return {"asr": text, "s2tt": source_text}.get(task)

@@ -34,7 +34,8 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
     Read it with `DataLoader(stream, batch_size=None, collate_fn=..., num_workers=...)` and do not let accelerate
     prepare that loader: it would read everything on rank 0 and broadcast it, or take every n-th batch once more.
 
-    The batches follow from the arguments and the number of workers. To resume, begin `steps` later: the rows of the
+    Each row says in `batch_number` which batch of the stage it is in, as those of `NumberedRows` do. The batches follow
+    from the arguments and the number of workers. To resume, begin `steps` later: the rows of the
     earlier steps are read again but neither collated nor decoded.
 
     Args:
@@ -114,7 +115,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
                 insort(buffers[task], entry)
             batch = self._take(buffers[task], np.random.default_rng([self.seed, 1, step]).random())
             if step >= self.first_step:
-                yield batch
+                yield [{**row, "batch_number": batch_index} for row in batch]
 
     def _read_forever(self, task: str, share: int, shares: int) -> Iterator[tuple[int, int, int, Row]]:
         """(padded audio, padded tokens, serial number, row) of one share of a stream, pass after pass."""

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..configuration_part import convolved_length
 from ..processing_part import PARTProcessor
 from ..prompts_part import TASKS
 from .loading import Rows
-from .row_tokens import RowTokens, row_tokens
+from .row_tokens import RowTokens, audio_tokens, row_tokens
 
 
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ def count_too_long(rows: Rows, processor: PARTProcessor, tasks: Collection[str] 
     chosen = np.isin(columns["task"].to_numpy(zero_copy_only=False).astype(str), list(tasks))
     languages = columns["source_lang"].combine_chunks().dictionary_encode()
     seconds = np.nan_to_num(columns["duration"].to_numpy(zero_copy_only=False).astype(np.float64))
-    steps, places = np.unique(np.round(seconds * processor.feature_rate).astype(np.int64), return_inverse=True)
-    room = convolved_length(torch.from_numpy(steps), processor.audio_token_convolutions).numpy()[places]
+    room = audio_tokens(seconds, processor)
     codes, spoken = languages.indices.to_numpy(zero_copy_only=False), chosen & (tokens.transcripts > 0)
     every = np.bincount(codes[spoken], minlength=len(languages.dictionary))
     wrong = np.bincount(codes[spoken & (tokens.transcripts > room)], minlength=len(languages.dictionary))

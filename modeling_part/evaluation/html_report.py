@@ -2,12 +2,15 @@
 """`report.html`: a run, or one stage, in one file that opens without a network."""
 
 import base64
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 
 from .. import __version__
+from ..recipes.files import read_json
+from ..recipes.stage_files import files_of
 from .pictures import picture_uri, plot_alignment, plot_calibration, plot_curves, plot_losses, plot_scores
 from .reports import normalizer_notes
 from .run_files import is_number, read_launches
@@ -17,7 +20,12 @@ from .utterances import Clips, choose_utterances, clips_of_run, differences, fre
 
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+logger = logging.getLogger(__name__)
+
 ANALYSES_FOLDER = "analyses"  # pictures that `part report RUN --analyses` leaves in the run's folder
+ANALYSED_FILE = (
+    "analysed.json"  # there: of each stage's folder, the size and SHA-256 of the weights that were analysed
+)
 TASK_TITLES = {"asr": "Transcription", "s2tt": "Speech translation", "mt": "Text translation"}
 SIGNS = {"empty": "no text", "looping": "looping", "wrong_language": "wrong language"}
 
@@ -216,7 +224,14 @@ def _calibration(scored: Sequence[Mapping]) -> tuple[str, str] | None:
 
 
 def _analyses(run_folder: Path) -> list[tuple[str, str]]:
-    """(title, picture) of what `--analyses` has left."""
+    """(title, picture) of what `--analyses` has left; of none where a stage has other weights now."""
+    record = run_folder / ANALYSES_FOLDER / ANALYSED_FILE
+    analysed = read_json(record) if record.is_file() else {}
+    stages = [run_folder / name for name in analysed] if isinstance(analysed, dict) else []
+    if changed := [one.name for one in stages if not one.is_dir() or files_of(one) != analysed[one.name]]:
+        message = "The pictures in %s are of other weights of %s than are there now: left out. Make them anew with --analyses"
+        logger.warning(message, record.parent, ", ".join(changed))
+        return []
     return [
         (
             path.stem.replace("_", " "),

@@ -5,6 +5,7 @@ import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -34,7 +35,7 @@ STYLE = {
 TASK_COLOURS = {"asr": "C0", "s2tt": "C1", "mt": "C2", "text": "C3"}
 TASK_NAMES = {"asr": "transcription", "s2tt": "speech translation", "mt": "text translation", "text": "text"}
 MOST_LINES = 10  # in one picture; of more languages those with the highest last value are named, the others are grey
-MOST_GROUPS = 40  # languages and directions in the picture of scores
+MOST_GROUPS = 40  # languages or directions of a task in the picture of scores, below their average
 LOSS = re.compile(
     rf"(?:(?P<dev>eval)_)?(?P<task>{'|'.join(TASK_NAMES)})(?:/(?P<language>[A-Za-z0-9-]+))?(?:_(?P<ctc>ctc))?_loss"
 )
@@ -140,7 +141,8 @@ def plot_scores(stages: Sequence[Mapping]) -> Figure | None:
     ):
         rows = _score_rows(stages, task, measure, scale)
         if rows:
-            panels.append((title, rows))
+            of_all = f", first {MOST_GROUPS} of {len(rows) - 1}" if len(rows) > MOST_GROUPS + 1 else ""
+            panels.append((f"{title}, 95 % intervals{of_all}", dict(islice(rows.items(), MOST_GROUPS + 1))))
     if not panels:
         return None
     heights = [0.8 + 0.2 * len(rows) + 0.09 * sum(len(values) for values in rows.values()) for _, rows in panels]
@@ -149,7 +151,7 @@ def plot_scores(stages: Sequence[Mapping]) -> Figure | None:
         grid = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for axes, (title, rows) in zip(grid, panels, strict=True):
             _draw_scores(axes, rows, [stage["name"] for stage in stages])
-            axes.set_title(f"{title}, 95 % intervals", loc="left")
+            axes.set_title(title, loc="left")
     return figure
 
 
@@ -291,7 +293,7 @@ def _score_rows(stages: Sequence[Mapping], task: str, measure: str, scale: float
             if found.get(measure) is not None:
                 low, high = found.get(f"{measure}_interval") or [found[measure]] * 2
                 rows.setdefault(name, {})[number] = (scale * found[measure], scale * low, scale * high)
-    return dict(list(rows.items())[:MOST_GROUPS])
+    return rows
 
 
 def _draw_scores(axes: Axes, rows: Mapping[str, Mapping], names: Sequence[str]) -> None:

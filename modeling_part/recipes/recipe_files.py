@@ -109,13 +109,14 @@ def _read_yaml(path: Path) -> tuple[dict, Places]:
             loader = _UniqueKeys(file)
             node = loader.get_single_node()
             content = None if node is None else loader.construct_document(node)
+            places = places_in(path, node)
         except _DoubleKeyError:
             raise
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that do not exist are ValueErrors
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise ValueError(f"{path} holds a {type(content).__name__}; a recipe is a mapping of keys to values.")
-    return content or {}, places_in(path, node)
+    return content or {}, places
 
 
 class _DoubleKeyError(ValueError):

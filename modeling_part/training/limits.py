@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 
 from ..data.augmentation import build_augmentation
 from ..data.loading import Rows
-from ..data.row_tokens import count_tokens
+from ..data.row_tokens import audio_tokens, count_tokens
 from ..data.rows import QUESTION
 from ..loading_part import has_learned_positions
 from ..processing_part import PARTProcessor
@@ -110,7 +109,7 @@ class RowLengths:
         self, dataset: datasets.Dataset, durations: np.ndarray, processor: PARTProcessor, new_tokens: int
     ) -> None:
         self.dataset, self.processor, self.new_tokens = dataset, processor, new_tokens
-        self.audio = self._audio_tokens(durations)
+        self.audio = audio_tokens(durations, processor)
         self.is_text = _is_text(dataset)
         groups = _column(dataset, pyarrow.compute.binary_join_element_wise, GROUP, "\t").dictionary_encode()
         codes = groups.indices.to_numpy(zero_copy_only=False)
@@ -144,23 +143,12 @@ class RowLengths:
     def _prompt(self, index: int, text_tokens: int) -> int:
         """Positions of a row's prompt without audio and its text's tokens."""
         row = self.dataset[index]
-        steps = [] if row["task"] in TEXT_TASKS else [self._silence]
+        silence = self.processor.silence().shape[self.processor.feature_time_axis]
+        steps = [] if row["task"] in TEXT_TASKS else [silence]
         row = row | {"audio": None if row["task"] in TEXT_TASKS else "there"}
         tokens = self.processor.assemble_prompts([row], steps)["input_ids"].shape[1]
         audio = sum(map(self.processor.num_audio_tokens, steps))
         return tokens - audio - int(text_tokens)
-
-    @cached_property
-    def _silence(self) -> int:
-        """Feature steps of a second; of the whole window where the encoder always gets that."""
-        return self.processor.silence().shape[self.processor.feature_time_axis]
-
-    def _audio_tokens(self, durations: np.ndarray) -> np.ndarray:
-        steps = np.floor(durations * self.processor.feature_rate + 1e-6).astype(int)
-        if self._silence > 1.5 * self.processor.feature_rate:  # the whole window
-            steps = np.where(durations > 0, self._silence, 0)
-        different, places = np.unique(steps, return_inverse=True)
-        return np.array([self.processor.num_audio_tokens(int(one)) if one else 0 for one in different])[places]
 
 
 def _column(
@@ -188,8 +176,8 @@ def _durations(dataset: datasets.Dataset, recipe: Recipe | None) -> np.ndarray:
     seconds = np.where(_is_text(dataset), 0.0, _numbers(_column(dataset, lambda column: column, ["duration"])))
     augmentation = None if recipe is None else build_augmentation(recipe.data.augmentation)
     if augmentation is not None and augmentation.speeds:
-        slower = seconds / min(1.0, *augmentation.speeds)
-        seconds = np.where(slower <= augmentation.max_seconds, slower, seconds)
+        played = seconds[:, None] / np.array([1.0, *(speed for speed in augmentation.speeds if speed < 1.0)])
+        seconds = np.where(played <= augmentation.max_seconds, played, seconds[:, None]).max(axis=1)
     return seconds
 
 

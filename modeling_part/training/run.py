@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..data.augmentation import build_augmentation
-from ..data.batches import check_number_of_steps
+from ..data.batches import check_number_of_steps, check_streamed_draws
 from ..data.encoder_cache import refuse_augmentation
 from ..data.expansion import is_streamed
 from ..data.loading import Rows, check_corpora, check_prompts, load_test_rows, main_process_first
@@ -80,6 +80,7 @@ class Run:
         check_corpora(self.recipe)
         check_languages_named(self.recipe.data)
         if any(map(is_streamed, self.recipe.data.train_data or ())):
+            check_streamed_draws(self.recipe.data)
             for stage in self.stages:
                 check_number_of_steps(stage.plan)
         first = self.stages[0]

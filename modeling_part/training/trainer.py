@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
+from ..data.numbered_batches import NumberedBatches, NumberedRows
 from ..evaluation.run_files import ALIGN_FIRST
 from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.stages import LOSSES, Stage
@@ -215,7 +216,8 @@ class PARTTrainer(Trainer):
         }
         if self.batches.is_streamed:  # a stream deals its batches to the ranks itself
             return DataLoader(self.batches.sampler, batch_size=None, **options)
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self.batches.sampler, **options))
+        batches = NumberedBatches(self.batches.sampler)
+        return self.accelerator.prepare(DataLoader(NumberedRows(self.train_dataset), batch_sampler=batches, **options))
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         """A batch on the device: those of streams and of the dev data, which accelerate does not copy, do not wait either."""

@@ -105,6 +105,20 @@ def test_stacked_frames_lose_the_same_frequencies_and_no_more_time(stacked):
     assert bands[0].any()
 
 
+def test_padding_to_a_window_is_neither_masked_nor_counted():
+    """A second of sound in a window of 30: at most two fifths of it are lost in two masks over time, and often some."""
+    features = np.full((80, 3000), -1.0, dtype=np.float32)
+    features[:, :100] = np.random.default_rng(0).normal(size=(80, 100))
+    touched = 0
+    for seed in range(50):
+        result = mask_features(features, SpecAugment(mel_masks=0), row_generator(seed), length=100)
+        masked = (result != features).all(axis=0)
+        assert masked.sum() <= 40 and not masked[100:].any()
+        np.testing.assert_allclose(result[:, masked], features[:, :100].mean(), atol=1e-6)
+        touched += masked.any()
+    assert touched > 40
+
+
 def test_numpy_and_torch_are_masked_alike():
     features = np.random.default_rng(0).normal(size=(80, 300)).astype(np.float32)
     augmentation = Augmentation(spec_augment=SpecAugment())

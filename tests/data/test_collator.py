@@ -1,9 +1,12 @@
 """The collator's literal example, and which prompts name the language."""
 
+import pytest
 import tiny_training
 import torch
 
+from modeling_part.data.augmentation import build_augmentation
 from modeling_part.data.collator import PARTCollator
+from modeling_part.data.numbered_batches import NumberedBatches, NumberedRows
 from modeling_part.recipes.arguments import DataArguments
 
 
@@ -51,6 +54,55 @@ def test_some_prompts_do_not_name_the_source_language():
     )
     assert 0.08 < sum(is_unnamed) / len(is_unnamed) < 0.22
     assert some == prompts(0.15) and some != prompts(0.15, seed=1)
+
+
+class TestDraws:
+    """What is drawn for a row is drawn anew each time it comes: in the next stage, the next epoch, and beside itself."""
+
+    @pytest.fixture
+    def row(self):
+        return tiny_training.tiny_dataset(("asr",), count=1)[0]
+
+    def collated(self, rows, **settings):
+        _, processor = tiny_training.tiny_model()
+        spec = {"spec_augment": {"max_mel_share": 0.5, "max_time_share": 0.5}}
+        collator = PARTCollator(processor, augmentation=build_augmentation(spec), unnamed_share=0.5, **settings)
+        return collator(rows)
+
+    def named(self, batch) -> list[bool]:
+        lengths = batch["attention_mask"].sum(-1)
+        return (lengths == lengths.max()).tolist()
+
+    def test_in_another_stage(self, row):
+        first, again, other = (
+            self.collated([row], stage=stage)["input_features"] for stage in ("adapter", "adapter", "encoder")
+        )
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+    def test_beside_a_copy_of_itself(self, row):
+        batch = self.collated([row] * 8)
+        features = batch["input_features"]
+        assert not any(torch.equal(features[0], one) for one in features[1:])
+        assert len(set(self.named(batch))) == 2
+
+    def test_alone_in_its_batch_in_each_epoch(self, row):
+        batches = [self.collated([{**row, "batch_number": number}]) for number in range(12)]
+        assert len({batch["input_features"].numpy().tobytes() for batch in batches}) == 12
+        assert len({int(batch["attention_mask"].sum()) for batch in batches}) == 2
+        again = self.collated([{**row, "batch_number": 3}])
+        assert torch.equal(again["input_features"], batches[3]["input_features"])
+
+    def test_the_rows_are_told_the_number_of_their_batch(self):
+        rows = [{"id": number} for number in range(6)]
+        loader = torch.utils.data.DataLoader(
+            NumberedRows(rows), batch_sampler=NumberedBatches([[], [4, 2], [0]]), collate_fn=list
+        )
+        batches = iter(loader.batch_sampler)
+        assert next(batches) == []
+        assert [loader.dataset.__getitems__(batch) for batch in batches] == [
+            [{"id": 4, "batch_number": 1}, {"id": 2, "batch_number": 1}],
+            [{"id": 0, "batch_number": 2}],
+        ]
 
 
 def test_it_is_on_unless_it_is_switched_off():

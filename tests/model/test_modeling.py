@@ -193,6 +193,15 @@ class TestLoss:
         with pytest.raises(ValueError, match=message):
             model.generate(**inputs, max_new_tokens=2)
 
+    def test_an_answer_ends_with_the_last_learned_position(self):
+        model = build(text="gpt2")
+        inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS[:1]))
+        model.generation_config.eos_token_id = None
+        length = inputs["input_ids"].shape[1]
+        ids = model.generate(**inputs, max_new_tokens=300, do_sample=False)
+        assert ids.shape[1] == model.model.position_limit == 256 < length + 300
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), ids[:, : length + 4])
+
     @pytest.mark.parametrize("text", ["qwen2", "gemma3", "gpt2"])  # Gemma 3 scales its embeddings
     @torch.no_grad()
     def test_audio_finds_its_place_among_embeddings(self, text):

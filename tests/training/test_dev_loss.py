@@ -1,5 +1,6 @@
 """Alignment while training: what trains, what the dev figures say, and the warning of a model that does not listen."""
 
+import copy
 import logging
 from itertools import chain
 
@@ -110,6 +111,10 @@ def test_transcripts_are_counted_and_those_that_do_not_fit_are_found():
     short = dataset.map(lambda row: {"duration": 0.05})
     assert count_too_long(Rows(train=short), processor) == {"en": (3, 3), "fr": (3, 3)}
     assert count_too_long(Rows(train=short), processor, ("s2tt",)) == {}
+    whole_window = copy.copy(processor)
+    whole_window.variable_length = False
+    assert whole_window.silence().shape[-1] > processor.silence().shape[-1]
+    assert count_too_long(Rows(train=short), whole_window) == {"en": (0, 3), "fr": (0, 3)}
     assert "eval_loss" not in DevSums().figures("eval_")
 
 

@@ -13,7 +13,7 @@ from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.data.collator import PARTCollator
 from modeling_part.data.loading import Rows
 from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
-from modeling_part.training.limits import RowLengths, TooLongError, check_lengths, has_learned_positions
+from modeling_part.training.limits import RowLengths, TooLongError, _durations, check_lengths, has_learned_positions
 
 
 def recipe(tmp_path, **data):
@@ -112,6 +112,12 @@ def test_rotated_positions_are_a_warning(with_language_model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check_lengths(model, processor, Rows(train=tiny_training.tiny_dataset(("asr",))), recipe(tmp_path))
     assert "has 40: beyond those it was not trained" in caplog.text
+
+
+def test_a_row_is_as_long_as_the_slowest_speed_that_may_be_drawn_makes_it(tmp_path):
+    dataset = tiny_training.tiny_dataset(("asr",), count=1).map(lambda row: {"duration": 28.0})
+    settings = recipe(tmp_path, augmentation={"speeds": [0.5, 0.95, 1.0, 1.1]})
+    assert _durations(dataset, settings) == pytest.approx(28.0 / 0.95)
 
 
 @pytest.mark.parametrize(("speeds", "is_refused"), [((), False), ((0.5, 1.0), True)])
