@@ -37,7 +37,7 @@ def test_a_report_with_analyses(tmp_path, tiny_checkpoint, tiny_corpus, capsys):
     load_corpora([CorpusSpec("manifest", str(tiny_corpus["train"]))], RowFilters(), 0.0, run / "data" / "test")
     with torch.random.fork_rng():
         main(["report", str(run), "--analyses", "--device", "cpu"])
-    pictures = sorted(path.name for path in (run / "analyses").iterdir())
+    pictures = sorted(path.name for path in (run / "analyses").glob("*.png"))
     assert pictures == [
         "1_gradients_of_the_adapter.png",
         "2_what_the_layers_hold.png",
@@ -51,6 +51,20 @@ def test_a_report_with_analyses(tmp_path, tiny_checkpoint, tiny_corpus, capsys):
     with pytest.raises(SystemExit):
         main(["report", str(run / "joint"), "--analyses"])
     assert "give the run's folder" in capsys.readouterr().err
+    # A stage that has been trained again is not what the pictures show.
+    save_file(weights, run / "joint" / "model.safetensors", {"format": "pt"})
+    main(["report", str(run)])
+    assert "data:image/png;base64," not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_alignment_head_that_begins_with_a_stage_has_no_drift(tmp_path, tiny_checkpoint, capsys):
+    for name in ("encoder", "joint"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
+    weights = load_file(tmp_path / "joint" / "model.safetensors") | {"alignment_head.blank": torch.ones(4)}
+    save_file(weights, tmp_path / "joint" / "model.safetensors", {"format": "pt"})
+    for after, before in (("joint", "encoder"), ("encoder", "joint")):
+        found = weight_drift(tmp_path / after, tmp_path / before)
+        assert found["left_out"] == ["alignment_head.blank"] and found["parts"]["adapter"]["changed"] == 0
 
 
 def test_one_language_has_no_picture_of_languages(tmp_path, tiny_checkpoint, capsys):
@@ -62,7 +76,7 @@ def test_one_language_has_no_picture_of_languages(tmp_path, tiny_checkpoint, cap
     load_corpora([CorpusSpec("manifest", str(corpus["test"]))], RowFilters(), 0.0, run / "data" / "test")
     with torch.random.fork_rng():
         main(["report", str(run), "--analyses", "--device", "cpu"])
-    assert [path.name for path in (run / "analyses").iterdir()] == ["1_gradients_of_the_adapter.png"]
+    assert [path.name for path in (run / "analyses").glob("*.png")] == ["1_gradients_of_the_adapter.png"]
     assert "All speech is fr" in capsys.readouterr().out
 
 

@@ -1,5 +1,6 @@
 """`report.html`: one file that holds everything, escaped; its pictures, its utterances and their sound."""
 
+import copy
 import itertools
 import json
 import re
@@ -395,6 +396,16 @@ class TestPictures:
         assert any(
             np.allclose(segment, [100 * bound for bound in group["error_rate_interval"]]) for segment in segments
         )
+
+    def test_scores_of_many_languages_say_how_many_are_left_out(self, stages):
+        for languages, title in ((40, "95 % intervals"), (45, "95 % intervals, first 40 of 45")):
+            report = copy.deepcopy(stages[0]["report"])
+            group = next(one for name, one in report["groups"].items() if name.startswith("asr/"))
+            names = [f"{chr(97 + at // 26)}{chr(97 + at % 26)}" for at in range(languages)]
+            report["groups"] = {f"asr/{name}": group for name in names}
+            axes = pictures.plot_scores([{**stages[0], "report": report}]).axes[0]
+            assert axes.get_title(loc="left").endswith(title)
+            assert [label.get_text() for label in axes.get_yticklabels()] == ["average", *names[:40]]
 
     def test_many_languages_stay_readable(self):
         entry = {"step": 1, **{f"asr/{chr(97 + at // 26)}{chr(97 + at % 26)}_loss": float(at) for at in range(60)}}
