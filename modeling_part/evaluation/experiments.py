@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ import psutil
 from ..recipes.arguments import check_recipe
 from ..recipes.files import CheckpointError, read_json
 from ..recipes.program import part_command
+from ..recipes.user_errors import take_debug
 from .comparison import compare
 from .report_file import read_report
 from .tables import number, percent, print_table
@@ -79,8 +79,7 @@ def run_recipes(
                 f"Two of the {what} are {twice[0]!r}, and both runs would be in {Path(folder)}{os.sep}RECIPE-SEED, where the second "
                 "would find the first one finished: rename one, or leave it out."
             )
-    for recipe in recipes:
-        _check_comparable(recipe, overlays, options)
+    only_plans = _check_comparable(recipes, overlays, options)
     program = (
         [*shlex.split(launch), "-m", "train_part"] if launch else [sys.executable, "-m", "modeling_part", "train"]
     )
@@ -98,7 +97,7 @@ def run_recipes(
                 raise subprocess.CalledProcessError(
                     status, f"train_part {recipe}"
                 )  # among its other words may be a token
-            if only_plans(options):
+            if only_plans:
                 continue
             report = run / _last_stage(run)["name"] / "report.json"
             if not report.is_file():
@@ -109,24 +108,38 @@ def run_recipes(
     return reports
 
 
-def _check_comparable(recipe: str, overlays: Sequence[str], options: Sequence[str]) -> None:
-    """Raise ValueError where a recipe cannot be trained, or leaves nothing to compare, before the first one trains."""
+def _check_comparable(recipes: Sequence[str], overlays: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether the recipes only show their plans (`dry_run`), and so leave nothing to compare.
+
+    Raises:
+        ValueError: one cannot be trained, or would leave nothing to compare with the others; none has been trained yet.
+    """
     for word in options:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in OF_ONE_RUN:
             raise ValueError(
                 f"--{name} would be the same for every run; give {OF_ONE_RUN[name]} before the `--` instead."
             )
-    data, plan = check_recipe([recipe, *overlays, "--output_dir", "runs", *options])
-    if only_plans(options):
-        return
-    if not data.test_data:
-        raise ValueError(f"The recipe {recipe!r} has no `test_data` to compare the runs on: add some to it.")
-    if not plan[-1].losses.get("nll"):
+    options, _ = take_debug(options)  # a word of the trainer's, no setting of a recipe
+    checked = {recipe: check_recipe([recipe, *overlays, "--output_dir", "runs", *options]) for recipe in recipes}
+    planned = [recipe for recipe, (_, _, is_dry_run) in checked.items() if is_dry_run]
+    if planned and len(planned) < len(checked):
+        others = [recipe for recipe in recipes if recipe not in planned]
         raise ValueError(
-            f"The recipe {recipe!r} ends in stage {plan[-1].name!r}, whose `losses` have no nll: it answers nothing that could "
-            "be compared. Add a stage that does."
+            f"The recipe {planned[0]!r} says `dry_run: true` and {others[0]!r} does not, so that there would be nothing to "
+            "compare it with: say `-- --dry_run true` or `-- --dry_run false` for all."
         )
+    if planned:
+        return True
+    for recipe, (data, plan, _) in checked.items():
+        if not data.test_data:
+            raise ValueError(f"The recipe {recipe!r} has no `test_data` to compare the runs on: add some to it.")
+        if not plan[-1].losses.get("nll"):
+            raise ValueError(
+                f"The recipe {recipe!r} ends in stage {plan[-1].name!r}, whose `losses` have no nll: it answers nothing that "
+                "could be compared. Add a stage that does."
+            )
+    return False
 
 
 def _finish(command: Sequence[str]) -> int:
@@ -160,16 +173,6 @@ def _is_running(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def only_plans(options: Sequence[str]) -> bool:
-    """Whether the arguments of `train_part.py` ask for a dry run, which leaves nothing to compare."""
-    for word, following in zip_longest(options, options[1:], fillvalue="--"):
-        name, equals, value = word.partition("=")
-        if name == "--dry_run":
-            value = value if equals else "true" if following.startswith("--") else following
-            return value.lower() in ("true", "t", "yes", "y", "on", "1")
-    return False
 
 
 def summarize(recipes: Sequence[str], reports: dict[int, list[Path]]) -> tuple[list[str], list[list[str]]]:
@@ -231,7 +234,7 @@ def run_experiment(recipes: Sequence[str], seeds: Sequence[int], **settings) -> 
         The rows of the table, see [`summarize`]; none after a dry run.
     """
     reports = run_recipes(recipes, seeds, **settings)
-    if only_plans(settings.get("options", ())):
+    if not any(reports.values()):
         return []
     if len(recipes) > 1:
         for seed, found in reports.items():

@@ -306,8 +306,10 @@ def parse_recipe(argv: list[str] | None = None) -> Recipe:
     return recipe
 
 
-def check_recipe(argv: list[str]) -> tuple[DataArguments, list[Stage]]:
-    """A recipe's data and plan, where it will be trained by another process, maybe on other devices: none is looked for.
+def check_recipe(argv: list[str]) -> tuple[DataArguments, list[Stage], bool]:
+    """A recipe's data, its plan and whether it asks for a dry run, where another process will train it.
+
+    That may be on other devices: none is looked for.
 
     Args:
         argv: see [`parse_recipe`].
@@ -319,7 +321,7 @@ def check_recipe(argv: list[str]) -> tuple[DataArguments, list[Stage]]:
     with located(places):
         of_model, of_data, of_training = (_checked(group, values) for group in ARGUMENTS)
         ModelArguments(**of_model)
-        return DataArguments(**of_data), build_plan(of_training.get("stages"))
+        return DataArguments(**of_data), build_plan(of_training.get("stages")), bool(of_training.get("dry_run"))
 
 
 def _read_settings(argv: list[str]) -> tuple[dict, Places]:

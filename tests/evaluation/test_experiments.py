@@ -107,13 +107,39 @@ def test_one_recipe_needs_no_comparison(launch):
     assert run_experiment(["part"], [4], launch=launch) == [["part", "25.0", "1.900"]]
 
 
-@pytest.mark.parametrize("options", [["--dry_run"], ["--dry_run", "true"], ["--bf16", "false", "--dry_run=True"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--dry_run"],
+        ["--dry_run", "true"],
+        ["--dry-run", "true"],
+        ["--bf16", "false", "--dry_run=True"],
+        ["--dry_run", "--debug"],
+    ],
+)
 def test_after_a_dry_run_there_is_nothing_to_compare(launch, tmp_path, options):
     (tmp_path / "stand_in.py").write_text("open('calls', 'a').write('x')")
     assert run_experiment(["part", "llm_frozen"], [4], launch=launch, options=options) == []
     assert (tmp_path / "calls").read_text() == "xx"
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     assert run_experiment(["part"], [4], launch=launch, options=["--dry_run", "false", "--bf16", "false"])
+
+
+def test_a_dry_run_may_be_said_by_the_recipes(launch, tmp_path):
+    (tmp_path / "stand_in.py").write_text("open('calls', 'a').write('x')")
+    for name in ("one", "two"):
+        Path(f"{name}.yaml").write_text("base: part\ndry_run: true\n")
+    assert run_experiment(["one.yaml", "two.yaml"], [4], launch=launch) == []
+    assert (tmp_path / "calls").read_text() == "xx"
+    with pytest.raises(ValueError, match=r"'two\.yaml' says `dry_run: true` and 'part' does not"):
+        run_experiment(["part", "two.yaml"], [4], launch=launch)
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_debug_is_passed_on_to_every_run(launch, tmp_path):
+    main(["experiment", "part", "--launch", launch, "--", "--bf16", "false", "--debug"])
+    (call,) = (json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines())
+    assert call[-3:] == ["--bf16", "false", "--debug"]
 
 
 def test_a_failed_run_stops_the_list(launch, tmp_path):
