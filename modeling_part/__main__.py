@@ -70,7 +70,12 @@ def _interrupted(options: argparse.Namespace) -> str:
     """What to say after Ctrl-C: whether what is done will be done again."""
     goes_on = options.run in (experiment, publish)
     goes_on |= options.run is transcribe and bool(options.output_format) and not options.overwrite
-    return "Interrupted; the same command goes on." if goes_on else "Interrupted."
+    if not goes_on:
+        return "Interrupted."
+    is_forced = any(
+        word.split("=")[0] == "--force" for word in options.passed_on
+    )  # what is finished would be done again
+    return f"Interrupted; the same command {'without --force ' * is_forced}goes on."
 
 
 def train(options: argparse.Namespace) -> None:

@@ -227,6 +227,11 @@ def test_an_option_without_effect_is_refused(words, option, tmp_path, monkeypatc
         ),
         (["experiment", "part"], "evaluation.experiments.run_experiment", "the same command goes on."),
         (
+            ["experiment", "part", "--", "--force", "--bf16", "false"],
+            "evaluation.experiments.run_experiment",
+            "the same command without --force goes on.",
+        ),
+        (
             ["transcribe", "x", "y", "--output_format", "srt"],
             "evaluation.transcription.find_files",
             "the same command goes",

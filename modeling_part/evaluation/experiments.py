@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,8 @@ def run_recipes(
             or not be compared. Nothing has been trained then.
         FileNotFoundError: there is no such recipe, or a run left no report.
         subprocess.CalledProcessError: a run failed.
-        KeyboardInterrupt: after Ctrl-C, or when a run alone was told to stop, and it has saved where it stands.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, or when a run alone was told to stop, and it has saved where it
+            stands.
     """
     for what, names in (("recipes", [Path(recipe).stem for recipe in recipes]), ("seeds", seeds)):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -146,19 +147,56 @@ def _finish(command: Sequence[str]) -> int:
     """Run a command to its end; its exit status.
 
     Ctrl-C reaches all that the command has started, and the trainer saves: it is waited for, also where its launcher is
-    gone before it, so that nothing goes on unseen.
+    gone before it, so that nothing goes on unseen. What asks this process alone to stop is passed on and does the same.
+
+    Raises:
+        KeyboardInterrupt: after all of that.
     """
     process, family = psutil.Popen(command), []
-    try:
-        while True:
-            with suppress(psutil.TimeoutExpired):
-                return process.wait(SECONDS)
-            family = _descendants(process) or family
-    except KeyboardInterrupt:
+    was_told = False
+
+    def pass_on(signal_number: int, frame: object) -> None:
+        nonlocal was_told, family
+        was_told = True
         family = _descendants(process) or family
+        for one in (process, *filter(_hears_ctrl_c, family)):
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal_number)
+
+    with _heard(pass_on):
+        try:
+            status = None
+            while status is None:
+                with suppress(psutil.TimeoutExpired):
+                    status = process.wait(SECONDS)
+                family = _descendants(process) or family
+            if not was_told:
+                return status
+        except KeyboardInterrupt:
+            family = _descendants(process) or family
         while any(map(_is_running, (process, *family))):
             time.sleep(0.1)
-        raise
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _heard(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """A scheduler's end and a closed terminal are handled while this is open; SIGHUP not where it is ignored (`nohup`)."""
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, handler) for one in heard}
+    try:
+        yield
+    finally:
+        for one, former in before.items():
+            signal.signal(one, former)
+
+
+def _hears_ctrl_c(process: psutil.Process) -> bool:
+    """Whether a process is in the group of this one; those that load a trainer's data have one of their own."""
+    with suppress(ProcessLookupError):
+        return os.getpgid(process.pid) == os.getpgrp()
+    return False
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

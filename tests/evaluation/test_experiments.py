@@ -212,13 +212,23 @@ def save(number, frame):
     Path("saved").touch()
     sys.exit(143)
 
-signal.signal(signal.SIGINT, save)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
 Path("training").touch()
 time.sleep(60)
 """
 
 
-def test_after_ctrl_c_the_run_has_saved_before_the_command_ends(tmp_path):
+def interrupt(process: subprocess.Popen, number: int) -> None:
+    """Ctrl-C reaches the whole group; what a scheduler or a shell sends, maybe this process alone."""
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_ctrl_c_or_sigterm_the_run_has_saved_before_the_command_ends(tmp_path, number):
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     (tmp_path / "trainer.py").write_text(TRAINER)
     command = [
@@ -242,7 +252,7 @@ def test_after_ctrl_c_the_run_has_saved_before_the_command_ends(tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     time.sleep(2 * experiments.SECONDS)
-    os.killpg(process.pid, signal.SIGINT)
+    interrupt(process, number)
     _, error = process.communicate(timeout=60)
     assert (tmp_path / "saved").is_file()
     assert process.returncode == 130
