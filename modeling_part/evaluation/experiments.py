@@ -17,13 +17,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from ..data.corpus_spec import LISTS, CorpusSpec
+from ..data.expansion import corpus_specs
 from ..recipes.arguments import check_recipe
 from ..recipes.files import CheckpointError, read_json
 from ..recipes.program import part_command
@@ -140,7 +142,45 @@ def _check_comparable(recipes: Sequence[str], overlays: Sequence[str], options: 
                 f"The recipe {recipe!r} ends in stage {plan[-1].name!r}, whose `losses` have no nll: it answers nothing that "
                 "could be compared. Add a stage that does."
             )
+    _check_common_rows({recipe: corpus_specs(data.test_data) for recipe, (data, _, _) in checked.items()})
     return False
+
+
+def _check_common_rows(tested: Mapping[str, Sequence[CorpusSpec]]) -> None:
+    """Raise ValueError where recipes have no `test_data` in common; print which have some, and some of their own."""
+    first, *others = tested
+    common = tested[first]
+    for recipe in others:
+        common = [spec for spec in common if any(_overlap(spec, other) for other in tested[recipe])]
+        if not common:
+            raise ValueError(
+                f"The recipe {recipe!r} shares no entry of `test_data` (reader, path, split, name) with those before it, so that "
+                "they would have no answers to compare: give all the same, such as with --overlays."
+            )
+    differing = [recipe for recipe in others if set(map(_scope, tested[recipe])) != set(map(_scope, tested[first]))]
+    if differing:
+        print(
+            f"Other `test_data` than {first!r} has: {', '.join(map(repr, differing))}. The comparisons are of the rows that all "
+            "have; the averages are of all that each has."
+        )
+
+
+def _place(spec: CorpusSpec) -> tuple[object, ...]:
+    """Where an entry's rows are from, however its path is written, and the corpus they name: what makes rows the same."""
+    return spec.reader, Path(spec.path).resolve(), spec.split, spec.settings.get("config"), spec.corpus
+
+
+def _scope(spec: CorpusSpec) -> tuple[object, ...]:
+    """What an entry takes from its place."""
+    return _place(spec), *(frozenset(getattr(spec, name) or ()) for name in LISTS)
+
+
+def _overlap(one: CorpusSpec, other: CorpusSpec) -> bool:
+    """Whether two entries can have a row in common."""
+    pairs = ((one.tasks, other.tasks), (one.languages, other.languages))
+    return _place(one) == _place(other) and all(
+        not first or not second or set(first) & set(second) for first, second in pairs
+    )
 
 
 def _finish(command: Sequence[str]) -> int:
@@ -261,7 +301,7 @@ def _mean_and_range(values: Sequence[float], form: Callable[[float], str]) -> st
 
 
 def run_experiment(recipes: Sequence[str], seeds: Sequence[int], **settings) -> list[list[str]]:
-    """Train every recipe from every seed, print their comparison per seed and the table over the seeds.
+    """Train every recipe from every seed, print the table over the seeds and their comparison per seed.
 
     Args:
         recipes: the first is what the others are compared with.
@@ -274,10 +314,10 @@ def run_experiment(recipes: Sequence[str], seeds: Sequence[int], **settings) -> 
     reports = run_recipes(recipes, seeds, **settings)
     if not any(reports.values()):
         return []
-    if len(recipes) > 1:
+    header, rows = summarize(recipes, reports)
+    print_table(f"Averages over languages, {len(seeds)} seed(s)", header, rows, text_columns=1)
+    if len(recipes) > 1:  # after the table, which does not ask for rows in common
         for seed, found in reports.items():
             print(f"\nSeed {seed}")
             compare(found)
-    header, rows = summarize(recipes, reports)
-    print_table(f"Averages over languages, {len(seeds)} seed(s)", header, rows, text_columns=1)
     return rows

@@ -173,6 +173,10 @@ def test_errors_say_what_is_missing(launch):
         ("test_data: none", [], "has no `test_data` to compare the runs on"),
         ("stages: [{name: ctc_only, tasks: {asr: 1.0}, learning_rates: {adapter: 1.0e-3}, losses: {ctc: 1.0}}]", [],
          "ends in stage 'ctc_only', whose `losses` have no nll"),
+        ("test_data: [{reader: manifest, path: mine/test.jsonl}]", [], "'second.yaml' shares no entry of `test_data`"),
+        ("test_data: [{reader: manifest, path: data/asterisk/digits/test.jsonl, tasks: [mt]}]", [],
+         "'second.yaml' shares no entry of `test_data`"),
+        ("test_data: [{reader: manifests, path: mine/test.jsonl}]", [], "Unknown reader 'manifests'"),
         ("seed: 1", ["--max_row", "4"], "Unknown option '--max_row'"),
         ("seed: 1", ["--seed", "7"], "--seed would be the same for every run; give --seeds"),
         ("seed: 1", ["--output-dir=x"], "--output_dir would be the same for every run; give --folder"),
@@ -185,6 +189,28 @@ def test_what_is_wrong_with_any_recipe_is_said_before_the_first_trains(launch, t
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(told)):
         run_recipes(["part", second], [1], launch=launch, options=options)
     assert not (tmp_path / "calls.jsonl").exists()
+
+
+def test_recipes_that_share_some_test_data_are_compared_on_it(launch, tmp_path, capsys):
+    entries = [
+        f"{{reader: manifest, path: {tmp_path}/{name}.jsonl}}" for name in ("data/asterisk/digits/test", "other")
+    ]
+    Path("second.yaml").write_text(f"base: part\ntest_data: [{', '.join(entries)}]\n")
+    run_experiment(["part", "second.yaml"], [4], launch=launch)
+    printed = capsys.readouterr().out
+    assert "Other `test_data` than 'part' has: 'second.yaml'." in printed
+    run_experiment(["part", "llm_frozen"], [4], launch=launch, folder="more")
+    assert "Other `test_data`" not in capsys.readouterr().out
+
+
+def test_the_table_is_printed_although_the_runs_cannot_be_compared(launch, tmp_path, monkeypatch, capsys):
+    def refuse(reports):
+        raise ValueError("no row in common")
+
+    monkeypatch.setattr(experiments, "compare", refuse)
+    with pytest.raises(ValueError, match="no row in common"):
+        run_experiment(["part", "llm_frozen"], [4], launch=launch)
+    assert "Averages over languages" in capsys.readouterr().out
 
 
 def test_without_a_launcher_a_recipe_is_trained_by_part_train(monkeypatch, tmp_path):
