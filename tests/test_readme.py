@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import yaml
 from tiny import REPOSITORY
 
 from modeling_part.__main__ import build_parser
+from modeling_part.evaluation.run_files import LAUNCHES_FILE, read_launches
 from modeling_part.publishing.remote_code import add_remote_code
 from modeling_part.quickstart.speech import draw_strings
 from modeling_part.recipes.arguments import parse_recipe
+from modeling_part.recipes.files import write_json
 from modeling_part.recipes.stages import BUILT_IN_STAGES, build_plan
 
 
@@ -70,6 +74,36 @@ def test_the_clip_is_one_that_the_quickstart_makes():
     assert Path(CLIP).stem in draw_strings(sizes, seed=0)["test"]
     for text in (makefile, README.read_text(encoding="utf-8")):
         assert CLIP in text and "clip.wav" not in text
+
+
+FROM_PYPI = ["--audio_model", "models/whisper-base", "--language_model", "models/SmolLM2-135M-Instruct"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("hub", [True, False], ids=["hub", "no hub"])
+@pytest.mark.parametrize("began_with", [None, [], FROM_PYPI], ids=["new", "began with the Hub's", "began with PyPI's"])
+def test_the_quickstart_goes_on_with_the_parts_that_it_began_with(tmp_path, hub, began_with):
+    """Whether or not the Hub can be reached now; programs of the virtual environment are stand-ins."""
+    for name in (".ci/constraints.txt", "setup.cfg", "pyproject.toml", "data/asterisk/digits/train.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/installed").touch()
+    for name, line in (("python", f"exit {int(not hub)}"), ("part", 'echo "$@" >> calls')):
+        (tmp_path / "venv/bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "venv/bin" / name).chmod(0o755)
+    if began_with is not None:
+        (tmp_path / "runs/quickstart").mkdir(parents=True)
+        before = ["--audio_model", "another/model"]  # of a launch before the last one
+        for words in (before, began_with):
+            launch = {"command": shlex.join(["part", "train", "quickstart", *words, "--resume", "true"])}
+            launches = [*read_launches(tmp_path / "runs/quickstart"), launch | {"machine": "", "started": ""}]
+            write_json(tmp_path / "runs/quickstart" / LAUNCHES_FILE, launches)
+    subprocess.run(["make", "-f", REPOSITORY / "Makefile", "quickstart", "VENV=venv"], cwd=tmp_path, check=True)
+    *others, training = map(str.split, (tmp_path / "calls").read_text().splitlines())
+    parts = began_with if began_with is not None else [] if hub else FROM_PYPI
+    assert training == ["train", "quickstart", *parts, "--resume", "true"]
+    assert others == ([["quickstart", "models", "models"]] if began_with is None and not hub else [])
 
 
 def test_the_inference_snippet_is_six_lines():
