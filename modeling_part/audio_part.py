@@ -32,6 +32,7 @@ from .formats_part import (
     what_else,
 )
 from .mp3_part import Mp3Stream, read_mp3, with_header
+from .samples_part import AudioError, check_rate, samples_of
 
 
 # Only decoding files and resampling need these two; arrays at the model's rate work without them.
@@ -46,9 +47,7 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # Hz; outside it is no speech, and resampling would take for ever
 LOUDEST = 32.0  # full scale is 1; more is samples of integers that lost their type
-QUIETEST = 2.0**-15  # of full scale: 32-bit integers below it hold 16-bit samples
 TOLERANCE = 0.1  # seconds, and share of the length, by which a clip may differ from what is said of it
 MARGIN = 0.1  # seconds around a piece that resampling looks at
 LEAD = 2.0  # seconds before a piece from which a decoder comes to the samples of the whole
@@ -56,14 +55,6 @@ BLOCK = 1 << 20
 PADDING = 5  # frames of an MP3 file that may hold what the encoder added, which decoders leave out
 UNKNOWN_FORMAT = (1, 4)  # libsndfile's errors for a format or an encoding that it does not know
 UNKNOWN = 1 << 40  # more frames than this are those of a FLAC stream without a length
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used. The message names the file and the fix; `reason` is the same for all such files."""
-
-    def __init__(self, message: str, reason: str = "audio cannot be read") -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 def load_audio(
@@ -82,7 +73,8 @@ def load_audio(
             `(samples,)` or `(channels, samples)` array or tensor, floats in [-1, 1] or integers of 8, 16 or 32 bits.
         sampling_rate: of the result, Hz.
         start, end: seconds into the file; None means its beginning and its end.
-        array_rate: of an array, Hz; None: it is at `sampling_rate`. All else carries its own.
+        array_rate: of an array, Hz; None: it is at `sampling_rate`, but for one in a mapping, which must say it. All else
+            carries its own.
 
     Returns:
         `(samples,)` float32, full scale 1.
@@ -100,10 +92,9 @@ def load_audio(
     check_rate(sampling_rate, "The result")
     if hasattr(audio, "read") and not (audio := audio.read()):
         raise AudioError("The open file is at its end, or empty. Go back with `seek(0)`.", "audio file is empty")
-    samples, rate = _samples_of(audio)
+    samples, rate = samples_of(audio, array_rate)
     if samples is None:
         return _load_file(audio, sampling_rate, start, end)
-    rate = array_rate if rate is None else rate
     rate = sampling_rate if rate is None else check_rate(rate, "The array")
     span = _span(start, end, rate, sampling_rate)
     waveform = resample(samples[span.begin : span.stop], rate, sampling_rate)
@@ -154,18 +145,6 @@ def audio_seconds(audio: str | Path | bytes, longest: float | None = None) -> fl
     if seconds <= 0:
         raise AudioError(f"{source.name} holds no samples. Remove the row.", "audio without samples")
     return seconds
-
-
-def check_rate(rate: float, name: str) -> int:
-    """A sampling rate as an integer; `AudioError` if it is none that speech could have."""
-    rate = rate.item() if hasattr(rate, "item") and np.ndim(rate) == 0 else rate  # data loaders make arrays of numbers
-    whole = isinstance(rate, (int, float)) and math.isfinite(rate) and rate == int(rate)
-    if not whole or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise AudioError(
-            f"{name} has a sampling rate of {rate!r} Hz; it must be a whole number from {LOWEST_RATE} on.",
-            "sampling rate is impossible",
-        )
-    return int(rate)
 
 
 def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -227,70 +206,6 @@ def _checked(
     return waveform
 
 
-# ------------------------------------------------------------------------------------------------------------ arrays
-
-
-def _samples_of(audio: object) -> tuple[np.ndarray | None, float | None]:
-    """Mono samples and their rate (None: not known), or two Nones for what is not yet decoded."""
-    rate = None
-    if hasattr(audio, "get_all_samples"):  # torchcodec's AudioDecoder, which datasets gives
-        decoded = audio.get_all_samples()
-        audio, rate = decoded.data, decoded.sample_rate
-    elif isinstance(audio, Mapping) and audio.get("array") is not None:
-        audio, rate = audio["array"], audio.get("sampling_rate")
-        audio = _array_of(audio) if isinstance(audio, (list, tuple)) else audio
-    if hasattr(audio, "detach") or isinstance(audio, np.ndarray):
-        audio = _array_of(audio)
-    else:
-        return None, None
-    if audio.ndim not in (1, 2):
-        raise AudioError(f"Audio array of shape {audio.shape}; give (samples,) or (channels, samples).")
-    if audio.size == 0:
-        raise AudioError("The audio is empty (0 samples). Remove the clip.", "audio without samples")
-    samples = _full_scale(audio)
-    if samples.ndim == 2:
-        samples = to_mono(samples if samples.shape[0] > samples.shape[1] else samples.T)  # channels: the shorter axis
-    return samples, rate
-
-
-def _array_of(values: object) -> np.ndarray:
-    """A list, a tensor or an array (a matrix of numpy, which is one) as a plain array."""
-    try:
-        if hasattr(values, "detach"):  # numpy has no bfloat16
-            values = values.detach().cpu()
-            values = (values.float() if values.is_floating_point() else values).numpy()
-        values = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # sparse, without storage, lists of unequal lengths
-        raise AudioError(
-            f"The audio makes no array of samples: {error}. Give (samples,) or (channels, samples)."
-        ) from error
-    return values
-
-
-def _full_scale(samples: np.ndarray) -> np.ndarray:
-    """Floats as they are, and integers of 8, 16 or 32 bits (unsigned: centred on half their range) in [-1, 1]."""
-    kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
-    if kind == "f":
-        return samples
-    if kind not in "iu" or bits > 32:
-        raise AudioError(
-            f"Audio array of {samples.dtype}, whose full scale is not known. Give int16, int32, or floats in [-1, 1].",
-            "array of a type that is no audio",
-        )
-    limits = np.iinfo(samples.dtype)
-    half = (limits.max - limits.min + 1) / 2
-    scaled = (samples - (limits.min + half)) / half
-    if bits == 32 and 0 < (peak := np.abs(scaled).max()) < QUIETEST:
-        raise AudioError(
-            f"The array of {samples.dtype} peaks at {peak:.1e} of its range: 16-bit samples? Convert it to int16.",
-            "array of a type that is no audio",
-        )
-    return scaled
-
-
-# ------------------------------------------------------------------------------------------------------------- files
-
-
 def _load_file(audio: object, sampling_rate: int, start: float | None, end: float | None) -> np.ndarray:
     """Samples of a file or its bytes."""
     source = _open_source(audio)
@@ -339,7 +254,9 @@ class _Source(NamedTuple):
 
     def open(self) -> "soundfile.SoundFile":
         """The file for soundfile; a header that states the length is put before MP3 that has none or a wrong one."""
-        file = soundfile.SoundFile(self.content if isinstance(self.content, str) else BytesIO(self.content))
+        file = soundfile.SoundFile(
+            _file_name(self.content) if isinstance(self.content, str) else BytesIO(self.content)
+        )
         expected = 0 if self.mp3 is None else (self.mp3.frames - PADDING) * self.mp3.samples_per_frame
         if file.frames < expected:
             file.close()
@@ -472,11 +389,18 @@ def _open_source(audio: object) -> _Source:
             f"Cannot decode {str(audio)!r}: a .raw file does not say its sampling rate. Convert it to WAV or FLAC.",
             "audio without a header",
         )
-    with path.open("rb") as file:
-        head, status = file.read(64), os.fstat(file.fileno())
+    try:
+        with path.open("rb") as file:
+            head, status = file.read(64), os.fstat(file.fileno())
+        mp3 = _mp3_of_file(str(path), status.st_size, status.st_mtime_ns) if _may_be_mp3(head) else None
+    except OSError as error:
+        told = error.strerror or type(error).__name__
+        raise AudioError(
+            f"Cannot read {str(audio)!r}: {told}. Check who may read it, and its disk.",
+            f"audio file cannot be read ({told})",
+        ) from error
     if not head:
         raise AudioError(f"Cannot decode {str(audio)!r}: the file is empty. Fetch it again.", "audio file is empty")
-    mp3 = _mp3_of_file(str(path), status.st_size, status.st_mtime_ns) if _may_be_mp3(head) else None
     return _Source(repr(str(audio)), str(path), head, mp3)
 
 
@@ -488,6 +412,11 @@ def _mp3_of_file(path: str, size: int, modified: int) -> Mp3Stream | None:
 def _may_be_mp3(head: bytes) -> bool:
     """Whether a file begins with a tag, a frame, or nothing that other formats begin with."""
     return head.startswith((b"ID3", b"\xff", b"\0"))
+
+
+def _file_name(path: str) -> str | bytes:
+    """A path as soundfile takes it, which refuses names in another encoding than the system's, as old disks have them."""
+    return os.fsencode(path) if os.name == "posix" else path
 
 
 def _whole(content: str | bytes) -> bytes:

@@ -236,6 +236,9 @@ def audio_duration(audio: str | Path | bytes) -> float:
         return audio_seconds(audio)
     except AudioError as error:
         raise CorpusError(error.reason) from error
+    except (OSError, ValueError) as error:  # of a disk that fails while the file is read, of a name that is none
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise CorpusError(f"audio file cannot be read ({reason})") from error
 
 
 def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | CorpusError]:

@@ -89,6 +89,11 @@ class Readable:
             yield {"raw": waveform, "sampling_rate": rate}
 
 
+def printable(path: Path) -> str:
+    """A path as any terminal takes it: bytes of a name that are no UTF-8 become escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def transcribe_files(
     pipe,
     files: Sequence[Path],
@@ -131,7 +136,7 @@ def transcribe_files(
         for done, answer in enumerate(pipe(iter(readable), **options)):
             at = chosen[readable.read[done]]
             if not formats:
-                print(answer["text"] if len(files) == 1 else f"{files[at]}\t{answer['text']}", flush=True)
+                print(answer["text"] if len(files) == 1 else f"{printable(files[at])}\t{answer['text']}", flush=True)
             for form, path in zip(formats, places[at], strict=True) if formats else ():
                 if path.exists() and not overwrite:
                     continue
@@ -140,11 +145,11 @@ def transcribe_files(
                 aside.replace(path)
             for start, end in answer.get("repetitions", ()):
                 print(
-                    f"{files[at]}: a repetition without end was cut between {start:.1f} and {end:.1f} s",
+                    f"{printable(files[at])}: a repetition without end was cut between {start:.1f} and {end:.1f} s",
                     file=sys.stderr,
                 )
             progress.update(readable.read[done] + 1 - progress.n)
     failed = {readable.files[number]: reason for number, reason in readable.failed.items()}
     for file, reason in failed.items():
-        print(f"{file}: {reason}", file=sys.stderr)
+        print(f"{printable(file)}: {reason}", file=sys.stderr)
     return failed

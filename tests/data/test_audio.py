@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import struct
 import sys
 from functools import cache
@@ -292,6 +293,29 @@ def test_an_open_file_that_was_read_is_named(files, tmp_path):
         load_audio(buffer)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("kind", ["wav", "mp3", "vorbis"])
+def test_a_name_that_is_no_utf_8_is_a_name(files, tmp_path, kind):
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    with open(path, "wb") as file:
+        file.write(files[kind])
+    name = os.fsdecode(path)
+    assert np.array_equal(load_audio(name, RATE), load_audio(files[kind], RATE))
+    assert audio_seconds(name) == audio_seconds(files[kind])
+
+
+def test_a_file_that_may_not_be_read_is_named(files, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.wav").write_bytes(files["wav"])
+    monkeypatch.setattr(pathlib.Path, "open", refused)
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"Cannot read '.*a\.wav': Permission denied") as told:
+            read(tmp_path / "a.wav")
+        assert "a.wav" not in told.value.reason
+
+
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "UklGR" * 2000, "[0.0, 0.1]" * 500])
 def test_what_cannot_be_a_name_is_no_file(name):
     with pytest.raises(AudioError, match="There is no audio file"):
@@ -450,6 +474,14 @@ def test_impossible_sampling_rates_are_refused_at_once(rate):
 def test_arguments_of_another_kind_are_named(files, arguments, told):
     with pytest.raises(AudioError, match=told):
         load_audio(**{"audio": files["wav"], **arguments})
+
+
+def test_an_array_in_a_mapping_says_its_rate():
+    samples = voice(0.5)
+    for mapping in ({"array": samples}, {"array": samples.tolist(), "sampling_rate": None}):
+        with pytest.raises(AudioError, match="needs its `sampling_rate` in Hz"):
+            load_audio(mapping, RATE)
+        assert np.array_equal(load_audio(mapping, RATE, array_rate=RATE), samples)
 
 
 def test_a_matrix_is_an_array():

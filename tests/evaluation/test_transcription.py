@@ -1,6 +1,9 @@
 """`part transcribe`: many files, formats, what is done already, what cannot be read."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +96,50 @@ def test_one_bad_file_does_not_stop_the_rest_and_a_second_call_goes_on(pipe, fol
     assert [(out / kept).read_text() for kept in ("c.json", "a.srt")] == ["by hand"] * 2 and (out / "a.json").exists()
     transcribe_files(pipe, files, overwrite=True, **options)
     assert (out / "a.json").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_file_that_the_system_refuses_costs_itself_alone(pipe, folder, monkeypatch, error):
+    once = Path.open
+
+    def refuse(path, *options, **named):
+        if path.name == "bad.mp3":
+            raise error
+        return once(path, *options, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    failed = transcribe_files(pipe, find_files([str(folder)]), formats=["srt"], batch_size=3)
+    assert names(failed) == ["bad.mp3"] and error.strerror in failed[folder / "bad.mp3"]
+    assert sorted(names(folder.rglob("*.srt"))) == ["a.srt", "b.srt", "c.srt"]
+
+
+def test_whatever_measuring_a_file_raises_the_others_are_measured(folder, monkeypatch):
+    def measured(file):
+        if file.endswith("bad.mp3"):
+            raise UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
+        return 1.0
+
+    monkeypatch.setattr("modeling_part.data.rows.audio_seconds", measured)
+    files = find_files([str(folder)])
+    assert longest_first(files)[-1] == names(files).index("bad.mp3")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_file_whose_name_is_no_utf_8_is_transcribed_and_named(pipe, folder, capsys):
+    name = os.path.join(os.fsencode(folder), b"caf\xe9.wav")
+    os.rename(folder / "a.wav", name)
+    printed = {}
+    for batch_size in (1, 3):
+        assert not transcribe_files(
+            pipe, find_files([os.fsdecode(name), str(folder / "b.flac")]), batch_size=batch_size
+        )
+        printed[batch_size] = capsys.readouterr().out
+    file, text = printed[1].splitlines()[0].split("\t")
+    assert file == f"{folder}/caf\\udce9.wav" and text == pipe(os.fsdecode(name))["text"]
+    assert printed[1] == printed[3]
+    transcribe_files(pipe, [Path(os.fsdecode(name))], formats=["txt"])
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9.txt"), encoding="utf-8") as written:
+        assert written.read() == f"{text}\n"
 
 
 def test_the_command_says_which_language_it_found(tiny_checkpoint, folder, capsys):
