@@ -148,6 +148,8 @@ def transcribe(options: argparse.Namespace) -> None:
     task = "s2tt" if target else task_of(options.task)
     if task == "s2tt" and target is None:
         raise ValueError("A translation needs --target_language, such as fr or French.")
+    if task == "s2tt" and options.languages:
+        raise ValueError("--languages is for transcription; of a translation, name what is spoken with --language.")
     files = find_files(options.files)
     checkpoint = find_checkpoint(options.checkpoint)
     pipe = pipeline("speech-to-text", model=checkpoint.source, device=options.device, chunk_length_s=options.window)
@@ -158,8 +160,7 @@ def transcribe(options: argparse.Namespace) -> None:
         settings["return_timestamps"] = "word"
     if options.languages:
         settings["languages"] = options.languages
-    if options.voice_activity:
-        settings["voice_activity"] = True
+    settings |= _chosen(options, "max_new_tokens") | ({"voice_activity": True} if options.voice_activity else {})
     formats = list(FORMATS) if "all" in options.output_format else options.output_format
     settings |= {"formats": formats, "folder": options.output_dir, "batch_size": options.batch_size}
     failed = transcribe_files(pipe, files, overwrite=options.overwrite, **settings)
@@ -360,6 +361,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--output_dir", type=Path, help="for these files; beside each recording by default")
     verb.add_argument("--overwrite", action="store_true", help="write anew the files that are there already")
     _add_window(verb)
+    verb.add_argument(
+        "--max_new_tokens", type=_at_least(1), help="of a window's text; as the checkpoint says by default"
+    )
     verb.add_argument("--voice_activity", action="store_true", help="leave out what is no speech (extra `vad`)")
     verb.add_argument("--batch_size", type=_at_least(1), default=1, help="windows decoded at once (default 1)")
     verb.add_argument("--device", type=_device, help="such as cuda:0 or cpu; the first accelerator by default")

@@ -358,7 +358,8 @@ def _open_source(audio: object) -> _Source:
         path, encoded = audio.get("path"), audio.get("bytes")
         if path is None and encoded is None:
             raise AudioError(
-                f"A mapping of audio holds 'array' and 'sampling_rate', or 'path' or 'bytes'; this one {sorted(audio)}.",
+                f"A mapping of audio holds 'array' and 'sampling_rate', or 'path' or 'bytes'; this one {sorted(audio)}. "
+                "Give one column of a dataset, to a pipeline by `KeyDataset(dataset, 'audio')`.",
                 "no audio",
             )
         name = f"audio bytes of {path!r}"

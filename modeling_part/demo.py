@@ -26,6 +26,7 @@ from .demo_messages import errors_shown, shown
 from .evaluation.tables import markdown_cell
 from .formats_part import MediaTooLongError
 from .pipeline_part import PARTPipeline
+from .repetition_part import remarks
 from .silence_part import is_silence
 from .subtitles_part import FORMATS
 
@@ -141,6 +142,7 @@ def _stream(
     rate = pipe.processor.sampling_rate
     seconds, started = len(waveform) / rate, time.monotonic()
     so_far = Answer(dict.fromkeys(TASKS[task], ""))
+    told: dict[str, None] = {}  # of both tasks once
     for one in TASKS[task]:
         windows: list[dict] = []
         options = asked_of(one, source_lang, target_lang, languages)
@@ -154,10 +156,11 @@ def _stream(
             so_far.texts[one] = text
             so_far.status = f"{clock(done)} of {clock(seconds)} answered, {time.monotonic() - started:.0f} s"
             yield so_far
+        told |= dict.fromkeys(remarks(windows[-1]) if windows else ())
         if windows and (one == "asr" or task == TRANSLATE):
             so_far.chunks = windows[-1]["chunks"]
     took = time.monotonic() - started
-    so_far.status = f"{seconds:.1f} s of sound answered in {took:.1f} s."
+    so_far.status = " ".join([f"{seconds:.1f} s of sound answered in {took:.1f} s.", *told])
     if not any(so_far.texts.values()):
         so_far.status = f"No speech was found in {seconds:.1f} s of sound."
     yield so_far

@@ -113,7 +113,8 @@ def follow(
         if seconds >= limit:
             status = f"This page takes up to {max_minutes:g} minutes: what came after is not heard."
         elif any(texts.values()):
-            status = f"{seconds:.1f} s of sound answered."
+            told = dict.fromkeys(remark for one in so_far for remark in one.remarks)
+            status = " ".join([f"{seconds:.1f} s of sound answered.", *told])
         else:
             status = f"No speech was found in {seconds:.1f} s of sound."
         yield texts, status

@@ -13,6 +13,7 @@ import numpy as np
 from .audio_part import load_audio
 from .drafts_part import PlaceInDraft
 from .prompts_part import task_of
+from .repetition_part import remarks
 from .windows_part import split_units, unit_key
 
 
@@ -25,6 +26,7 @@ class LiveText(NamedTuple):
     text: str  # final: later ones begin with it
     tentative: str  # what may follow, as far as it is heard now; it may change
     seconds: float  # of the recording so far
+    remarks: tuple[str, ...] = ()  # on the last transcript, where an answer had no end, see [`remarks`]
 
 
 def transcribe_live(
@@ -53,7 +55,7 @@ def transcribe_live(
         window = getattr(pipe.processor.feature_extractor, "n_samples", 30 * rate) / rate
         longest = options.get("chunk_length_s") or window * 2 / 3
     has_times = pipe.model.alignment_head is not None and task_of(options.get("task", "asr")) == "asr"
-    heard = _Heard(pipe, {**options, "return_timestamps": "word" if has_times else None}, rate)
+    heard = _Heard(pipe, {**options, "return_timestamps": "word" if has_times else False}, rate)
     for piece in pieces:
         heard.add(piece)
         if heard.new >= interval * rate:
@@ -73,6 +75,7 @@ class _Heard:
         self.inside = 0  # how many of these are of the audio that is not forgotten
         self.before: list[str] = []  # what followed the final words in the last transcript
         self.times: list[tuple[float | None, float | None]] = []
+        self.remarks: tuple[str, ...] = ()
 
     def add(self, piece: np.ndarray) -> None:
         piece = piece if hasattr(piece, "detach") else np.asarray(piece)
@@ -119,6 +122,7 @@ class _Heard:
         if not self._is_heard():
             return [], []
         answer = self.pipe({"raw": self.audio, "sampling_rate": self.rate}, **self.options)
+        self.remarks = tuple(remarks(answer, self.total / self.rate - len(self.audio) / self.rate))
         if self.options["return_timestamps"] == "word":
             words = [chunk["text"] for chunk in answer["chunks"]]
             times = [chunk["timestamp"] for chunk in answer["chunks"]]
@@ -145,7 +149,7 @@ class _Heard:
     def _text(self) -> LiveText:
         text = "".join(_spaced(self.final))
         tentative = "".join(_spaced([*self.final, *self.before]))[len(text) :]
-        return LiveText(text, tentative, self.total / self.rate)
+        return LiveText(text, tentative, self.total / self.rate, self.remarks)
 
 
 def _spaced(words: list[str]) -> list[str]:

@@ -262,7 +262,7 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
     >>> model = AutoModelForSpeechSeq2Seq.from_pretrained("runs/quickstart/joint")
     >>> processor = AutoProcessor.from_pretrained("runs/quickstart/joint")
     >>> inputs = processor("clip.wav", task="s2tt", source_lang="fr", target_lang="en")
-    >>> ids = model.generate(**inputs, max_new_tokens=64)
+    >>> ids = model.generate(**inputs)
     >>> processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ```
     """

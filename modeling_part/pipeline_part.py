@@ -18,12 +18,12 @@ from transformers.pipelines.base import ChunkPipeline
 from .alignment_part import align_answers, clip_embeds
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
-from .features_part import MINIMUM_SECONDS
-from .language_part import known_languages, language_log_probs, spoken_language
+from .language_part import language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
+from .options_part import OF_A_ROW, sorted_options, window_samples
 from .processing_part import PARTProcessor
-from .prompts_part import TASKS, TEXT_TASKS, one_context, task_of
-from .repetition_part import cut_loops
+from .prompts_part import TASKS, TEXT_TASKS, task_of, task_of_row
+from .repetition_part import cut_loops, cut_off, end_ids, token_limit
 from .silence_part import is_silence, silent_windows
 from .voice_activity_part import speech_windows
 from .windows_part import cut_windows, join_window, merge_texts, merge_units, overlap_share, split_units
@@ -34,12 +34,7 @@ from .word_times_part import word_chunks, word_times
 CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {"impl": "pipeline_part.PARTPipeline", "pt": ["AutoModelForSpeechSeq2Seq"]}
 }
-# What each of a list of inputs may have its own of.
-OF_A_ROW = ("task", "source_lang", "target_lang", "prompt", "context")
-OF_PREPROCESS = (*OF_A_ROW, "chunk_length_s", "stride_length_s", "voice_activity")
-OF_FORWARD = ("max_new_tokens", "generate_kwargs", "ctc_draft", "return_confidence", "languages")
 RELAXED = ("ctc_draft", "assistant_ensemble_weight")
-DEFAULT_CHUNK_LENGTH = 30.0  # seconds, for encoders without a window of their own
 
 
 class _Row(NamedTuple):
@@ -70,7 +65,7 @@ class PARTPipeline(ChunkPipeline):
     names the pipeline there, to `pipeline(...)`:
 
     Args:
-        task: `"asr"` (default), `"s2tt"` or `"mt"`.
+        task: `"asr"` (default without a `target_lang`), `"s2tt"` or `"mt"`.
         source_lang, target_lang: BCP-47 codes; the source may stay unnamed, `"asr"` has no target.
         prompt: replaces the instruction of the task.
         context: names and terms that may be said, as text or a list of words, see [`PARTProcessor`]. In a call with a list,
@@ -101,7 +96,8 @@ class PARTPipeline(ChunkPipeline):
         the text; windows meet in the middle of their overlap. A translated text has no chunks. A word has the times
         (None, None) where its window's text has more tokens than the window has audio tokens. Where greedy decoding did not
         end but said the same again and again (after relaxed acceptance of a draft it is tried without), this is cut after the
-        first time, and `"repetitions"` holds the windows' (start, end); None for text.
+        first time, and `"repetitions"` holds the windows' (start, end); None for text. Where `max_new_tokens` ended another answer,
+        `"cut_off"` holds them: what is said later in these windows is not in the text.
     """
 
     _load_processor = True
@@ -183,52 +179,13 @@ class PARTPipeline(ChunkPipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(
-        self, return_timestamps: bool | str | None = None, ignore_warning: bool | None = None, **options
-    ) -> tuple[dict, dict, dict]:
-        if unknown := sorted(set(options) - {*OF_PREPROCESS, *OF_FORWARD}):
-            raise TypeError(f"Unknown options {unknown}; the pipeline takes {[*OF_PREPROCESS, *OF_FORWARD]}.")
-        preprocess = {name: options.get(name) for name in OF_PREPROCESS}
-        preprocess["context"] = one_context(preprocess["context"])
-        forward = {name: options.get(name) for name in OF_FORWARD}
-        if options.get("languages") is not None:
-            forward["languages"] = known_languages(self.processor, options["languages"])
-        generate_kwargs, most = options.get("generate_kwargs"), options.get("max_new_tokens")
-        if not isinstance(generate_kwargs, (dict, type(None))):
-            raise ValueError(f"`generate_kwargs` is {generate_kwargs!r}; give a dict of arguments of `generate`.")
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
-            raise ValueError(f"`max_new_tokens` is {most!r}; give a whole number of tokens.")
-        if listed := [name for name in OF_A_ROW if isinstance(preprocess[name], (list, tuple))]:
-            raise ValueError(f"{listed} are lists: those are for a call with a list of inputs; give one value here.")
-        if not isinstance(options.get("voice_activity"), (bool, type(None))):
-            raise ValueError(f"`voice_activity` is {options['voice_activity']!r}; give True or False.")
-        if return_timestamps not in (None, False, True, "word"):
-            raise ValueError(
-                f"`return_timestamps` is {return_timestamps!r}; PART gives the times of windows (True) or words ('word')."
-            )
-        forward["with_words"] = None if return_timestamps is None else return_timestamps == "word"
-        if forward["with_words"] and self.model.alignment_head is None:
-            raise ValueError(
-                "`return_timestamps='word'` needs a checkpoint with an alignment head, as the recipe part_aligned trains "
-                "it; this one has none."
-            )
-        if of_whisper := {"language", "task"} & set(generate_kwargs or {}):
-            raise ValueError(
-                f"`generate_kwargs` hold {sorted(of_whisper)}, which are Whisper's: give `task`, `source_lang` and "
-                "`target_lang` to the pipeline, as codes such as 'fr'."
-            )
-        if (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
-            raise ValueError(
-                "The pipeline gives one text per recording; for n-best lists call `model.generate` with "
-                "`num_return_sequences`, `return_dict_in_generate=True` and `output_scores=True`."
-            )
-        given = [{name: value for name, value in part.items() if value is not None} for part in (preprocess, forward)]
-        return *given, {}
+    def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
+        return *sorted_options(options, self.processor, self.model.alignment_head is not None), {}
 
     def preprocess(
         self,
         inputs,
-        task: str = "asr",
+        task: str | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | tuple[float, float] | None = None,
         voice_activity: bool = False,
@@ -241,13 +198,17 @@ class PARTPipeline(ChunkPipeline):
             given |= {"voice_activity": voice_activity, **options}
             yield from self.preprocess(inputs, **{**given, **own})
             return
+        task = task_of_row(task, options.get("source_lang"), options.get("target_lang"))
         row = {"task": task, **options}
         if task in TEXT_TASKS:
             yield {"row": {**row, "source_text": inputs}, "span": None, "is_silent": False, "is_last": True}
             return
-        waveform = self._waveform(inputs)
+        if isinstance(inputs, dict) and inputs.get("raw") is not None:  # transformers' name for an array
+            inputs = {**inputs, "array": inputs["raw"]}
+        waveform = self.processor.waveform(inputs, None)
         rate = self.processor.sampling_rate
-        window, overlap = self._window(chunk_length_s, stride_length_s)
+        longest = getattr(self.processor.feature_extractor, "n_samples", None)
+        window, overlap = window_samples(chunk_length_s, stride_length_s, rate, longest)
         spans = (
             speech_windows(waveform, rate, window) if voice_activity else cut_windows(len(waveform), window, overlap)
         )
@@ -261,53 +222,6 @@ class PARTPipeline(ChunkPipeline):
                 "is_silent": is_silent or is_silence(waveform[start:end]),
                 "is_last": index == len(spans) - 1,
             }
-
-    def _waveform(self, inputs) -> np.ndarray:
-        """`(samples,)` float32 at the encoder's rate."""
-        sampling_rate = None
-        if isinstance(inputs, dict):
-            array = next((inputs[key] for key in ("raw", "array") if inputs.get(key) is not None), None)
-            if array is not None:
-                if "sampling_rate" not in inputs:
-                    raise ValueError("An audio dict with an array needs its `sampling_rate` in Hz.")
-                inputs, sampling_rate = array, inputs["sampling_rate"]
-            elif inputs.get("path") is None and inputs.get("bytes") is None:
-                raise ValueError(
-                    f"An audio dict holds 'raw' or 'array' with 'sampling_rate', 'path' or 'bytes'; got "
-                    f"{sorted(inputs)}. Give one column of a dataset: `KeyDataset(dataset, 'audio')`."
-                )
-        return self.processor.waveform(inputs, sampling_rate)
-
-    def _window(
-        self, chunk_length_s: float | None, stride_length_s: float | tuple[float, float] | None
-    ) -> tuple[int, int]:
-        """Longest window and overlap, in samples."""
-        rate = self.processor.sampling_rate
-        longest = getattr(self.processor.feature_extractor, "n_samples", None)
-        if chunk_length_s is None:
-            chunk_length_s = DEFAULT_CHUNK_LENGTH if longest is None else longest / rate
-        strides = stride_length_s if isinstance(stride_length_s, (list, tuple)) else [stride_length_s] * 2
-        numbers = [chunk_length_s, *(stride for stride in strides if stride_length_s is not None)]
-        if len(strides) != 2 or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in numbers):
-            raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s!r} and `stride_length_s` {stride_length_s!r}: give seconds, and of "
-                "the second one number, or the left one and the right one."
-            )
-        if stride_length_s is None:
-            strides = [chunk_length_s / 12] * 2
-        if not (
-            MINIMUM_SECONDS <= chunk_length_s < float("inf") and min(strides) >= 0 and sum(strides) < chunk_length_s
-        ):
-            raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s} and `stride_length_s` {stride_length_s}: the first must be "
-                f"{MINIMUM_SECONDS} or more and the second at least 0 and less than half of the first (of two: their sum less than it)."
-            )
-        if longest is not None and round(chunk_length_s * rate) > longest:
-            raise ValueError(
-                f"`chunk_length_s` is {chunk_length_s}, longer than the encoder's window of {longest / rate:g} s; "
-                "lower it or leave it out."
-            )
-        return round(chunk_length_s * rate), round(sum(strides) * rate)
 
     def _forward(
         self,
@@ -323,7 +237,7 @@ class PARTPipeline(ChunkPipeline):
         if isinstance(rows, dict):  # transformers collates nothing when batch_size is 1
             rows, spans, silent, is_last = [rows], [spans], [silent], [is_last]
         columns = {name: [row.get(name) for row in rows] for name in {name: None for row in rows for name in row}}
-        others = sorted({row["task"] for row in rows} - {"asr", "transcribe"})
+        others = sorted({row["task"] for row in rows} - {"asr"})
         if with_words and others:
             raise ValueError(f"`return_timestamps='word'` is for transcription; the words of {others} are not spoken.")
         inputs = self.processor(**columns).to(self.device)
@@ -343,14 +257,14 @@ class PARTPipeline(ChunkPipeline):
             generate_kwargs["ctc_draft"] = True
         if max_new_tokens is not None:
             generate_kwargs["max_new_tokens"] = max_new_tokens
-        answers, looped = self._answers(inputs, generate_kwargs, silent)
+        answers, looped, cut = self._answers(inputs, generate_kwargs, silent)
         if any(looped) and generate_kwargs.get("ctc_draft") and "assistant_ensemble_weight" in generate_kwargs:
             # The draft may have led it there: an exact one could not.
             exact = {name: value for name, value in generate_kwargs.items() if name not in {*RELAXED, "streamer"}}
-            answers, looped = self._answers(inputs, exact, silent)
+            answers, looped, cut = self._answers(inputs, exact, silent)
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
-        texts = ["" if nothing else text.strip() for text, nothing in zip(texts, silent, strict=True)]
-        outputs = {"text": texts, "span": spans, "is_last": is_last, "looped": looped}
+        texts = [text.strip() for text in texts]
+        outputs = {"text": texts, "span": spans, "is_last": is_last, "looped": looped, "cut_off": cut}
         if with_words or return_confidence:
             tasks = [row["task"] for row in rows]
             aligned = align_answers(self.model, self.processor, inputs, outputs["text"], tasks)
@@ -365,16 +279,24 @@ class PARTPipeline(ChunkPipeline):
             outputs["languages"] = [None if nothing else one for one, nothing in zip(found, silent, strict=True)]
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
 
-    def _answers(self, inputs, generate_kwargs: dict, silent: list[bool]) -> tuple[list[list[int]], list[bool]]:
-        """Generated tokens without loops, and which of them had one, see [`cut_loops`]."""
+    def _answers(
+        self, inputs, generate_kwargs: dict, silent: list[bool]
+    ) -> tuple[list[list[int]], list[bool], list[bool]]:
+        """Generated tokens without loops, which of them had one, see [`cut_loops`], and which were [`cut_off`]."""
         if all(silent):  # nothing is asked where nothing is said
             if (streamer := generate_kwargs.get("streamer")) is not None:
                 streamer.end()  # or its reader would wait for ever
-            return [[] for _ in silent], [False] * len(silent)
+            return [[] for _ in silent], [False] * len(silent), [False] * len(silent)
         sequences = self.model.generate(**inputs, **generate_kwargs)
         if not isinstance(sequences, torch.Tensor):  # return_dict_in_generate
             sequences = sequences.sequences
-        return cut_loops(sequences[:, inputs["input_ids"].shape[1] :].tolist(), self._end_ids())
+        prompt = inputs["input_ids"].shape[1]
+        answers = [[] if nothing else one for one, nothing in zip(sequences[:, prompt:].tolist(), silent, strict=True)]
+        settings = (generate_kwargs.get("generation_config") or self.model.generation_config, generate_kwargs)
+        ends = end_ids(*settings)
+        kept, looped = cut_loops(answers, ends)
+        cut = cut_off(answers, ends, token_limit(*settings, prompt))
+        return kept, looped, [one and not loop for one, loop in zip(cut, looped, strict=True)]
 
     def _named_prompts(self, columns: dict[str, list], mask, of_languages: list[dict[str, float] | None]) -> dict:
         """The prompts of a batch that name, of rows that name none, the language that was found."""
@@ -385,12 +307,6 @@ class PARTPipeline(ChunkPipeline):
         rows = self.processor.rows_of(**{**columns, "source_lang": named})
         prompts = self.processor.assemble_prompts(rows, [] if mask is None else mask.sum(-1).tolist(), "left")
         return {name: tensor.to(self.device) for name, tensor in prompts.items()}
-
-    def _end_ids(self) -> set[int]:
-        """Tokens that end an answer, or fill the room behind its end."""
-        settings = self.model.generation_config
-        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        return {token for token in (*ends, settings.pad_token_id) if token is not None}
 
     def _language_log_probs(self, inputs, mask, texts: list[str] | None, rows: list[dict], languages) -> list:
         """See [`language_log_probs`]; None of rows that name their language, or are no transcription.
@@ -425,8 +341,9 @@ class PARTPipeline(ChunkPipeline):
             if "words" not in model_outputs[0]:
                 for chunk, units in zip(answer["chunks"], of_windows, strict=False):
                     chunk["confidence"] = overall(units)
-        if looped := [output["span"] for output in model_outputs if output["looped"]]:
-            answer["repetitions"] = looped
+        for name, sign in (("repetitions", "looped"), ("cut_off", "cut_off")):
+            if spans := [output["span"] for output in model_outputs if output[sign]]:
+                answer[name] = spans
         if spoken := [output["languages"] for output in model_outputs if output.get("languages") is not None]:
             answer |= spoken_language(spoken)
         return answer
@@ -438,10 +355,13 @@ class PARTPipeline(ChunkPipeline):
     def _window_chunks(self, model_outputs: list[dict]) -> dict:
         spans = [output["span"] for output in model_outputs]
         texts = merge_texts([output["text"] for output in model_outputs], overlap_share(spans))
-        edges = [spans[0][0], *((left[1] + right[0]) / 2 for left, right in pairwise(spans)), spans[-1][1]]
+        seams = [(left[1] + right[0]) / 2 for left, right in pairwise(spans)]
+        # Where silence lies between two windows, each has its own edge.
+        starts = [spans[0][0], *(max(seam, right[0]) for seam, right in zip(seams, spans[1:], strict=True))]
+        ends = [*(min(seam, left[1]) for seam, left in zip(seams, spans[:-1], strict=True)), spans[-1][1]]
         chunks = [
             {"text": text, "timestamp": (round(start, 3), round(end, 3))}
-            for text, (start, end) in zip(texts, pairwise(edges), strict=True)
+            for text, start, end in zip(texts, starts, ends, strict=True)
         ]
         return {"text": "".join(texts).strip(), "chunks": chunks}
 

@@ -29,7 +29,7 @@ from .prompts_part import (
     check_instructions,
     code_of,
     one_context,
-    task_of,
+    task_of_row,
 )
 from .saved_prompt_part import RECORD, check_saved, saved_with
 from .templates_part import freeze_clock
@@ -164,7 +164,7 @@ class PARTProcessor(ConventionalProcessor):
                 as are the next six.
             source_lang: BCP-47 code or English name of the speech's or the source text's language; None: not named in the
                 prompt.
-            target_lang: BCP-47 code of the answer; not needed for `"asr"`.
+            target_lang: BCP-47 code of the answer; not needed for `"asr"`, and refused without a task where it is another.
             text: the answer. Gives `labels` that cover the answer and its end token only. Where it holds the
                 `audio_token`, or there is no audio, and none of the other arguments is given, it is instead a whole
                 prompt, as other processors take it and `apply_chat_template` gives it: one placeholder per clip.
@@ -227,10 +227,10 @@ class PARTProcessor(ConventionalProcessor):
     def rows_of(audio=None, task=None, text=None, **columns) -> list[dict]:
         """Rows as [`assemble`] and [`assemble_prompts`] take them, of what `__call__` is given, one for all or one per row."""
         columns = {**dict.fromkeys(("source_lang", "target_lang", "source_text", "prompt", "context")), **columns}
-        columns |= {"audio": audio, "task": "asr" if task is None else task, "text": text}
+        columns |= {"audio": audio, "task": task, "text": text}
         rows = broadcast(**{name: as_list(value) for name, value in columns.items()})
         for row in rows:  # Whisper's words
-            row |= {"task": task_of(row["task"])}
+            row |= {"task": task_of_row(row["task"], row["source_lang"], row["target_lang"])}
             row |= {name: code_of(row[name]) for name in ("source_lang", "target_lang")}
         return rows
 

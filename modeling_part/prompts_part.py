@@ -87,6 +87,22 @@ def task_of(word: str) -> str:
     return TASK_WORDS.get(word, word) if isinstance(word, str) else word
 
 
+def task_of_row(task: str | None, source_lang: str | None, target_lang: str | None) -> str:
+    """The task of a row: the one that is named, or transcription.
+
+    Raises:
+        ValueError: none is named, but a language to translate into is, which transcription would pass over.
+    """
+    if task is not None:
+        return task_of(task)
+    if target_lang is not None and code_of(target_lang) != code_of(source_lang):
+        raise ValueError(
+            f"`target_lang` is {target_lang!r} and no task is named, which transcribes: give `task='s2tt'` to translate "
+            "speech (`'mt'`: text), or leave `target_lang` out."
+        )
+    return "asr"
+
+
 def code_of(language: str | None) -> str | None:
     """A language's code, of the code or the English name (`English`, `french`); anything else as it is."""
     return _CODES.get(language.casefold(), language) if isinstance(language, str) else language

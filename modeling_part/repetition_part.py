@@ -1,10 +1,10 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Answers that end in a loop: greedy decoding that says the same again and again until no more tokens are allowed.
+"""Answers without an end: greedy decoding that says the same again and again until no more tokens are allowed, or had more to say.
 
-Whisper knows such answers by how well they compress; here the answer has no end token, and its last tokens repeat.
+Whisper knows the first by how well they compress; here the answer has no end token, and its last tokens repeat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 # So many tokens in a row that repeat what stands before them, four times or more, are no speech.
@@ -50,4 +50,55 @@ def cut_loops(answers: Sequence[Sequence[int]], end_ids: set[int]) -> tuple[list
     return kept, looped
 
 
-__all__ = ["cut_loops", "loop_start"]
+def cut_off(answers: Sequence[Sequence[int]], end_ids: set[int], limit: int) -> list[bool]:
+    """Which answers were ended by the limit of tokens, not by themselves or by what else the caller stops them.
+
+    Args:
+        answers: generated tokens, with padding after the end.
+        end_ids: see [`end_ids`].
+        limit: see [`token_limit`].
+    """
+    return [len(ids) >= max(limit, 1) and not end_ids.intersection(ids) for ids in answers]
+
+
+def end_ids(settings, given: Mapping) -> set[int]:
+    """Tokens that end an answer, or fill the room behind its end.
+
+    Args:
+        settings: the `GenerationConfig`.
+        given: arguments of `generate`, which come first.
+    """
+    ends = given.get("eos_token_id", settings.eos_token_id)
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    return {token for token in (*ends, given.get("pad_token_id", settings.pad_token_id)) if token is not None}
+
+
+def token_limit(settings, given: Mapping, prompt: int) -> int:
+    """How many tokens an answer may have after `prompt` of them; `settings` and `given` as in [`end_ids`]."""
+    if (most := given.get("max_new_tokens", settings.max_new_tokens)) is not None:
+        return most
+    return (given.get("max_length", settings.max_length) or 0) - prompt  # below 0: transformers' own default of 20
+
+
+def remarks(answer: Mapping, offset: float = 0.0) -> list[str]:
+    """What is to be said of an answer that has `"repetitions"`, or was `"cut_off"`, a sentence each.
+
+    Args:
+        answer: of [`PARTPipeline`].
+        offset: seconds of a recording before what the answer heard.
+
+    >>> remarks({"text": "one", "cut_off": [(0.0, 30.0)]})
+    ['The text between 0.0 and 30.0 s was cut off at its limit of tokens (`max_new_tokens`).']
+    """
+    said = []
+    for name, what, how in (
+        ("repetitions", "A repetition without end", "was cut"),
+        ("cut_off", "The text", "was cut off at its limit of tokens (`max_new_tokens`)"),
+    ):
+        for span in answer.get(name, ()):
+            where = "" if span is None else f" between {span[0] + offset:.1f} and {span[1] + offset:.1f} s"
+            said.append(f"{what}{where} {how}.")
+    return said
+
+
+__all__ = ["cut_loops", "cut_off", "end_ids", "loop_start", "remarks", "token_limit"]

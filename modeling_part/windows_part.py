@@ -21,6 +21,9 @@ UNSPACED_SCRIPTS = (
 )
 
 
+LEAST_OVERLAP = 0.01  # of a window: less is rounding, or too short for a word
+
+
 def cut_windows(samples: int, window: int, overlap: int) -> list[tuple[int, int]]:
     """Cut `samples` into the fewest equal windows of at most `window` that overlap by `overlap`.
 
@@ -39,11 +42,12 @@ def cut_windows(samples: int, window: int, overlap: int) -> list[tuple[int, int]
 
 
 def overlap_share(spans: list[tuple[float, float]]) -> float:
-    """Which part of a window its neighbour hears too, 0 to 1."""
+    """Which part of a window its neighbour hears too, 0 to 1; 0 for less than `LEAST_OVERLAP`."""
     if len(spans) < 2:
         return 0.0
     (_, end), (start, stop) = spans[0], spans[1]
-    return max(0.0, end - start) / (stop - start)  # 0 where they are apart, with silence between
+    share = max(0.0, end - start) / (stop - start)  # 0 where they are apart, with silence between
+    return share if share >= LEAST_OVERLAP else 0.0
 
 
 def merge_texts(texts: list[str], share: float = 1.0) -> list[str]:

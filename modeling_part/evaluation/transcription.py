@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..audio_part import AudioError
 from ..data.rows import audio_durations
+from ..repetition_part import remarks
 from ..subtitles_part import FORMATS
 
 
@@ -143,11 +144,8 @@ def transcribe_files(
                 aside = path.with_name(f"{path.name}.new")
                 aside.write_text(FORMATS[form](answer), encoding="utf-8")
                 aside.replace(path)
-            for start, end in answer.get("repetitions", ()):
-                print(
-                    f"{printable(files[at])}: a repetition without end was cut between {start:.1f} and {end:.1f} s",
-                    file=sys.stderr,
-                )
+            for remark in remarks(answer):
+                print(f"{printable(files[at])}: {remark}", file=sys.stderr)
             progress.update(readable.read[done] + 1 - progress.n)
     failed = {readable.files[number]: reason for number, reason in readable.failed.items()}
     for file, reason in failed.items():

@@ -169,6 +169,23 @@ def test_the_command_tells_the_trained_languages_apart_and_takes_a_run_and_a_win
     assert "language" not in json.loads((folder / "a.json").read_text())
 
 
+def test_a_text_that_was_cut_off_is_told_and_may_be_longer(tiny_checkpoint, folder, capsys):
+    words = ["transcribe", str(tiny_checkpoint), str(folder / "a.wav"), "--device", "cpu", "--language", "en"]
+    main([*words, "--max_new_tokens", "4"])
+    printed = capsys.readouterr()
+    remark = "The text between 0.0 and 1.0 s was cut off at its limit of tokens (`max_new_tokens`)."
+    assert f"{folder / 'a.wav'}: {remark}\n" in printed.err
+    main([*words, "--max_new_tokens", "8"])
+    assert len(capsys.readouterr().out) > len(printed.out)
+
+
+def test_languages_to_tell_apart_are_not_passed_over_by_a_translation(folder, capsys):
+    for asked in (["--target_language", "fr"], ["--task", "translate"]):
+        with pytest.raises(SystemExit):
+            main(["transcribe", "/nowhere", str(folder), "--languages", "en", "de", *asked])
+        assert "--languages is for transcription" in capsys.readouterr().err
+
+
 def test_what_is_no_task_of_files_is_refused_before_anything_is_loaded(folder, capsys):
     for task in ("mt", "text", "sing"):
         with pytest.raises(SystemExit):

@@ -130,7 +130,7 @@ def test_a_real_pipeline_ends_with_a_text(has_head):
     audio = 0.1 * np.random.default_rng(0).standard_normal(6 * 16_000).astype(np.float32)
     texts = list(pipe.live(cut(audio, [4000]), interval=1.5, source_lang="en"))
     assert len(texts) >= 4 and texts[-1].seconds == 6.0 and texts[-1].tentative == ""
-    assert list(pipe.live([])) == [("", "", 0.0)]
+    assert list(pipe.live([])) == [("", "", 0.0, ())]
 
 
 def test_what_a_pipeline_is_given_once_holds_for_live_audio():
@@ -150,6 +150,17 @@ def test_what_a_pipeline_is_given_once_holds_for_live_audio():
     )
     list(transcriber.live(cut(np.zeros(12 * 16_000, dtype=np.float32), [8000])))
     assert max(heard) <= 3.5 * 16_000, "cut after `chunk_length_s`"
+
+
+def test_a_pipeline_made_with_the_times_of_words_translates_live_too():
+    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    once = {"return_timestamps": "word", "max_new_tokens": 4}
+    pipe = PARTPipeline(model=model.eval(), processor=processor, device="cpu", **once)
+    audio = 0.1 * np.random.default_rng(0).standard_normal(2 * 16_000).astype(np.float32)
+    asked = {"task": "s2tt", "target_lang": "en"}
+    *_, last = pipe.live(cut(audio, [8000]), **asked)
+    assert last.text.split() == pipe(audio, return_timestamps=False, **asked)["text"].split() != []
 
 
 def test_a_last_piece_too_short_to_be_heard_loses_nothing():

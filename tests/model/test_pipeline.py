@@ -121,6 +121,13 @@ def test_repetition_is_joined_within_the_expected_overlap():
     assert "".join(merge_texts(["no no", "no no"], share=0.0)) == "no no no no"
 
 
+def test_a_word_said_twice_at_a_seam_without_overlap_is_kept_twice():
+    spans = cut_windows(700_001, 480_000, 0)
+    assert spans == [(0, 350_001), (350_000, 700_001)]  # which rounding makes overlap
+    assert "".join(merge_texts(["five two two", "two nine"], overlap_share(spans))) == "five two two two nine"
+    assert overlap_share(cut_windows(700_001, 480_000, 480_000 // 100 + 1)) > 0
+
+
 @given(st.text(st.sampled_from("ab é你ทีか \n.,한"), max_size=20))
 def test_units_hold_the_whole_text(text):
     assert "".join(split_units(text)) == text.rstrip()
@@ -149,7 +156,8 @@ def test_answer_is_that_of_generate(pipe, clip):
     ids = pipe.model.generate(**inputs, max_new_tokens=6)
     text = pipe.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     assert text
-    assert result == {"text": text, "chunks": [{"text": text, "timestamp": (0.0, 1.0)}]}
+    chunks = [{"text": text, "timestamp": (0.0, 1.0)}]
+    assert result == {"text": text, "chunks": chunks, "cut_off": [(0.0, 1.0)]}  # by `max_new_tokens`
 
 
 class Decoder:
@@ -219,6 +227,14 @@ def test_each_of_a_list_may_have_its_own_languages(pipe, clip, long_clip):
         next(pipe.stream(clip, source_lang=["en"]))
 
 
+def test_windows_with_silence_between_them_have_their_own_times(pipe):
+    outputs = [{"text": text, "span": span} for text, span in (("a b", (0.0, 20.0)), ("c", (80.0, 100.0)))]
+    outputs = [{**output, "looped": False, "cut_off": False} for output in outputs]
+    assert [chunk["timestamp"] for chunk in pipe.postprocess(outputs)["chunks"]] == [(0.0, 20.0), (80.0, 100.0)]
+    outputs[1]["span"] = (16.0, 36.0)
+    assert [chunk["timestamp"] for chunk in pipe.postprocess(outputs)["chunks"]] == [(0.0, 18.0), (18.0, 36.0)]
+
+
 def test_context_may_differ_left_and_right(pipe, long_clip):
     assert pipe(long_clip, chunk_length_s=3, stride_length_s=(0.75, 0.25)) == pipe(
         long_clip, chunk_length_s=3, stride_length_s=0.5
@@ -255,10 +271,13 @@ def test_text_is_translated_too(pipe):
 def test_options_given_at_construction_are_defaults(tiny_checkpoint, clip):
     options = {"source_lang": "en", "target_lang": "fr", "max_new_tokens": 4}
     fixed = pipeline("speech-to-text", model=str(tiny_checkpoint), device="cpu", **options)
-    (window,) = fixed.preprocess(clip, **fixed._preprocess_params)
+    (window,) = fixed.preprocess(clip, task="s2tt", **fixed._preprocess_params)
     assert window["row"]["source_lang"] == "en" and window["row"]["target_lang"] == "fr"
-    assert fixed(clip) == fixed(clip, source_lang="en")
-    assert len(fixed.tokenizer(fixed(clip)["text"])["input_ids"]) <= 12
+    for task in ("asr", "s2tt"):
+        assert fixed(clip, task=task) == fixed(clip, task=task, source_lang="en")
+        assert len(fixed.tokenizer(fixed(clip, task=task)["text"])["input_ids"]) <= 12
+    with pytest.raises(ValueError, match="no task is named"):  # a default is passed over as little
+        fixed(clip)
 
 
 def test_prompt_and_language_change_what_the_model_is_asked(pipe, clip, monkeypatch):
@@ -299,6 +318,16 @@ def test_words_that_may_be_said_are_a_list_or_text(pipe, clip, monkeypatch):
     assert ["Context: Ana" in asked[0][0], "Context: Bob, Eve" in asked[1][0]] == [True, True]
     with pytest.raises(ValueError, match="`context` holds 3; give text, or a list of words"):
         pipe(clip, context=["Ana", 3])
+
+
+def test_a_language_to_translate_into_needs_the_task(pipe, clip):
+    for source in ("en", None):
+        with pytest.raises(ValueError, match=r"is 'fr' and no task is named.*`task='s2tt'`"):
+            pipe(clip, source_lang=source, target_lang="fr")
+    with pytest.raises(ValueError, match="`target_lang` is 'de' and no task is named"):
+        pipe([clip, clip], source_lang="en", target_lang=["en", "de"])
+    for asked in ({"task": "asr", "target_lang": "fr"}, {"target_lang": "English"}):
+        assert pipe(clip, source_lang="en", **asked) == pipe(clip, source_lang="en")
 
 
 def test_a_task_given_once_is_that_of_every_call(pipe, clip):
@@ -426,8 +455,13 @@ def test_unknown_options_and_inputs_are_refused(pipe, clip):
         with pytest.raises(ValueError, match=f"`{name}` is "):
             pipe(clip, **{name: value})
     assert pipe(clip, ignore_warning=True) == pipe(clip)  # as of transformers' own
-    with pytest.raises(ValueError, match="sampling_rate"):
-        pipe({"raw": clip})
+    for mapping in ({"raw": clip}, {"array": clip, "sampling_rate": None}, {"array": clip.tolist()}):
+        with pytest.raises(ValueError, match="needs its `sampling_rate` in Hz"):
+            pipe(mapping)
+    assert pipe({"array": clip.tolist(), "sampling_rate": RATE}) == pipe(clip)
+    for switch in ("ctc_draft", "return_confidence", "voice_activity"):
+        with pytest.raises(ValueError, match=f"`{switch}` is 'no'; give True or False"):
+            pipe(clip, **{switch: "no"})
     with pytest.raises(ValueError, match="one column of a dataset"):
         pipe({"sentence": "x"})
     with pytest.raises(ValueError, match="no audio file"):

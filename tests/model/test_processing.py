@@ -246,6 +246,8 @@ class TestPrompt:
             processor(sine(0.1), source_lang="tlh")
         with pytest.raises(ValueError, match="Unknown task 'tts'; the tasks are asr, s2tt, mt"):
             processor(sine(0.1), task="tts")
+        with pytest.raises(ValueError, match="`target_lang` is 'fr' and no task is named"):
+            processor(np.zeros(RATE, dtype=np.float32), source_lang="en", target_lang="fr")
         with pytest.raises(ValueError, match="'s2tt' needs a `target_lang`"):
             processor(sine(0.1), task="s2tt")
         with pytest.raises(ValueError, match="'asr' needs `audio`"):

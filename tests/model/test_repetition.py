@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import pipeline
 
-from modeling_part.repetition_part import LEAST_TOKENS, cut_loops, loop_start
+from modeling_part import demo, demo_live, repetition_part
+from modeling_part.repetition_part import LEAST_TOKENS, cut_loops, loop_start, remarks
 
 
 TOKENS = st.lists(st.integers(0, 5), max_size=12)
@@ -53,7 +55,57 @@ def test_the_pipeline_cuts_it_and_says_where(looping_pipe):
     answer = looping_pipe(sound, chunk_length_s=3, stride_length_s=0)
     assert answer["text"].split() == ["two", "one"]
     assert answer["repetitions"] == [(3.0, 6.0)]
-    assert "repetitions" not in looping_pipe(sound[:16_000])
+    assert "repetitions" not in looping_pipe(sound[:16_000]) and "cut_off" not in answer
+    assert remarks(answer, 10.0) == ["A repetition without end between 13.0 and 16.0 s was cut."]
+
+
+@pytest.fixture
+def talking_pipe(tiny_checkpoint, monkeypatch):
+    """A model that would never end, and counts up to where it must."""
+    pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), device="cpu")
+    numbers = [pipe.processor.text_tokens(text)[0][0] for text in ("one", "two", "three", "four", "five")]
+
+    def generate(streamer=None, **inputs):
+        most = inputs.get("max_new_tokens", pipe.model.generation_config.max_new_tokens)
+        most = min(most, inputs.get("stopped_at", most))
+        answer = torch.tensor(numbers * 100)[:most].expand(len(inputs["input_ids"]), -1)
+        if streamer is not None:
+            streamer.put(inputs["input_ids"]), streamer.put(answer), streamer.end()
+        return torch.cat([inputs["input_ids"], answer], -1)
+
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    monkeypatch.setattr(repetition_part, "LONGEST_PHRASE", 4)  # so that five in a row are no loop
+    return pipe
+
+
+def test_what_the_limit_of_tokens_cuts_off_is_told(talking_pipe, looping_pipe):
+    sound = 0.1 * np.random.default_rng(0).standard_normal(6 * 16_000).astype(np.float32)
+    answer = talking_pipe(sound, chunk_length_s=3, stride_length_s=0, max_new_tokens=4)
+    assert answer["cut_off"] == [(0.0, 3.0), (3.0, 6.0)] and "repetitions" not in answer
+    sentence = "The text{} was cut off at its limit of tokens (`max_new_tokens`)."
+    assert remarks(answer, 1.0) == [sentence.format(f" between {span} s") for span in ("1.0 and 4.0", "4.0 and 7.0")]
+    assert "cut_off" not in looping_pipe(sound[:16_000], max_new_tokens=4)  # which ends
+
+
+def test_what_else_ends_an_answer_is_no_limit(talking_pipe):
+    sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    silence = np.zeros(16_000, dtype=np.float32)
+    stopped = {"stopped_at": 3}  # as by a `StoppingCriteria`
+    assert "cut_off" not in talking_pipe(sound, generate_kwargs=stopped, max_new_tokens=4)
+    end = talking_pipe.processor.text_tokens("two")[0][0]
+    assert "cut_off" not in talking_pipe(sound, generate_kwargs={"eos_token_id": [end]}, max_new_tokens=4)
+    both = talking_pipe([sound, silence], batch_size=2, max_new_tokens=4)
+    assert ["cut_off" in answer for answer in both] == [True, False]
+    text = talking_pipe("Bonjour", task="mt", target_lang="en", max_new_tokens=4)
+    assert text["cut_off"] == [None] and remarks(text)[0].startswith("The text was cut off")
+
+
+def test_a_stream_and_live_audio_tell_it_too(talking_pipe):
+    sound, windows = 0.1 * np.random.default_rng(0).standard_normal(3 * 16_000).astype(np.float32), []
+    list(talking_pipe.stream(sound, on_window=windows.append, max_new_tokens=4))
+    assert windows[-1]["cut_off"]
+    *_, last = talking_pipe.live([sound[:16_000], sound[16_000:]], max_new_tokens=4)
+    assert last.remarks == tuple(remarks(windows[-1]))
 
 
 def test_after_relaxed_acceptance_it_is_tried_without_the_draft(tiny_checkpoint, monkeypatch):
@@ -71,3 +123,16 @@ def test_after_relaxed_acceptance_it_is_tried_without_the_draft(tiny_checkpoint,
     assert answer["text"] == "one" and "repetitions" not in answer and asked == [True, False]
     asked.clear()
     assert "repetitions" in pipe(sound, ctc_draft=True) and asked == [True]  # an exact draft could not have led there
+
+
+def test_the_page_tells_it_of_recordings_and_live_audio(talking_pipe, tmp_path):
+    sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    soundfile.write(tmp_path / "clip.wav", sound, 16_000)
+    remark = "The text between 0.0 and 1.0 s was cut off at its limit of tokens (`max_new_tokens`)."
+    *_, last = demo.answer(talking_pipe, str(tmp_path / "clip.wav"), "Both", "en", "fr")
+    assert last.status.endswith(f" s. {remark}"), "of both tasks once"
+    recording = demo_live.Recording(16_000)
+    recording.add(16_000, sound)
+    recording.end()
+    *_, (_, status) = demo_live.follow(talking_pipe, recording, ["asr", "s2tt"], "en", "fr", 1)
+    assert status == f"1.0 s of sound answered. {remark}"
