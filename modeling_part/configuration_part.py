@@ -144,6 +144,18 @@ class PARTConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
+    def to_dict(self) -> dict:
+        """See `PreTrainedConfig.to_dict`, from which files are written.
+
+        Only a class that came with a checkpoint is saved with its code beside it: of one of the installed package the file
+        names no code, though the checkpoint it was loaded from had some.
+        """
+        settings = super().to_dict()
+        if not self.is_remote_code():
+            for name in ("auto_map", "custom_pipelines"):
+                settings.pop(name, None)
+        return settings
+
     def validate_architecture(self) -> None:
         """Refuse impossible values, whenever a config is built or read."""
         for name in (

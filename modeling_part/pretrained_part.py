@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What PART's model classes share: how they are initialised and loaded, and what transformers may do with them."""
 
+import os
 from typing import ClassVar
 
 from torch import nn
@@ -39,6 +40,17 @@ class PARTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PARTAlignmentHead):
             init.zeros_(module.blank)
             init.zeros_(module.token_bias)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """See `PreTrainedModel.save_pretrained`, which copies the code of a model that came with its own.
+
+        That is this file and what it imports: the import below takes the pipeline along, which `config.json` names.
+        """
+        if self.config.is_remote_code():
+            from .pipeline_part import CUSTOM_PIPELINES
+
+            self.config.custom_pipelines = CUSTOM_PIPELINES  # in whose place transformers may have put classes
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -130,6 +130,8 @@ class PARTProcessor(ConventionalProcessor):
             ValueError: the chat template refuses the prompt.
         """
         settings = json.loads(self.to_json_string())
+        if self._auto_class is None:  # of the installed package, whose code is not copied: as `PARTConfig.to_dict`
+            settings.get("feature_extractor", {}).pop("auto_map", None)
         settings[RECORD] = saved_with(settings, self.tokenizer, self._plain_prompt())
         Path(json_file_path).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

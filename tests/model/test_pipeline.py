@@ -488,11 +488,14 @@ def test_repository_brings_its_own_pipeline(tiny_checkpoint, clip, pipe, tmp_pat
     soundfile.write(tmp_path / "clip.wav", clip, RATE, subtype="FLOAT")
     script = f"""
 import json
-from transformers import pipeline
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 pipe = pipeline(model={str(folder)!r}, trust_remote_code=True, device="cpu", max_new_tokens=6)
 named = pipeline("automatic-speech-recognition", model={str(folder)!r}, trust_remote_code=True, device="cpu")
-named.model.save_pretrained({str(tmp_path / "saved")!r})
-print(json.dumps([pipe("clip.wav", task="s2tt", target_lang="fr"), named("clip.wav", max_new_tokens=6)]))
+named.save_pretrained("saved")
+AutoModelForSpeechSeq2Seq.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained("model")
+AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained("model")
+again = [pipeline(model=saved, trust_remote_code=True, device="cpu")("clip.wav", max_new_tokens=6) for saved in ("saved", "model")]
+print(json.dumps([pipe("clip.wav", task="s2tt", target_lang="fr"), named("clip.wav", max_new_tokens=6), *again]))
 """
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", "-c", script]
@@ -501,5 +504,5 @@ print(json.dumps([pipe("clip.wav", task="s2tt", target_lang="fr"), named("clip.w
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    expected = [pipe(tmp_path / "clip.wav", task="s2tt", target_lang="fr"), pipe(tmp_path / "clip.wav")]
+    expected = [pipe(tmp_path / "clip.wav", task="s2tt", target_lang="fr"), *[pipe(tmp_path / "clip.wav")] * 3]
     assert [answer["text"] for answer in answers] == [answer["text"] for answer in expected]

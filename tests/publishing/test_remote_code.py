@@ -15,11 +15,19 @@ from clean_environment import installed_packages
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from test_publishing import REPO, TOKEN, stage_info
-from transformers import AutoModel, AutoModelForSpeechSeq2Seq
+from tiny import tiny_tokenizer
+from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
+from modeling_part.fbank_part import PARTFbankFeatureExtractor
 from modeling_part.publishing.hub import publish
-from modeling_part.publishing.remote_code import CODE_FILES, add_remote_code, code_files
+from modeling_part.publishing.remote_code import (
+    CODE_FILES,
+    FEATURES_AUTO_MAP,
+    MODEL_AUTO_MAP,
+    add_remote_code,
+    code_files,
+)
 from modeling_part.recipes.stage_record import write_stage_json
 
 
@@ -84,6 +92,30 @@ def test_the_installed_package_comes_before_the_code_in_the_folder(tiny_checkpoi
     add_remote_code(folder)
     model = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
     assert type(model) is PARTForSpeechSeq2Seq
+
+
+def test_the_installed_package_saves_no_names_of_code_that_it_leaves_behind(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    add_remote_code(folder)
+    AutoModelForSpeechSeq2Seq.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    pipeline("speech-to-text", model=str(folder), device="cpu").save_pretrained(tmp_path / "pipeline")
+    for saved in (tmp_path / "model", tmp_path / "pipeline"):
+        assert not set(CODE_FILES) & {path.name for path in saved.iterdir()}
+        for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+            written = (saved / name).read_text()
+            assert "auto_map" not in written and "custom_pipelines" not in written
+        add_remote_code(saved)  # published again
+        assert json.loads((saved / "config.json").read_text())["auto_map"] == MODEL_AUTO_MAP
+
+
+def test_nor_does_a_feature_extractor_of_ours(tmp_path):
+    tokenizer = tiny_tokenizer()
+    audio_token = tokenizer.all_special_tokens[-1]
+    processor = PARTProcessor(PARTFbankFeatureExtractor(), tokenizer, audio_token=audio_token)
+    processor.feature_extractor.auto_map = FEATURES_AUTO_MAP  # as of a checkpoint that brings its code
+    processor.save_pretrained(tmp_path)
+    assert "auto_map" not in (tmp_path / "processor_config.json").read_text()
 
 
 @pytest.fixture(scope="module")
