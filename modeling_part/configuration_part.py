@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
+from .requirements_part import SubConfigSpec  # first: it says which transformers is needed
 from .san_m_part import SenseVoiceEncoderConfig
 
 

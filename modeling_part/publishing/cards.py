@@ -30,6 +30,7 @@ from ..evaluation.tables import (
 )
 from ..recipes.files import CheckpointError
 from ..recipes.stage_record import check_stage_info, read_stage_json
+from ..requirements_part import OLDEST_TRANSFORMERS
 
 
 TASK_NAMES = {"asr": "Speech recognition", "s2tt": "Speech translation", "mt": "Text translation"}
@@ -292,6 +293,7 @@ def _body(stage_info: Mapping, report: Mapping | None, repo_id: str) -> dict:
         "stage": stage_info["stage"],
         "revision": stage_tag(stage_info["stage"]),
         "example_call": _example_call(data["rows"]),
+        "oldest_transformers": OLDEST_TRANSFORMERS,
         "trained": {part: count for part, count in trainable.items() if count},
         "frozen": [markdown_cell(part) for part, count in trainable.items() if not count],
         "rows": [

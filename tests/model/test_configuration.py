@@ -1,5 +1,9 @@
 """The configuration: its checks, its round trip, and the audio-token-length formula against the encoders themselves."""
 
+import configparser
+import re
+import runpy
+
 import pytest
 import tiny
 import torch
@@ -10,7 +14,9 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
 import modeling_part
+from modeling_part import requirements_part
 from modeling_part.configuration_part import PARTConfig, convolved_length
+from modeling_part.requirements_part import OLDEST_TRANSFORMERS
 
 
 def build(audio_kind: str = "whisper", **settings) -> PARTConfig:
@@ -160,3 +166,19 @@ class TestLengths:
 
 
 WAV2VEC2 = {}  # models that hypothesis' examples share
+
+
+def test_an_older_transformers_is_refused_with_the_one_that_is_needed(monkeypatch):
+    monkeypatch.delattr("transformers.configuration_utils.SubConfigSpec")
+    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    with pytest.raises(
+        ImportError, match=f"needs transformers {OLDEST_TRANSFORMERS} or newer, and this is 5.17.0: `pip"
+    ):
+        runpy.run_path(requirements_part.__file__)
+
+
+def test_the_transformers_that_travelling_code_asks_for_is_that_of_the_package():
+    parser = configparser.ConfigParser()
+    parser.read(tiny.REPOSITORY / "setup.cfg", encoding="utf-8")
+    (wanted,) = re.findall(r"^transformers >= ([\d.]+),", parser["options"]["install_requires"], flags=re.MULTILINE)
+    assert wanted == OLDEST_TRANSFORMERS

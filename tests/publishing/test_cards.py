@@ -17,6 +17,7 @@ from modeling_part.evaluation.scoring import score
 from modeling_part.publishing.cards import base_license, group_languages, render_card, write_card
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_record import write_stage_json
+from modeling_part.requirements_part import OLDEST_TRANSFORMERS
 
 
 CARDS = REPOSITORY / "model_cards"
@@ -70,6 +71,8 @@ def test_every_figure_of_a_card_is_in_its_inputs(report, with_report):
     report = report if with_report else None
     body = ModelCard(render_card(stage_info(), report, repo_id=REPO)).text
     known = input_numbers(stage_info()) | input_numbers(report) | template_numbers() | numbers(REPO)
+    assert f"transformers {OLDEST_TRANSFORMERS} or newer" in body
+    known |= numbers(OLDEST_TRANSFORMERS)
     assert numbers(body) - known == set()
 
 
