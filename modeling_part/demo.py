@@ -7,13 +7,16 @@ Sound of phones and videos (m4a, mp4, webm) needs `pip install modeling-part[dem
 link, no analytics, no web fonts.
 """
 
+import os
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import gradio
 import numpy as np
@@ -26,6 +29,7 @@ from .demo_messages import errors_shown, shown
 from .evaluation.tables import markdown_cell
 from .formats_part import MediaTooLongError
 from .pipeline_part import PARTPipeline
+from .recipes.signals import handling
 from .repetition_part import remarks
 from .silence_part import is_silence
 from .subtitles_part import FORMATS
@@ -33,6 +37,7 @@ from .subtitles_part import FORMATS
 
 MAX_MINUTES = 60.0  # of a recording: one visitor is served at a time
 LARGEST_FILE = "1gb"
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable
 TRANSCRIBE, TRANSLATE, BOTH = "Transcribe", "Translate", "Both"
 # Kinds of files that the recorder of the page does not take as sound.
 OTHER_FILES = [".mp4", ".webm", ".mov", ".3gp"]
@@ -384,7 +389,7 @@ def serve(
     max_minutes: float = MAX_MINUTES,
     window: float | None = None,
 ) -> None:
-    """Load a checkpoint and serve the page until interrupted.
+    """Load a checkpoint and serve the page until interrupted; then nothing that visitors sent is left on the disk.
 
     Args:
         checkpoint: folder of a run (its last stage) or of a stage, or Hub repository.
@@ -416,20 +421,41 @@ def serve(
     found = find_checkpoint(checkpoint, revision)
     settings = {"revision": revision, "device": device, "dtype": dtype, "chunk_length_s": window}
     pipe = pipeline("speech-to-text", model=found.source, **settings)
-    with tempfile.TemporaryDirectory(prefix="part-demo-") as folder:
-        build_page(pipe, found, max_minutes, find_examples(found, Path(folder))).launch(
-            server_name=host,
-            server_port=port,
-            share=False,  # whatever GRADIO_SHARE says
-            max_file_size=LARGEST_FILE,
-            theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
-            css=CSS,
-            footer_links=[],
-            quiet=True,  # it would advise a link of its own
-            prevent_thread_lock=True,
-        )
-        print(f"The page: http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port} (Ctrl-C stops it)")
-        wait_for_interrupt()
+    with _folder_for_all_files() as folder, handling(_interrupt):
+        page = build_page(pipe, found, max_minutes, find_examples(found, folder))
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,  # whatever GRADIO_SHARE says
+                max_file_size=LARGEST_FILE,
+                theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+                css=CSS,
+                footer_links=[],
+                quiet=True,  # it would advise a link of its own
+                prevent_thread_lock=True,
+            )
+            shown_host = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
+            print(f"The page: http://{shown_host}:{port} (Ctrl-C stops it)")
+            wait_for_interrupt()
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _folder_for_all_files() -> Iterator[Path]:
+    """A folder for what visitors send and hear, gone after it: gradio leaves files of visitors who are still connected."""
+    chosen = os.environ.get(GRADIO_FOLDER)
+    if chosen:
+        os.makedirs(chosen, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="part-demo-", dir=chosen or None) as folder:
+        os.environ[GRADIO_FOLDER] = str(Path(folder) / "gradio")
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[GRADIO_FOLDER]
+            if chosen is not None:
+                os.environ[GRADIO_FOLDER] = chosen
 
 
 def wait_for_interrupt() -> None:
@@ -438,3 +464,8 @@ def wait_for_interrupt() -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         print("Stopped.")
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    """What asks the page to stop does so as Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from ..data.expansion import corpus_specs
 from ..recipes.arguments import check_recipe
 from ..recipes.files import CheckpointError, read_json
 from ..recipes.program import part_command
+from ..recipes.signals import handling
 from ..recipes.user_errors import take_debug
 from .comparison import compare
 from .report_file import read_report
@@ -203,7 +204,7 @@ def _finish(command: Sequence[str]) -> int:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signal_number)
 
-    with _heard(pass_on):
+    with handling(pass_on):
         try:
             status = None
             while status is None:
@@ -217,19 +218,6 @@ def _finish(command: Sequence[str]) -> int:
         while any(map(_is_running, (process, *family))):
             time.sleep(0.1)
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _heard(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """A scheduler's end and a closed terminal are handled while this is open; SIGHUP not where it is ignored (`nohup`)."""
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {one: signal.signal(one, handler) for one in heard}
-    try:
-        yield
-    finally:
-        for one, former in before.items():
-            signal.signal(one, former)
 
 
 def _hears_ctrl_c(process: psutil.Process) -> bool:

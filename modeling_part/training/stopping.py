@@ -3,8 +3,7 @@
 
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import PartialState
@@ -12,14 +11,11 @@ from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_utils import SaveStrategy
 
+from ..recipes.signals import STOPPING, handling
 from .broken_rows import BrokenRows
 
 
 logger = logging.getLogger(__name__)
-
-
-# Ctrl-C, a scheduler's end, and a closed terminal (not on Windows).
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopCallback(TrainerCallback):
@@ -50,16 +46,9 @@ class StopCallback(TrainerCallback):
         if PartialState().is_main_process:  # a launcher hands the signal to all; of one to another rank the end tells
             logger.warning("Received %s: saving after this step, or the next with several ranks.%s", name, again)
 
-    @contextmanager
-    def handling_signals(self) -> Iterator[None]:
-        """The signals are requests to stop while this is open; SIGHUP not where it is ignored (`nohup`)."""
-        heard = [number for number in SIGNALS if not _is_ignored_hangup(number)]
-        before = {number: signal.signal(number, self.request) for number in heard}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def handling_signals(self) -> AbstractContextManager[None]:
+        """The signals are requests to stop while this is open."""
+        return handling(self.request, [signal.SIGINT, *STOPPING])
 
     def on_step_end(self, args, state, control, **kwargs) -> TrainerControl:
         """After the default callback, which has decided whether to log, evaluate and save."""
@@ -95,7 +84,3 @@ class StopCallback(TrainerCallback):
         if args.world_size == 1:
             return self.is_requested
         return bool(gather(torch.tensor([int(self.is_requested)], device=args.device)).any())
-
-
-def _is_ignored_hangup(number: int) -> bool:
-    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN

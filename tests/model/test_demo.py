@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -12,11 +13,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import browser
 import gradio
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -72,36 +76,31 @@ def run(tiny_checkpoint, tiny_corpus, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def url(run, tmp_path_factory):
+@contextmanager
+def served(run: Path, log: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address and the process of `part demo`, ended after it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("demo") / "server.log"
-    command = [
-        sys.executable,
-        "-m",
-        "modeling_part",
-        "demo",
-        str(run),
-        "--device",
-        "cpu",
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "modeling_part", "demo", str(run), "--device", "cpu", "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     with open(log, "w") as output:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 280
         while not _answers(f"http://127.0.0.1:{port}"):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def url(run, tmp_path_factory):
+    with served(run, tmp_path_factory.mktemp("demo") / "server.log") as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -439,6 +438,43 @@ def test_a_share_link_is_refused():
 def test_a_length_that_is_none_is_refused(minutes):
     with pytest.raises(ValueError, match="max_minutes is"):
         serve("no/model", max_minutes=minutes)
+
+
+# A visitor whose file is on its way.
+HALF_SENT = b"""POST /gradio_api/upload HTTP/1.1\r
+Host: 127.0.0.1\r
+Content-Type: multipart/form-data; boundary=x\r
+Content-Length: 4000000\r
+\r
+--x\r
+Content-Disposition: form-data; name="files"; filename="half.wav"\r
+Content-Type: audio/wav\r
+\r
+""" + bytes(2_000_000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_that_visitors_sent_is_left_when_the_page_has_stopped(run, clip, tmp_path, number):
+    """Also while one of them is sending; nor the clips of the run."""
+
+    def files() -> list[Path]:
+        return [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+
+    chosen = {"GRADIO_TEMP_DIR": str(tmp_path / "temporary")}
+    with served(run, tmp_path / "server.log", **chosen) as (address, process):
+        before = len(files())
+        answer = httpx.post(f"{address}/gradio_api/upload", files={"files": (clip.name, clip.read_bytes())})
+        assert Path(*answer.json()).read_bytes() == clip.read_bytes()
+        with socket.create_connection(("127.0.0.1", int(address.split(":")[-1]))) as visitor:
+            visitor.sendall(HALF_SENT)
+            deadline = time.monotonic() + PATIENCE
+            while len(files()) < before + 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == 0, (tmp_path / "server.log").read_text()
+    assert before and files() == []
+    assert "Stopped." in (tmp_path / "server.log").read_text()
 
 
 def _upload(page, path: Path):
