@@ -99,6 +99,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
         on_save=lambda folder: write_checkpoint_record(folder, record),
         callbacks=[*epoch_callbacks(batches, args), SteadySchedule(record)],
     )
+    trainer.stopping.saves_last_step = stage.predicts
     for callback in (Console(stage.plan, stage.later, batches, rows), StabilityCallback(stage.plan)):
         trainer.add_callback(callback)
     if changed:

@@ -183,7 +183,7 @@ class StageRun:
         """Raise OSError where the stage's folder and its checkpoints (weights, gradients' averages) do not fit."""
         weights = sum(parameter.numel() * 4 for parameter in model.parameters())
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        checkpoints = 1 if args.save_strategy == "no" else 1 + (args.save_total_limit or 1)
+        checkpoints = int(self.predicts) if args.save_strategy == "no" else 1 + (args.save_total_limit or 1)
         needed = weights * (1 + checkpoints) + 8 * trained * checkpoints
         if not self.restarts:  # those of an interrupted run are there already, and replaced one by one
             there = [path for path in self.folder.glob("checkpoint-*") if is_checkpoint(path)]

@@ -29,12 +29,14 @@ class StopCallback(TrainerCallback):
         is_agreed: whether any rank had got one when the step began.
         was_stopped: whether a signal ended training, at the latest after its last step.
         failure: what is raised when the step is saved.
+        saves_last_step: whether the last step is saved without a `save_strategy` too: long answers follow it.
     """
 
     def __init__(self, broken_rows: BrokenRows) -> None:
         self.broken_rows = broken_rows
         self.is_requested = self.is_agreed = self.was_stopped = False
         self.failure: Exception | None = None
+        self.saves_last_step = False
 
     def request(self, number: int, frame=None) -> None:
         """Signal handler: all ranks agree with the next step, save after it and stop. A second SIGINT stops at once."""
@@ -58,8 +60,8 @@ class StopCallback(TrainerCallback):
         if stops:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
-        if state.global_step >= state.max_steps and args.save_strategy == SaveStrategy.NO:
-            control.should_save = True  # until the answers are there, which may be interrupted
+        if self.saves_last_step and state.global_step >= state.max_steps and args.save_strategy == SaveStrategy.NO:
+            control.should_save = True
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs) -> TrainerControl:
