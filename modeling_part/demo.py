@@ -421,8 +421,8 @@ def serve(
     found = find_checkpoint(checkpoint, revision)
     settings = {"revision": revision, "device": device, "dtype": dtype, "chunk_length_s": window}
     pipe = pipeline("speech-to-text", model=found.source, **settings)
-    with _folder_for_all_files() as folder, handling(_interrupt):
-        page = build_page(pipe, found, max_minutes, find_examples(found, folder))
+    with tempfile.TemporaryDirectory(prefix="part-demo-") as folder, _gradio_folder(), handling(_interrupt):
+        page = build_page(pipe, found, max_minutes, find_examples(found, Path(folder)))
         try:
             page.launch(
                 server_name=host,
@@ -443,15 +443,15 @@ def serve(
 
 
 @contextmanager
-def _folder_for_all_files() -> Iterator[Path]:
-    """A folder for what visitors send and hear, gone after it: gradio leaves files of visitors who are still connected."""
+def _gradio_folder() -> Iterator[None]:
+    """What visitors send and hear is in a folder that is gone after it: gradio leaves files of those still connected."""
     chosen = os.environ.get(GRADIO_FOLDER)
     if chosen:
         os.makedirs(chosen, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="part-demo-", dir=chosen or None) as folder:
-        os.environ[GRADIO_FOLDER] = str(Path(folder) / "gradio")
+        os.environ[GRADIO_FOLDER] = folder
         try:
-            yield Path(folder)
+            yield
         finally:
             del os.environ[GRADIO_FOLDER]
             if chosen is not None:

@@ -460,7 +460,8 @@ def test_nothing_that_visitors_sent_is_left_when_the_page_has_stopped(run, clip,
     def files() -> list[Path]:
         return [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
 
-    chosen = {"GRADIO_TEMP_DIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary/clips").mkdir(parents=True)
+    chosen = {"GRADIO_TEMP_DIR": str(tmp_path / "temporary/sent"), "TMPDIR": str(tmp_path / "temporary/clips")}
     with served(run, tmp_path / "server.log", **chosen) as (address, process):
         before = len(files())
         answer = httpx.post(f"{address}/gradio_api/upload", files={"files": (clip.name, clip.read_bytes())})
