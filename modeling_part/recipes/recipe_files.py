@@ -109,7 +109,7 @@ def _read_yaml(path: Path) -> tuple[dict, Places]:
             loader = _UniqueKeys(file)
             node = loader.get_single_node()
             content = None if node is None else loader.construct_document(node)
-            places = places_in(path, node)
+            places = places_in(path, node) if isinstance(content, dict) else {}
         except _DoubleKeyError:
             raise
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that do not exist are ValueErrors

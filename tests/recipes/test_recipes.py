@@ -326,6 +326,7 @@ class TestBase:
             ("max_row: 3\n", r"mine\.yaml, line 1: Unknown key 'max_row'\. Did you mean 'max_rows'\?"),
             ("bose: part\n", r"Did you mean 'base'\?"),
             ("[part]\n", r"mine\.yaml holds a list; a recipe is a mapping"),
+            ("test_data: &x [*x]\n", r"mine\.yaml is not YAML"),
             ("seed: [1\n", r"mine\.yaml is not YAML: .*line 2"),
         ],
     )
