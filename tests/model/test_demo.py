@@ -85,7 +85,14 @@ def served(run: Path, log: Path, **environment: str) -> Iterator[tuple[str, subp
     command = [sys.executable, "-m", "modeling_part", "demo", str(run), "--device", "cpu", "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     with open(log, "w") as output:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 no other thread is at work
+        )
     try:
         deadline = time.monotonic() + 280
         while not _answers(f"http://127.0.0.1:{port}"):
@@ -95,6 +102,11 @@ def served(run: Path, log: Path, **environment: str) -> Iterator[tuple[str, subp
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _hear_ctrl_c():
+    """Tests in the background of a shell ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
