@@ -135,15 +135,15 @@ class _UniqueKeys(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        first: dict[str, int] = {}
+        first: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value in first:
+            line, written = key.start_mark.line + 1, (key.tag, key.value)  # true and 'true' are two keys
+            if isinstance(key, yaml.ScalarNode) and written in first:
                 raise _DoubleKeyError(
-                    f"{self.name}, line {line}: Key {key.value!r} is there already in line {first[key.value]}."
+                    f"{self.name}, line {line}: Key {key.value!r} is there already in line {first[written]}."
                 )
             if isinstance(key, yaml.ScalarNode):
-                first[key.value] = line
+                first[written] = line
         return super().construct_mapping(node, deep)
 
 

@@ -64,6 +64,7 @@ class TestTypesAndBounds:
     @example(name="stages", value=[""])
     @example(name="stages", value=[{}])
     @example(name="stages", value=["", ""])
+    @example(name="accelerator_config", value={"true": None, True: None})
     def test_an_odd_value_is_refused_by_name_or_valid(self, parsed, name, value):
         try:
             recipe = parsed(**{name: value})
