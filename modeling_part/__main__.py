@@ -72,9 +72,8 @@ def _interrupted(options: argparse.Namespace) -> str:
     goes_on |= options.run is transcribe and bool(options.output_format) and not options.overwrite
     if not goes_on:
         return "Interrupted."
-    is_forced = any(
-        word.split("=")[0] == "--force" for word in options.passed_on
-    )  # what is finished would be done again
+    # With it what is finished would be done again.
+    is_forced = any(word.split("=")[0] == "--force" for word in options.passed_on)
     return f"Interrupted; the same command {'without --force ' * is_forced}goes on."
 
 

@@ -114,8 +114,9 @@ def prepare(
 
     Raises:
         CheckpointError: a file that is neither published nor known to stay, a pickle, optimizer state, unmerged LoRA, a
-            missing shard, weights that are not safetensors, not finite, not the model's or not those that were saved, a link out of the folder, a
-            `stage.json` or `report.json` that is not what it must be, or text with a secret or a local path left in it.
+            missing shard, weights that are not safetensors, not finite, not the model's or not those that were saved, a
+            link out of the folder, a `stage.json` or `report.json` that is not what it must be, or text with a secret or a
+            local path left in it.
     """
     folder = Path(folder)
     check_links(folder, PUBLISHED_FILES)

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # ending -> what `datasets` reads it with
-OF_REPOSITORIES = (
-    "config",
-    "revision",
-    "data_files",
-)  # settings that choose among the files of a repository or folder
+OF_REPOSITORIES = ("config", "revision", "data_files")  # settings that choose among its files, or a folder's
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
