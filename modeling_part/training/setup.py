@@ -136,7 +136,8 @@ def stage_arguments(
     stage_args = copy.copy(args)
     stage_args.output_dir = str(folder)
     stage_args.max_steps = steps
-    stage_args.warmup_steps = math.ceil(stage.warmup_ratio * steps)
+    # At its first step a warm-up stands at 0: where it took all of a stage's, nothing would train.
+    stage_args.warmup_steps = min(math.ceil(stage.warmup_ratio * steps), steps - 1)
     stage_args.learning_rate = max(stage.learning_rates.values())
     stage_args.run_name = args.run_name or Path(args.output_dir).name  # one run for all stages (see `trackers`)
     stage_args.ignore_data_skip = batches.is_streamed  # a stream begins at the step where training stopped

@@ -352,6 +352,8 @@ def test_warm_up_and_length_come_from_the_stage(finished, tmp_path):
     batches = SimpleNamespace(sampler=SimpleNamespace(num_steps=30), is_streamed=False)
     stage_args = train_part.stage_arguments(stage, tmp_path, batches, args)
     assert (stage_args.max_steps, stage_args.warmup_steps) == (30, 2)  # 5 % of 30, rounded up
+    batches.sampler.num_steps = 1  # which would pass with a learning rate of 0
+    assert train_part.stage_arguments(stage, tmp_path, batches, args).warmup_steps == 0
     assert stage_args.output_dir == str(tmp_path) and args.output_dir == str(finished.run)
 
 
