@@ -119,10 +119,9 @@ def make_trainer(
     }
     budget = Budget(60.0, 4000, max_rows)
     table = RowTable.from_dataset(dataset, count_tokens(dataset, processor))
-    sampler = TaskBatchSampler(
-        table, Mixture(stage.tasks), budget, num_steps=steps, gradient_accumulation_steps=accumulation
-    )
     args = PARTTrainingArguments(**settings | arguments)
+    ranks = {"world_size": args.world_size, "gradient_accumulation_steps": accumulation}
+    sampler = TaskBatchSampler(table, Mixture(stage.tasks), budget, num_steps=steps, **ranks)
     collator = PARTCollator(processor, with_transcripts=bool(stage.losses.get("ctc")))
     batches = Batches(
         train_rows=dataset,

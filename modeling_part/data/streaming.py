@@ -82,6 +82,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         self.rank = rank
         self.world_size = world_size
         self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.batches_per_step = world_size * gradient_accumulation_steps
         self.seed = seed
         self.buffer_rows = buffer_rows
         self.first_step = steps.start

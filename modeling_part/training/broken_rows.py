@@ -27,6 +27,10 @@ class BrokenRows:
 
     def __init__(self, max_fraction: float) -> None:
         self.max_fraction = max_fraction
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
         self.drawn = self.broken = 0
         self._faults: dict[str, None] = {}  # this rank's, in the order they were met
 

@@ -34,9 +34,13 @@ class StopCallback(TrainerCallback):
 
     def __init__(self, broken_rows: BrokenRows) -> None:
         self.broken_rows = broken_rows
+        self.saves_last_step = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what stopped an earlier training."""
         self.is_requested = self.is_agreed = self.was_stopped = False
         self.failure: Exception | None = None
-        self.saves_last_step = False
 
     def request(self, number: int, frame=None) -> None:
         """Signal handler: all ranks agree with the next step, save after it and stop. A second SIGINT stops at once."""

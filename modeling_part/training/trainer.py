@@ -35,19 +35,13 @@ from .kernels import COMPILED_VARIANTS, let_flex_attention_autocast, use_liger_k
 from .lora import without_lora
 from .losses import StepStatistics
 from .memory import FEWER_WEIGHTS, SMALLER_BATCHES, SMALLER_FORWARDS, enough_memory
+from .refusals import PUBLISH_INSTEAD, has_unused_parameters, refuse_other_batches, refuse_wrong_settings
 from .stability import NonFiniteTrainingError
 from .stopping import StopCallback
 from .wrappers import keep_sums_in_float32, refuse_wrong_wrappers
 
 
 logger = logging.getLogger(__name__)
-
-
-WITHOUT_EFFECT = {
-    "compute_metrics": "the dev answers are scored by `generation_monitor` (`predict_with_generate` of a recipe)",
-    "preprocess_logits_for_metrics": "no logits are kept; leave it out",
-    "compute_loss_func": "the loss is the model's own, weighted by the stage's `losses`",
-}
 
 
 class PARTTrainer(Trainer):
@@ -66,7 +60,7 @@ class PARTTrainer(Trainer):
         generation_monitor (callable, *optional*): called at each evaluation with the model, the accelerator, the step
             and the context of the forward; its figures join the dev loss (see [`GenerationMonitor`]).
         on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
-        **kwargs: of `transformers.Trainer`, but for those of `WITHOUT_EFFECT`.
+        **kwargs: of `transformers.Trainer`, but for those of `refusals.WITHOUT_EFFECT`.
 
     Raises:
         ImportError: `use_liger_kernel` without liger-kernel.
@@ -92,11 +86,10 @@ class PARTTrainer(Trainer):
         self.on_save = on_save
         self.gate = self._make_gate(model)
         args = kwargs["args"]
-        for name in filter(kwargs.get, WITHOUT_EFFECT):
-            raise ValueError(f"`{name}` would have no effect: {WITHOUT_EFFECT[name]}.")
-        self._refuse_wrong_settings(args)
+        refuse_wrong_settings(args, stage, kwargs)
+        refuse_other_batches(args, batches)
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = self._has_unused_parameters()
+            args.ddp_find_unused_parameters = has_unused_parameters(stage)
         if args.use_liger_kernel:
             use_liger_kernels(model.model.language_model, args.liger_kernel_config)
             args.use_liger_kernel = False  # done: `Trainer` would look for kernels of the whole model's type
@@ -138,6 +131,11 @@ class PARTTrainer(Trainer):
             TooManyBrokenRowsError: it has stopped and saved because of them.
             NonFiniteTrainingError: `max_bad_steps` in a row had no finite loss and gradient; it has stopped and saved.
         """
+        # What an earlier call has left: a stage that was stopped in a notebook goes on in the same trainer.
+        self.stopping.reset()
+        self.broken_rows.reset()
+        self._statistics.reset()  # its clock too: what came before was no training
+        self._bad_steps_in_a_row, self._evaluated = 0, (-1, {})
         with self.stopping.handling_signals():
             output = super().train(*args, **kwargs)
             self.stopping.hear_the_last(self.args)
@@ -160,39 +158,6 @@ class PARTTrainer(Trainer):
             prepared = super()._prepare_for_training(*args, **kwargs)
         self.gate = self._make_gate(self.model)  # FSDP2 has replaced the parameters
         return prepared
-
-    def _has_unused_parameters(self) -> bool:
-        """Whether some batch leaves a trainable parameter without gradient, which DDP must then search for."""
-        gated = self.stage.trains_language_model and not all(
-            self.stage.opens_language_model(task) for task in self.stage.active_tasks
-        )
-        text_only = any(task in TEXT_TASKS for task in self.stage.active_tasks)
-        return gated or text_only
-
-    def _refuse_wrong_settings(self, args) -> None:
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"One process sees {args.n_gpu} GPUs, over which torch would divide each batch in a way that PART's do not "
-                f"allow: start a process for each (`accelerate launch --num_processes {args.n_gpu}`), or name one in "
-                "CUDA_VISIBLE_DEVICES."
-            )
-        if args.ddp_static_graph:
-            raise ValueError(
-                "`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it."
-            )
-        if args.ddp_find_unused_parameters is False and self._has_unused_parameters():
-            raise ValueError(
-                f"`ddp_find_unused_parameters: false` lets the ranks drift apart in stage {self.stage.name!r}, whose "
-                "batches do not all reach every trainable parameter; leave it out."
-            )
-        if not args.average_tokens_across_devices:
-            raise ValueError("`average_tokens_across_devices: false` weighs tokens by rank in the loss; leave it out.")
-        if args.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` is not supported: the loss is the model's own; unset it.")
-        if args.load_best_model_at_end:
-            raise ValueError(
-                "`load_best_model_at_end` is not supported: a stage ends with its last weights; unset it."
-            )
 
     def _refuse_wrong_lengths(self) -> None:
         given, wanted = self.processing_class.audio_token_convolutions, self.model.config.audio_token_convolutions
@@ -411,6 +376,10 @@ class PARTTrainer(Trainer):
             "PARTTrainer computes losses. For answers call `predict_and_report(model, processor, rows, folder)` of "
             "`modeling_part.evaluation.prediction`, or run the recipe with --do_predict."
         )
+
+    def push_to_hub(self, *args, **kwargs) -> NoReturn:
+        """Whole stages are published, see [`publishing.hub.publish`]; `Trainer` would send all that its folder holds."""
+        raise NotImplementedError(PUBLISH_INSTEAD)
 
     def last_metrics(self) -> dict[str, float]:
         """What [`evaluate`] found at this step, now where it was not asked; every rank must make the call."""

@@ -4,7 +4,9 @@ import copy
 import json
 import logging
 import math
+import os
 import shutil
+import signal
 import sys
 import types
 from dataclasses import replace
@@ -27,9 +29,10 @@ from modeling_part.training import trainer as trainer_module
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.dry_run import log_plan
 from modeling_part.training.lora import load_lora, split_lora
+from modeling_part.training.refusals import WITHOUT_EFFECT
 from modeling_part.training.stability import NonFiniteTrainingError
 from modeling_part.training.stage_run import StageRun
-from modeling_part.training.trainer import WITHOUT_EFFECT, PARTTrainer
+from modeling_part.training.trainer import PARTTrainer
 from modeling_part.training.wrappers import refuse_wrong_wrappers
 
 
@@ -444,6 +447,25 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(shared, tmp_path
     assert losses and all(map(math.isfinite, losses))
 
 
+def test_a_stopped_trainer_goes_on_and_can_be_stopped_again(shared, tmp_path):
+    class Terminate(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step in (1, 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    saving = {"save_strategy": "steps", "save_steps": 100}
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=6, callbacks=[Terminate()], **saving)
+    trainer.train()
+    assert (trainer.state.global_step, trainer.stopping.was_stopped) == (2, True)
+    trainer._statistics.since -= 24 * 3600
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.state.global_step, trainer.stopping.was_stopped) == (4, True)
+    speeds = [entry["tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+    assert speeds[2] > 1, "time between two trainings is no training"
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.state.global_step, trainer.stopping.was_stopped) == (6, False)
+
+
 @pytest.mark.parametrize("strategy", ["steps", "no"])
 def test_too_many_bad_steps_stop_with_the_good_weights_saved(shared, tmp_path, strategy):
     dataset = tiny_training.tiny_dataset(("asr",), count=12)  # one epoch: no row comes twice
@@ -514,6 +536,13 @@ def test_out_of_memory_elsewhere_names_the_phase_and_the_way_out(shared, tmp_pat
         ({"average_tokens_across_devices": False}, "weighs tokens by rank"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}, "load_best_model"),
+        ({"auto_find_batch_size": True}, "filled up to `max_audio_seconds`"),
+        ({"per_device_train_batch_size": 2}, "filled up to `max_audio_seconds`"),
+        ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` is"),
+        ({"push_to_hub": True, "hub_model_id": "user/name"}, "answers to the dev data .* `part publish FOLDER"),
+        ({"max_steps": -1}, "`max_steps` is -1, and the stage's batches are of 6 steps"),
+        ({"max_steps": 7}, "set `max_steps` to 6"),
+        ({"gradient_accumulation_steps": 2}, "planned for 1 per optimizer step .* would take 2"),
     ],
 )
 def test_settings_that_contradict_the_method_are_refused(shared, tmp_path, setting, message):
@@ -594,6 +623,8 @@ def test_other_rows_than_the_dev_data_are_not_evaluated_as_if_they_were(shared, 
         trainer.evaluate(shared.dataset.select([0]))
     with pytest.raises(NotImplementedError, match="predict_and_report"):
         trainer.predict(shared.dataset)
+    with pytest.raises(NotImplementedError, match="all that `output_dir` holds"):
+        trainer.push_to_hub()
     for name in WITHOUT_EFFECT:
         with pytest.raises(ValueError, match=f"`{name}` would have no effect"):
             PARTTrainer(
