@@ -14,7 +14,7 @@ from .failure_signs import failure_signs, same_normalization
 from .html_report import write_html
 from .pictures import plot_losses, save_picture
 from .reports import answers_in_another_language, normalizer_notes
-from .run_files import ALIGN_FIRST, read_stage, stage_folders
+from .run_files import how_to_listen, read_stage, stage_folders
 from .tables import markdown_cell, markdown_table, number, percent, print_table, with_interval
 
 
@@ -134,7 +134,8 @@ def _warnings(stage: Mapping, before: Mapping | None) -> list[str]:
     """The failure signs of a stage."""
     warnings = []
     if stage.get("listens") is False:
-        warnings.append(f"stage {stage['name']} does not use its audio: {ALIGN_FIRST}")
+        advice = how_to_listen(stage["record"]["hyperparameters"].get("losses"))
+        warnings.append(f"stage {stage['name']} does not use its audio: {advice}")
     if not stage["report"]:
         return warnings
     former = before and before["report"]

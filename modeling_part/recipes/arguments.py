@@ -400,6 +400,8 @@ def _read_options(argv: list[str], known: Collection[str]) -> dict:
 
 
 def _read_json(name: str, value: str) -> object:
+    if value == "none":  # as everywhere else
+        return None
     try:
         return json.loads(value, object_pairs_hook=_unique)
     except (json.JSONDecodeError, RecursionError) as error:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
 from ..data.numbered_batches import NumberedBatches, NumberedRows
-from ..evaluation.run_files import ALIGN_FIRST
+from ..evaluation.run_files import how_to_listen
 from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.stages import LOSSES, Stage
 from .broken_rows import BrokenRows
@@ -399,7 +399,7 @@ class PARTTrainer(Trainer):
                 self.stage.name,
                 found["own_clip_loss"],
                 found["other_clip_loss"],
-                ALIGN_FIRST,
+                how_to_listen(self.stage.losses),
             )
         return found or {}
 

@@ -306,12 +306,13 @@ def make_trainer(
     """Of the joint stage, as train_part.py makes it."""
     (stage,) = build_plan([{"name": "joint", "tuning": tuning, "max_steps": STEPS}])
     recipe = Recipe(ModelArguments(checkpoint="made", frozen_dtype=frozen_dtype), DataArguments(), args)
+    sampler = SimpleNamespace(num_steps=STEPS, batches_per_step=args.world_size)
     return OneRank(
         model=model,
         args=args,
         stage=stage,
         trainable=prepare_model(model, stage, recipe),
-        batches=Batches(train_rows=[0] * STEPS, sampler=[[0]] * STEPS, collator=list),
+        batches=Batches(train_rows=[0] * STEPS, sampler=sampler, collator=list),
         processing_class=SimpleNamespace(audio_token_convolutions=model.config.audio_token_convolutions),
         callbacks=[callback],
     )

@@ -142,7 +142,6 @@ def settings(run: Run, folder: str) -> dict:
     return {
         "output_dir": folder,
         "max_steps": run.steps,
-        "per_device_train_batch_size": run.rows,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "save_strategy": "no",
@@ -161,7 +160,7 @@ def stock_trainer(run: Run, processor, folder: str, **options) -> Trainer:
     audio_token = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
     return Trainer(
         model=build(run.model, run.vocabulary, run.tiny, audio_token),
-        args=TrainingArguments(**settings(run, folder)),
+        args=TrainingArguments(**settings(run, folder), per_device_train_batch_size=run.rows),
         train_dataset=rows,
         data_collator=AnswerCollator(processor, ASKING[run.model]),
         **options,

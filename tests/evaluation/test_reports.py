@@ -97,6 +97,11 @@ def test_a_stage_that_does_not_listen_is_warned_of_with_what_to_do(tmp_path):
     (warning,) = [one for one in run_report(tmp_path)["warnings"] if "its audio" in one]
     assert warning.startswith("stage adapter does not use its audio: ") and "part_aligned" in warning
     assert warning.split(": ")[1][:30] in (tmp_path / "report.md").read_text(encoding="utf-8")
+    record = tmp_path / "adapter" / "stage.json"
+    held = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps({**held, "hyperparameters": {"losses": {"ctc": 1.0}}}), encoding="utf-8")
+    (warning,) = [one for one in run_report(tmp_path)["warnings"] if "its audio" in one]
+    assert "part_aligned" not in warning and "Train longer" in warning, "it aligns already"
 
 
 def test_run_report_shows_pairs_of_every_stage(run):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from modeling_part.recipes.arguments import ARGUMENTS, parse_recipe
-from modeling_part.recipes.stages import Stage, build_plan
+from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan
 from modeling_part.recipes.trainer_settings import IN_FORCE, REFUSED, WORKING
 from modeling_part.recipes.values import checked
 
@@ -163,6 +163,11 @@ class TestOptions:
         recipe = parsed("--reuse_runs", "a", "b", "--direction_weights", '{"fr": 2}', "--adapter", "{}")
         assert recipe.training.reuse_runs == ["a", "b"]
         assert (recipe.data.direction_weights, recipe.model.adapter) == ({"fr": 2}, {})
+        named = {"language_names": {"fr": "French"}, "stages": ["adapter"]}
+        recipe = parsed("--language_names", "none", "--stages", "none", "--stages.joint.max_steps", "9", **named)
+        assert recipe.model.language_names is None
+        assert [one["name"] for one in recipe.training.stages] == list(BUILT_IN_STAGES)
+        assert parsed("--stages", "none", **named).training.stages is None
 
 
 class TestNorwegian:
