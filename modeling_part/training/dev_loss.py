@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Dev losses: of the answers and of the alignment, what greedy CTC reads, and whether the model listens at all."""
 
+import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from ..evaluation.metrics import count_text_edits
 from ..prompts_part import TASKS, TEXT_TASKS
 from .losses import GroupLosses, LossSums, add_losses, add_output, mean_losses
 
+
+logger = logging.getLogger(__name__)
 
 # A model that listens loses more than this with the clip of another row, in nats per token.
 LEAST_GAIN = 0.1
@@ -53,14 +56,19 @@ class DevSums:
             total.add(one)
         return total
 
-    def loss(self, tasks: Collection[str] = TASKS) -> float:
-        """Nats per token of the answers of these tasks; of the alignment where the language model does not run."""
+    def loss(self, tasks: Collection[str] = TASKS) -> float | None:
+        """Nats per token of the answers of these tasks; of the alignment where the language model does not run.
+
+        None where no token has a loss.
+        """
         sums = [one for group, one in (self.answers or self.alignment).items() if group[0] in tasks]
-        return sum(nats for nats, _ in sums) / max(sum(tokens for _, tokens in sums), 1)
+        tokens = sum(tokens for _, tokens in sums)
+        return sum(nats for nats, _ in sums) / tokens if tokens else None
 
     def figures(self, prefix: str) -> dict[str, float]:
         """`{prefix}loss`, `{prefix}asr/fr_loss`, `{prefix}asr_ctc_loss`, `{prefix}ctc/fr_error_rate`, ..."""
-        figures = {f"{prefix}loss": self.loss()} if self.answers or self.alignment else {}
+        loss = self.loss()
+        figures = {} if loss is None else {f"{prefix}loss": loss}
         figures |= mean_losses(self.answers, prefix)
         figures |= mean_losses(self.alignment, prefix, "ctc_loss")
         rates = {language: errors / units for language, (errors, units) in sorted(self.errors.items()) if units}
@@ -129,6 +137,11 @@ def _share(
             answers, alignment = LossSums(), LossSums()
             add_output(answers, alignment, info, outputs)
             found = DevSums(answers.sums(), alignment.sums())
+            lost = {info["ids"][place]: None for one in (answers, alignment) for place in one.not_finite()}
+            if lost and not swap:
+                logger.warning(
+                    "The loss of these dev rows is not finite, and the dev loss without them: %s", ", ".join(lost)
+                )
             if outputs.get("ctc_tokens") is not None and info["task"] == "asr":
                 found.errors = greedy_errors(batch["rows"], info, inputs, outputs, trainer)
             sums.add(found)
@@ -169,7 +182,8 @@ def listens(trainer: Trainer, batches: Batches, options: dict, own: DevSums) -> 
         own: of the batches with several rows, with their own clips.
 
     Returns:
-        `own_clip_loss`, `other_clip_loss` (over the same batches) and `listens`; None without a batch of two rows.
+        `own_clip_loss`, `other_clip_loss` (over the same batches) and `listens`; None without a batch of two rows that have
+        a loss.
     """
     tasks = {task for task in trainer.stage.active_tasks if task not in TEXT_TASKS}
     of_speech = [
@@ -179,6 +193,8 @@ def listens(trainer: Trainer, batches: Batches, options: dict, own: DevSums) -> 
         return None
     other = dev_sums(trainer, replace(batches, eval_batches=of_speech), options, swap=True)[0].loss()
     own_loss = own.loss(tasks)
+    if own_loss is None or other is None:  # CTC alone, of translations without transcript
+        return None
     return {"own_clip_loss": own_loss, "other_clip_loss": other, "listens": other - own_loss > LEAST_GAIN}
 
 

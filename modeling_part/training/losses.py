@@ -33,11 +33,18 @@ class LossSums:
     def sums(self) -> GroupLosses:
         """Nats and tokens per group of the rows that have tokens and a finite loss; waits for the device."""
         losses: GroupLosses = {}
-        nats = torch.cat(self._nats).tolist() if self._nats else []
-        for group, row_nats, tokens in zip(self._groups, nats, self._tokens, strict=True):
+        for group, row_nats, tokens in zip(self._groups, self._row_nats(), self._tokens, strict=True):
             if tokens and math.isfinite(row_nats):  # skipped steps are counted apart
                 add_losses(losses, {group: (row_nats, tokens)})
         return losses
+
+    def not_finite(self) -> list[int]:
+        """Places of the rows that have tokens and no finite loss; waits for the device."""
+        rows = enumerate(zip(self._row_nats(), self._tokens, strict=True))
+        return [place for place, (row_nats, tokens) in rows if tokens and not math.isfinite(row_nats)]
+
+    def _row_nats(self) -> list[float]:
+        return torch.cat(self._nats).tolist() if self._nats else []
 
 
 def row_sums(token_losses: torch.Tensor, counts: list[int]) -> torch.Tensor:

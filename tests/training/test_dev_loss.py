@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -75,6 +76,34 @@ def test_a_model_that_listens_is_not(tmp_path, caplog):
     assert evaluated == [120] == [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert found["listens"] and found["other_clip_loss"] > found["own_clip_loss"]
     assert "does not use its audio" not in caplog.text
+
+
+def test_translations_without_transcripts_say_nothing_of_listening_by_alignment(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, aligning_stage(tasks={"asr": 1.0, "s2tt": 1.0}), steps=1)
+    rows = [{**row, "source_text": None} for row in trainer.eval_dataset if row["task"] == "s2tt"]
+    trainer.batches = replace(trainer.batches, eval_rows=rows, eval_batches=[[0, 1], [2, 3]])
+    with caplog.at_level(logging.WARNING):
+        assert trainer.check_listening() == {} and "eval_loss" not in trainer.last_metrics()
+    assert "does not use its audio" not in caplog.text
+
+
+@pytest.mark.parametrize("losses", [{"nll": 1.0}, {"ctc": 1.0}])
+def test_dev_rows_without_a_finite_loss_are_named(tmp_path, caplog, losses):
+    trainer = make_trainer(tmp_path, aligning_stage(losses=losses))
+    collate, bad = trainer.batches.eval_collator, trainer.eval_dataset[0]["id"]
+
+    def poison(rows):
+        batch = collate(rows)
+        for place, row in enumerate(rows):
+            if row["id"] == bad and "input_features" in batch:
+                batch["input_features"][place] = torch.nan
+        return batch
+
+    trainer.batches = replace(trainer.batches, eval_collator=poison)
+    with caplog.at_level(logging.WARNING):
+        trainer.check_listening()
+    (named,) = [message for message in caplog.messages if "is not finite" in message]
+    assert named.endswith(f"without them: {bad}")
 
 
 def test_clips_go_one_row_on():
