@@ -384,6 +384,7 @@ def run_cases(cases: list[dict], rank: int, is_fake: bool):
     for case in cases:
         settings = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "FSDP_VERSION": "2"}
         settings |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+        settings |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
         is_sharded = case["wrapper"] == "fsdp2"
         settings |= {"FSDP_ACTIVATION_CHECKPOINTING": str(is_sharded and case["checkpointing"]).lower()}
         os.environ |= settings | {"ACCELERATE_USE_FSDP": str(is_sharded).lower()}
