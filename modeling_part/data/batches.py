@@ -79,7 +79,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
 
     Raises:
         ValueError: a language that the prompts do not know, a row that is over a budget, a stream without `max_steps`, a
-            stage with CTC alone and no transcripts.
+            stage with CTC alone and no transcripts that fit.
     """
     check_prompts(rows.datasets.values(), processor)
     data, seed = recipe.data, recipe.training.seed
@@ -98,10 +98,14 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         report = whole.epoch_report(0)
     if aligns:
         counts = count_too_long(rows, processor, stage.active_tasks)
-        if not counts and not stage.losses.get("nll"):
+        if not stage.losses.get("nll") and all(too_long == total for too_long, total in counts.values()):
             raise ValueError(
                 f"Stage {stage.name!r} trains by CTC alone, and none of its rows ({', '.join(stage.active_tasks)}) has a "
-                "transcript: train on asr rows, or give the s2tt rows a `source_text`."
+                + (
+                    "transcript that fits its clip: give clips more audio tokens (a smaller `adapter_conv_stride`)."
+                    if counts
+                    else "transcript: train on asr rows, or give the s2tt rows a `source_text`."
+                )
             )
         report |= {"transcripts_too_long": counts}
     multiples = (data.pad_seconds_multiple, data.pad_tokens_multiple)

@@ -9,10 +9,12 @@ import pytest
 import tiny_training
 import torch
 
+from modeling_part.data.batches import Progress, plan_batches
 from modeling_part.data.collator import PARTCollator
 from modeling_part.data.loading import Rows
 from modeling_part.data.row_tokens import transcript
 from modeling_part.data.transcripts import count_too_long, count_transcript_tokens
+from modeling_part.recipes.arguments import DataArguments, ModelArguments, PARTTrainingArguments, Recipe
 from modeling_part.recipes.stages import Stage, part_of
 from modeling_part.training.dev_loss import DevSums, dev_sums, swap_clips
 
@@ -148,6 +150,26 @@ def test_transcripts_are_counted_and_those_that_do_not_fit_are_found():
     assert whole_window.silence().shape[-1] > processor.silence().shape[-1]
     assert count_too_long(Rows(train=short), whole_window) == {"en": (0, 3), "fr": (0, 3)}
     assert "eval_loss" not in DevSums().figures("eval_")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source_text": None}, "has a transcript: train on asr rows"),
+        ({"duration": 0.05}, "fits its clip: .*smaller `adapter_conv_stride`"),
+    ],
+)
+def test_alignment_alone_of_rows_that_cannot_be_aligned_is_refused(tmp_path, change, message):
+    _, processor = tiny_training.tiny_model()
+    dataset = tiny_training.tiny_dataset(tasks=("s2tt",), count=2)
+    dataset = dataset.map(lambda row: change, features=dataset.features)
+    args = PARTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    recipe = Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), args)
+    stage = aligning_stage(tasks={"s2tt": 1.0})
+    with pytest.raises(ValueError, match=message):
+        plan_batches(stage, Rows(train=dataset), processor, recipe, Progress())
+    both = replace(stage, losses={"nll": 1.0, "ctc": 1.0})
+    assert plan_batches(both, Rows(train=dataset), processor, recipe, Progress()).sampler.num_steps
 
 
 @pytest.mark.parametrize(
