@@ -115,7 +115,8 @@ REFUSED_VALUES = {
     "optim": dict.fromkeys(
         ("galore", "apollo", "lomo", "adalomo"),
         "it projects gradients or steps inside the backward pass, past the task gate and the skipped steps",
-    ),
+    )
+    | {"schedule_free": "its weights while it trains are not those to evaluate and save; take one with a schedule"},
 }
 
 

@@ -240,6 +240,8 @@ class TestTrainerSettings:
             parsed(save_strategy="best", eval_strategy="steps")
         with pytest.raises(ValueError, match="`optim: galore` is not supported"):
             parsed("--optim", "galore_adamw")
+        with pytest.raises(ValueError, match="`optim: schedule_free` is not supported: its weights"):
+            parsed("--optim", "schedule_free_adamw")
 
     def test_a_misspelt_key_is_not_answered_with_one_that_is_refused(self, parsed):
         for name in REFUSED:
