@@ -78,7 +78,8 @@ def count_row_tokens(row: dict, processor: PARTProcessor) -> int:
     """Tokens of one row's answer with its end, of the source sentence of text tasks, and of its own prompt and context."""
     text = _scored_text(row["task"], row["text"], row["source_text"])
     question = " ".join(filter(None, map(row.get, QUESTION)))
-    return sum(len(processor.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in (text, question)) + 1
+    ids = processor.tokenizer([text, question], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return sum(map(len, ids)) + 1
 
 
 def count_tokens(dataset: "datasets.Dataset", processor: PARTProcessor) -> np.ndarray:
@@ -141,6 +142,7 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = True  # what looks like one in a text is text, as for the model
     names = [*COLUMNS, *(name for name in QUESTION if name in dataset.column_names)]
     columns = dataset.select_columns(names).with_format("arrow")
 

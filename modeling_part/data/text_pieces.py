@@ -144,7 +144,7 @@ def _encoded(texts: pyarrow.Array, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """Tokens of all texts one after the other, and how many each has."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        found = tokenizer(texts.to_pylist(), add_special_tokens=False)["input_ids"]
+        found = tokenizer(texts.to_pylist(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     else:
         found = [one.ids for one in backend.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
     sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))

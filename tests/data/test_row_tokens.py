@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from modeling_part.data import row_tokens as module
+from modeling_part.data.collator import PARTCollator
 from modeling_part.data.row_tokens import count_row_tokens, row_tokens, transcript
 from modeling_part.data.rows import canonical_features
 from modeling_part.data.text_pieces import splits_at_spaces, text_tokens
@@ -46,6 +47,18 @@ def test_counts_are_those_of_each_row_alone(dataset, processor, monkeypatch):
     assert sum(one is None for one in said) > 0 and not all(found.transcripts == [len(one) for one in ids])
     occurrences = Counter(token for one in ids for token in one)
     assert {index: int(count) for index, count in enumerate(found.occurrences) if count} == occurrences
+
+
+def test_what_looks_like_a_special_token_is_counted_as_the_text_that_it_is(dataset, processor):
+    row = next(row for row in dataset if row["task"] == "asr")
+    row = {**row, "text": f"one {processor.tokenizer.eos_token} {processor.audio_token} two"}
+    batch = PARTCollator(processor, with_transcripts=True)([row])
+    answer = batch["labels"][batch["labels"] != -100].tolist()
+    assert batch["transcript_ids"].tolist() == [answer[:-1]]
+    rows = type(dataset).from_list([row], features=dataset.features)
+    found = row_tokens(rows, processor, with_transcripts=True)
+    assert found.answers.tolist() == [len(answer)] == [count_row_tokens(row, processor)]
+    assert found.occurrences.sum() == len(answer) - 1
 
 
 def test_what_rows_are_asked_in_words_of_their_own_counts_against_the_budget(dataset, processor, tmp_path):
