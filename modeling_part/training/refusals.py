@@ -44,6 +44,8 @@ def refuse_wrong_settings(args: PARTTrainingArguments, stage: Stage, options: Ma
         stage: what trains.
         options: what `Trainer` is given beside them.
     """
+    if not isinstance(args, PARTTrainingArguments):
+        raise ValueError(f"`args` is {type(args).__name__}; give PARTTrainingArguments, which deal whole batches.")
     for name in filter(options.get, WITHOUT_EFFECT):
         raise ValueError(f"`{name}` would have no effect: {WITHOUT_EFFECT[name]}.")
     for name, harmless in NOT_FOLLOWED.items():

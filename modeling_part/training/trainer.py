@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """PARTTrainer: `transformers.Trainer` with the task gate, per-part learning rates and checkpoints that survive."""
 
+import copy
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from ..data.batches import Batches
 from ..data.numbered_batches import NumberedBatches, NumberedRows
 from ..evaluation.run_files import how_to_listen
 from ..prompts_part import TASKS, TEXT_TASKS
+from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.stages import LOSSES, Stage
 from .broken_rows import BrokenRows
 from .buffers import whole_on_every_rank
@@ -57,6 +59,7 @@ class PARTTrainer(Trainer):
         stage ([`Stage`]): what trains.
         trainable (dict of lists of str): names of the parameters that train, per part.
         batches ([`Batches`]): what is drawn.
+        args ([`PARTTrainingArguments`]): with the stage's `max_steps` (see `setup.stage_arguments`).
         generation_monitor (callable, *optional*): called at each evaluation with the model, the accelerator, the step
             and the context of the forward; its figures join the dev loss (see [`GenerationMonitor`]).
         on_save (callable, *optional*): gets a checkpoint folder before it becomes visible, to add `stage.json`.
@@ -75,6 +78,7 @@ class PARTTrainer(Trainer):
         stage: Stage,
         trainable: dict[str, list[str]],
         batches: Batches,
+        args: PARTTrainingArguments,
         generation_monitor: Callable[..., dict[str, float]] | None = None,
         on_save: Callable[[Path], None] | None = None,
         **kwargs,
@@ -85,8 +89,8 @@ class PARTTrainer(Trainer):
         self.generation_monitor = generation_monitor
         self.on_save = on_save
         self.gate = self._make_gate(model)
-        args = kwargs["args"]
         refuse_wrong_settings(args, stage, kwargs)
+        args = copy.copy(args)  # a script may give them to the next stage's trainer too
         refuse_other_batches(args, batches)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = has_unused_parameters(stage)
@@ -101,6 +105,7 @@ class PARTTrainer(Trainer):
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
         super().__init__(
             model=model,
+            args=args,
             train_dataset=batches.train_rows,
             eval_dataset=batches.eval_rows,
             data_collator=batches.collator,
@@ -160,8 +165,9 @@ class PARTTrainer(Trainer):
         return prepared
 
     def _refuse_wrong_lengths(self) -> None:
-        given, wanted = self.processing_class.audio_token_convolutions, self.model.config.audio_token_convolutions
-        if [*map(list, given)] != [*map(list, wanted)]:
+        given = getattr(self.processing_class, "audio_token_convolutions", None)
+        wanted = self.model.config.audio_token_convolutions
+        if [*map(list, given or ())] != [*map(list, wanted)]:
             raise ValueError(
                 f"The processor's `audio_token_convolutions` are {given} and the model's {wanted}: the prompts would hold "
                 "another number of placeholders than there are audio tokens. Give the model's own PARTProcessor."

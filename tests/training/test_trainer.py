@@ -17,7 +17,7 @@ import tiny_training
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.batches import Progress
@@ -548,6 +548,20 @@ def test_out_of_memory_elsewhere_names_the_phase_and_the_way_out(shared, tmp_pat
 def test_settings_that_contradict_the_method_are_refused(shared, tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
         build(shared, tmp_path, tiny_training.joint_stage(), **setting)
+
+
+def test_the_same_arguments_serve_the_next_stage(shared, tmp_path):
+    first = build(shared, tmp_path, BUILT_IN_STAGES["adapter"])
+    stage = tiny_training.joint_stage()
+    args = tiny_training.PARTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=6)
+    given = {"batches": first.batches, "args": args, "processing_class": shared.processor}
+    PARTTrainer(first.model, stage=first.stage, trainable=first.trainable_names, **given)
+    trainer = PARTTrainer(copy.deepcopy(shared.model), stage=stage, trainable={}, **given)
+    assert trainer.args.ddp_find_unused_parameters is True and trainer._filters_losses
+    with pytest.raises(ValueError, match="`args` is TrainingArguments; give PARTTrainingArguments"):
+        PARTTrainer(first.model, stage=stage, trainable={}, **given | {"args": TrainingArguments(str(tmp_path))})
+    with pytest.raises(ValueError, match=r"`audio_token_convolutions` are None .* the model's own PARTProcessor"):
+        PARTTrainer(first.model, stage=stage, trainable={}, **given | {"processing_class": None})
 
 
 def test_wrappers_that_break_the_gate_are_refused(shared, tmp_path):
