@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -101,16 +102,15 @@ def instability(log: Sequence[Mapping], warm_up: float = 0) -> dict[str, str]:
     """
     signs = {}
     after = [entry for entry in log if entry["step"] > warm_up]
-    names = dict.fromkeys(name for entry in after for name in entry)
-    for name in names:
-        values = [(entry["step"], entry[name]) for entry in after if isinstance(entry.get(name), (int, float))]
-        values = [(step, value) for step, value in values if math.isfinite(value)]
+    for name in dict.fromkeys(chain.from_iterable(after)):
         if name == "loss" or (name.endswith("_loss") and "/" not in name and "ctc" not in name):
-            found = _spike(values)
+            look = _spike
         elif name.startswith("grad_norm"):
-            found = _growth(values)
-        else:
+            look = _growth
+        else:  # most, and the whole log is looked at with each new line
             continue
+        values = [(entry["step"], entry[name]) for entry in after if isinstance(entry.get(name), (int, float))]
+        found = look([(step, value) for step, value in values if math.isfinite(value)])
         if found is not None:
             signs[name] = f"{name} {found}"
     return signs
