@@ -16,10 +16,16 @@ from ..prompts_part import TASKS
 GroupLosses = dict[tuple[str, str, str], tuple[float, int]]
 
 
+MOST_WAITING = (
+    1000  # batches whose losses stay on the device, so that a long time without a line of the log fills no memory
+)
+
+
 class LossSums:
-    """Losses per group whose nats stay tensors until they are asked for: no batch waits for the device."""
+    """Losses per group whose nats stay tensors until they are asked for: no batch waits for the device, but every 1000th."""
 
     def __init__(self) -> None:
+        self._sums: GroupLosses = {}  # of the rows before these
         self._groups: list[tuple[str, str, str]] = []  # of rows, as are the next two
         self._tokens: list[int] = []
         self._nats: list[torch.Tensor] = []
@@ -29,17 +35,20 @@ class LossSums:
         self._groups += groups
         self._tokens += tokens
         self._nats.append(nats.detach())
+        if len(self._nats) >= MOST_WAITING:
+            self._sums = self.sums()
+            self._groups, self._tokens, self._nats = [], [], []
 
     def sums(self) -> GroupLosses:
         """Nats and tokens per group of the rows that have tokens and a finite loss; waits for the device."""
-        losses: GroupLosses = {}
+        losses = dict(self._sums)
         for group, row_nats, tokens in zip(self._groups, self._row_nats(), self._tokens, strict=True):
             if tokens and math.isfinite(row_nats):  # skipped steps are counted apart
                 add_losses(losses, {group: (row_nats, tokens)})
         return losses
 
     def not_finite(self) -> list[int]:
-        """Places of the rows that have tokens and no finite loss; waits for the device."""
+        """Places, in a batch added alone, of the rows that have tokens and no finite loss; waits for the device."""
         rows = enumerate(zip(self._row_nats(), self._tokens, strict=True))
         return [place for place, (row_nats, tokens) in rows if tokens and not math.isfinite(row_nats)]
 
@@ -98,7 +107,7 @@ class StepStatistics:
         """Begin a new line."""
         self.losses, self.ctc_losses, self.divergences = LossSums(), LossSums(), LossSums()
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
-        self.part_norms: list[tuple[str, torch.Tensor]] = []  # of every step, on the device
+        self.part_norms: dict[str, tuple[torch.Tensor, int]] = {}  # their sum on the device, and the steps
         self.open_batches = self.batches = 0
         self.since = time.perf_counter()
 
@@ -117,16 +126,16 @@ class StepStatistics:
 
     def add_norms(self, norms: dict[str, torch.Tensor]) -> None:
         """Add the gradient norms of a step: of the parts that it trains."""
-        self.part_norms += norms.items()
+        for part, norm in norms.items():
+            before, steps = self.part_norms.get(part, (0.0, 0))
+            self.part_norms[part] = (before + norm, steps + 1)
 
     def _mean_norms(self) -> dict[str, float]:
         """Of each part, over the steps that trained it."""
-        norms: dict[str, list[float]] = {}
-        if self.part_norms:
-            values = torch.stack([norm for _, norm in self.part_norms]).tolist()
-            for (part, _), value in zip(self.part_norms, values, strict=True):
-                norms.setdefault(part, []).append(value)
-        return {part: sum(values) / len(values) for part, values in norms.items()}
+        if not self.part_norms:
+            return {}
+        means = torch.stack([total / steps for total, steps in self.part_norms.values()]).tolist()
+        return dict(zip(self.part_norms, means, strict=True))
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not training."""

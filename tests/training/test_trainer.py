@@ -25,6 +25,7 @@ from modeling_part.data.collator import PARTCollator
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
 from modeling_part.recipes.user_errors import UserError
 from modeling_part.training import dry_run as dry_run_module
+from modeling_part.training import losses
 from modeling_part.training import trainer as trainer_module
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.dry_run import log_plan
@@ -392,6 +393,19 @@ def test_the_log_says_what_was_trained(shared, tmp_path):
     written.Reload()
     for key in ("asr_loss", "s2tt/en-fr_loss", "tokens_per_second", "gate_open_share", "grad_norm/adapter"):
         assert written.Scalars(f"train/{key}")[0].value == pytest.approx(entry[key], rel=1e-5)
+
+
+def test_a_long_time_without_a_line_of_the_log_fills_no_memory(monkeypatch):
+    monkeypatch.setattr(losses, "MOST_WAITING", 10)
+    statistics, groups = losses.StepStatistics(), [("asr", "fr", "fr"), ("s2tt", "fr", "en")]
+    for number in range(25):
+        statistics.losses.add(groups, [2, 0], torch.tensor([float(number), 9.0]))
+        statistics.add_norms(
+            {"adapter": torch.tensor(float(number)), **({"encoder": torch.ones(())} if number else {})}
+        )
+    assert len(statistics.losses._nats) == 5 and len(statistics.part_norms) == 2
+    assert statistics.losses.sums() == {groups[0]: (300.0, 50)} == statistics.losses.sums()
+    assert statistics._mean_norms() == {"adapter": 12.0, "encoder": 1.0}
 
 
 def test_the_dev_loss_is_per_task_and_language(shared, tmp_path):
