@@ -344,6 +344,8 @@ class PARTTrainer(Trainer):
                 del figures["gate_open_share"]
             logs.update({name: float(f"{value:.6g}") for name, value in figures.items()})
             self._statistics.reset()
+        if "train_samples_per_second" in logs:  # which `Trainer` takes for `per_device_train_batch_size` in each batch
+            logs["train_samples_per_second"] = round(self.broken_rows.drawn / max(logs["train_runtime"], 1e-3), 3)
         if self.batches.report["steps"]:  # to `Trainer` the whole stage is one epoch
             self.state.epoch = self.state.global_step / self.batches.report["steps"]
         super().log(logs, start_time)

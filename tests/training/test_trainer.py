@@ -395,6 +395,14 @@ def test_the_log_says_what_was_trained(shared, tmp_path):
         assert written.Scalars(f"train/{key}")[0].value == pytest.approx(entry[key], rel=1e-5)
 
 
+def test_samples_per_second_are_the_rows_of_the_batches(shared, tmp_path):
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=3, max_rows=2, accumulation=2)
+    figures = trainer.train().metrics
+    rows = sum(map(len, trainer.batches.sampler))
+    assert figures["train_samples_per_second"] == pytest.approx(rows / figures["train_runtime"], rel=1e-2)
+    assert trainer.state.log_history[-1]["train_samples_per_second"] == figures["train_samples_per_second"]
+
+
 def test_a_long_time_without_a_line_of_the_log_fills_no_memory(monkeypatch):
     monkeypatch.setattr(losses, "MOST_WAITING", 10)
     statistics, groups = losses.StepStatistics(), [("asr", "fr", "fr"), ("s2tt", "fr", "en")]
