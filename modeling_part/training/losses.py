@@ -16,9 +16,7 @@ from ..prompts_part import TASKS
 GroupLosses = dict[tuple[str, str, str], tuple[float, int]]
 
 
-MOST_WAITING = (
-    1000  # batches whose losses stay on the device, so that a long time without a line of the log fills no memory
-)
+MOST_WAITING = 1000  # batches whose losses stay on the device: a long time without a line of the log fills no memory
 
 
 class LossSums:
