@@ -238,6 +238,13 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         for task in TASKS:
             members = [i for i, group in enumerate(table.groups) if group[0] == task]
             draws[members] = largest_remainder(shares[members].ravel()).reshape(-1, len(values))
+        never = np.flatnonzero(((shares > 0) & (draws == 0)).any(axis=1))
+        if len(never):
+            logger.warning(
+                "Some rows of %s are never drawn: weights of corpora, tasks and directions leave them less than one draw in an "
+                "epoch; raise the weights",
+                ", ".join(f"{table.groups[i][0]}/{direction(*table.groups[i][1:])}" for i in never),
+            )
         draws = draws.ravel()
         if not draws.sum():
             raise ValueError("the mixture draws no row at all: check the corpora, task_weights and corpus weights")

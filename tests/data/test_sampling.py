@@ -323,6 +323,18 @@ def test_a_task_without_rows_is_said_and_left_out(caplog):
     assert "no rows of mt" in caplog.text
 
 
+def test_a_language_of_which_no_row_is_ever_drawn_is_said(caplog):
+    table = make_table([(0, 1.0, 8)] * 5 + [(1, 1.0, 8)])
+    sampler = make_sampler(table, mixture=Mixture({"asr": 0.4}), num_steps=20)
+    assert {int(table.group[row]) for batch in sampler for row in batch} == {0}
+    assert "Some rows of asr/en are never drawn" in caplog.text
+    caplog.clear()
+    make_sampler(table, epochs=1)
+    table.weight[:3] = 0.0
+    make_sampler(table, epochs=1)
+    assert "never drawn" not in caplog.text
+
+
 def test_epoch_report_by_hand():
     table = make_table([(0, 1.0, 8), (0, 0.5, 8), (2, 2.0, 8), (3, 0.0, 8)])
     report = make_sampler(table, epochs=1).epoch_report(0)
