@@ -134,10 +134,15 @@ class AudioGenerationMixin(GenerationMixin):
         relaxed = getattr(generation_config, "assistant_ensemble_weight", None) is not None
         return assistant_model.candidate_generator(input_ids.shape[1], limit, relaxed)
 
-    def _prepare_generated_length(self, *args, **kwargs) -> GenerationConfig:
+    def _prepare_generated_length(self, *args, input_ids_length: int, **kwargs) -> GenerationConfig:
         """Where the language model has learned its positions, an answer ends with the last of them."""
-        config = super()._prepare_generated_length(*args, **kwargs)
+        config = super()._prepare_generated_length(*args, input_ids_length=input_ids_length, **kwargs)
         if (limit := self.model.position_limit) is not None and config.max_length > limit:
+            if input_ids_length >= limit:
+                raise ValueError(
+                    f"The prompt has {input_ids_length} positions, and the language model has learned {limit}, so that none "
+                    "is left for an answer: give shorter audio (`chunk_length_s` in a pipeline) or text."
+                )
             logger.warning_once(
                 f"Answers end at {limit} positions, prompt included: the language model has learned no more."
             )

@@ -55,12 +55,14 @@ def _check_generation(most: object, generate_kwargs: object) -> None:
         raise ValueError(f"`generate_kwargs` is {generate_kwargs!r}; give a dict of arguments of `generate`.")
     if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
         raise ValueError(f"`max_new_tokens` is {most!r}; give a whole number of tokens.")
-    if of_whisper := {"language", "task"} & set(generate_kwargs or {}):
+    given = generate_kwargs or {}
+    if of_whisper := {"language", "task"} & set(given):
         raise ValueError(
             f"`generate_kwargs` hold {sorted(of_whisper)}, which are Whisper's: give `task`, `source_lang` and "
             "`target_lang` to the pipeline, as codes such as 'fr'."
         )
-    if (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
+    of_config = getattr(given.get("generation_config"), "num_return_sequences", None)
+    if (given.get("num_return_sequences", of_config) or 1) != 1:
         raise ValueError(
             "The pipeline gives one text per recording; for n-best lists call `model.generate` with "
             "`num_return_sequences`, `return_dict_in_generate=True` and `output_scores=True`."

@@ -22,7 +22,7 @@ from .language_part import language_log_probs, spoken_language
 from .live_part import LiveText, transcribe_live
 from .options_part import OF_A_ROW, sorted_options, window_samples
 from .processing_part import PARTProcessor
-from .prompts_part import TASKS, TEXT_TASKS, task_of, task_of_row
+from .prompts_part import TASKS, TEXT_TASKS, one_context, task_of, task_of_row
 from .repetition_part import cut_loops, cut_off, end_ids, token_limit
 from .silence_part import is_silence, silent_windows
 from .voice_activity_part import speech_windows
@@ -126,11 +126,13 @@ class PARTPipeline(ChunkPipeline):
         of_each = OF_A_ROW if is_list else [name for name in OF_A_ROW if name != "context"]  # words, for one input
         columns = {name: options.pop(name) for name in of_each if isinstance(options.get(name), (list, tuple))}
         if not columns:
-            return super().__call__(inputs, **options)
+            return super().__call__(list(inputs) if is_list else inputs, **options)
         lengths = {name: len(values) for name, values in columns.items()}
         if not is_list or set(lengths.values()) != {len(inputs)}:
             given = f"{len(inputs)} inputs" if is_list else "what is not a list of inputs"
             raise ValueError(f"{lengths} values for {given}: give one value for all, or a list with one per input.")
+        if "context" in columns:
+            columns["context"] = [*map(one_context, columns["context"])]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return super().__call__([_Row(*pair) for pair in zip(inputs, rows, strict=True)], **options)
 
@@ -292,10 +294,11 @@ class PARTPipeline(ChunkPipeline):
             sequences = sequences.sequences
         prompt = inputs["input_ids"].shape[1]
         answers = [[] if nothing else one for one, nothing in zip(sequences[:, prompt:].tolist(), silent, strict=True)]
-        settings = (generate_kwargs.get("generation_config") or self.model.generation_config, generate_kwargs)
-        ends = end_ids(*settings)
+        # As `generate` went by them: a caller's own config need not hold all.
+        settings, _ = self.model._prepare_generation_config(**{"generation_config": None, **generate_kwargs})
+        ends = end_ids(settings)
         kept, looped = cut_loops(answers, ends)
-        cut = cut_off(answers, ends, token_limit(*settings, prompt))
+        cut = cut_off(answers, ends, token_limit(settings, prompt, self.model.model.position_limit))
         return kept, looped, [one and not loop for one, loop in zip(cut, looped, strict=True)]
 
     def _named_prompts(self, columns: dict[str, list], mask, of_languages: list[dict[str, float] | None]) -> dict:

@@ -61,23 +61,24 @@ def cut_off(answers: Sequence[Sequence[int]], end_ids: set[int], limit: int) -> 
     return [len(ids) >= max(limit, 1) and not end_ids.intersection(ids) for ids in answers]
 
 
-def end_ids(settings, given: Mapping) -> set[int]:
-    """Tokens that end an answer, or fill the room behind its end.
+def end_ids(settings) -> set[int]:
+    """Tokens that end an answer, or fill the room behind its end, by the `GenerationConfig` that `generate` went by."""
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, (list, tuple)) else [settings.eos_token_id]
+    return {token for token in (*ends, settings.pad_token_id) if token is not None}
+
+
+def token_limit(settings, prompt: int, positions: int | None) -> int:
+    """How many tokens an answer may have after `prompt` of them.
 
     Args:
-        settings: the `GenerationConfig`.
-        given: arguments of `generate`, which come first.
+        settings: see [`end_ids`].
+        prompt: tokens before the answer.
+        positions: that the language model has learned; None: there is no end to them.
     """
-    ends = given.get("eos_token_id", settings.eos_token_id)
-    ends = ends if isinstance(ends, (list, tuple)) else [ends]
-    return {token for token in (*ends, given.get("pad_token_id", settings.pad_token_id)) if token is not None}
-
-
-def token_limit(settings, given: Mapping, prompt: int) -> int:
-    """How many tokens an answer may have after `prompt` of them; `settings` and `given` as in [`end_ids`]."""
-    if (most := given.get("max_new_tokens", settings.max_new_tokens)) is not None:
-        return most
-    return (given.get("max_length", settings.max_length) or 0) - prompt  # below 0: transformers' own default of 20
+    most = settings.max_new_tokens
+    if most is None:
+        most = (settings.max_length or 0) - prompt  # below 0: transformers' own default of 20
+    return most if positions is None else min(most, positions - prompt)
 
 
 def remarks(answer: Mapping, offset: float = 0.0) -> list[str]:

@@ -70,6 +70,9 @@ def test_with_an_alignment_head_what_it_hears_is_explained(clips):
     both = pipe([clips[0], clips[0]], source_lang=[None, "de"], languages=["en", "fr"], batch_size=2)
     assert [one["text"] for one in both] == [answer["text"], by_name["de"]]
     assert "language" not in both[1] and both[0]["language_scores"] == answer["language_scores"]
+    named = [["Ada", "Bob"], None]  # words that may be said, as lists, are in the prompt that names the language too
+    given, other = pipe([clips[0], clips[0]], context=named, languages=["en", "fr"], batch_size=2)
+    assert other == answer and given == pipe(clips[0], context="Ada\nBob", languages=["en", "fr"])
 
 
 def test_a_clip_s_features_are_computed_once(clips, monkeypatch):

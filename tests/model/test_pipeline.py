@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
+    GenerationConfig,
     TextIteratorStreamer,
     TextStreamer,
     Wav2Vec2ForCTC,
@@ -201,7 +202,7 @@ def test_lists_generators_and_datasets_in_batches(pipe, clip, long_clip):
 
     clips = [clip, long_clip, clip[: RATE // 2], clip[: RATE // 4]]
     expected = [pipe(one) for one in clips]
-    assert pipe(clips, batch_size=3) == expected
+    assert pipe(clips, batch_size=3) == pipe(tuple(clips)) == expected
     assert pipe([]) == list(pipe(one for one in [])) == []
     assert list(pipe((one for one in clips), batch_size=2)) == expected
     dataset = Dataset.from_list([{"audio": {"array": one.tolist(), "sampling_rate": RATE}} for one in clips])
@@ -418,6 +419,7 @@ def test_stream_passes_errors_on(pipe, clip):
         ({"chunk_length_s": 3, "stride_length_s": (1, 1, 1)}, "the left one and the right one"),
         ({"stride_length_s": True}, "give seconds"),
         ({"generate_kwargs": {"num_return_sequences": 2}}, "n-best"),
+        ({"generate_kwargs": {"generation_config": GenerationConfig(num_beams=2, num_return_sequences=2)}}, "n-best"),
         ({"generate_kwargs": {"language": "french", "task": "transcribe"}}, "which are Whisper's: give `task`"),
     ],
 )

@@ -6,7 +6,7 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 from modeling_part import demo, demo_live, repetition_part
 from modeling_part.repetition_part import LEAST_TOKENS, cut_loops, loop_start, remarks
@@ -98,6 +98,37 @@ def test_what_else_ends_an_answer_is_no_limit(talking_pipe):
     assert ["cut_off" in answer for answer in both] == [True, False]
     text = talking_pipe("Bonjour", task="mt", target_lang="en", max_new_tokens=4)
     assert text["cut_off"] == [None] and remarks(text)[0].startswith("The text was cut off")
+
+
+def test_a_config_of_the_caller_is_read_as_generate_reads_it(tiny_checkpoint, monkeypatch):
+    """It need not hold the tokens that end an answer, or how long one may be: those are the model's."""
+    pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), device="cpu")
+    numbers = [pipe.processor.text_tokens(text)[0][0] for text in ("one", "two", "three")]
+    settings = pipe.model.generation_config
+
+    def generate(generation_config, **inputs):
+        most = generation_config.max_new_tokens or settings.max_new_tokens
+        ended = [numbers[0], settings.eos_token_id[0], *[settings.pad_token_id] * most]
+        answers = [row[:most] for row in (ended, numbers * 100)]
+        return torch.cat([inputs["input_ids"], torch.tensor(answers)], -1)
+
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    for config in (GenerationConfig(num_beams=2), GenerationConfig(max_new_tokens=30)):
+        ended, looped = pipe([sound, sound], batch_size=2, generate_kwargs={"generation_config": config})
+        assert not {"repetitions", "cut_off"} & set(ended) and "repetitions" in looped
+
+
+def test_where_positions_are_learned_their_end_cuts_an_answer_off(tiny_checkpoint, monkeypatch):
+    pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), device="cpu")
+    sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    prompt = pipe.processor(sound)["input_ids"].shape[1]
+    monkeypatch.setattr(pipe.model.model, "position_limit", prompt + 3)
+    pipe.model.generation_config.eos_token_id = [pipe.processor.text_tokens("~")[0][0]]
+    assert pipe(sound)["cut_off"] == [(0.0, 1.0)]
+    monkeypatch.setattr(pipe.model.model, "position_limit", prompt)
+    with pytest.raises(ValueError, match=rf"prompt has {prompt} positions.* learned {prompt}, .*: give shorter audio"):
+        pipe(sound)
 
 
 def test_a_stream_and_live_audio_tell_it_too(talking_pipe):
