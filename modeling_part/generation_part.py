@@ -37,6 +37,14 @@ class AudioGenerationMixin(GenerationMixin):
                 With `assistant_ensemble_weight` w, transformers' own, a token of the draft is accepted as well where its
                 probability is less than (1 - w) / w below the best one's: fewer steps, and another text.
         """
+        given = [*args[:1], *map(kwargs.get, ("inputs", "input_ids", "inputs_embeds"))]
+        has_prompt = any(one is not None for one in given)
+        is_audio = any(isinstance(one, torch.Tensor) and one.is_floating_point() for one in given[:-1])
+        if is_audio or (kwargs.get("input_features") is not None and not has_prompt):
+            raise ValueError(
+                "`generate` got audio features, but no prompt that says where they are and what is asked: give all that "
+                "the processor gives, `model.generate(**processor(audio))`."
+            )
         if ctc_draft and (rows := self._generate_apart(*args, **kwargs)) is not None:
             return rows
         draft = self._draft(*args, **kwargs) if ctc_draft else None

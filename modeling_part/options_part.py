@@ -2,6 +2,7 @@
 """Arguments of the pipeline: which there are, what they may be, and which of its steps takes them."""
 
 from collections.abc import Mapping
+from numbers import Real
 
 from .features_part import MINIMUM_SECONDS
 from .language_part import known_languages
@@ -100,7 +101,7 @@ def window_samples(
         chunk_length_s = DEFAULT_CHUNK_LENGTH if longest is None else longest / rate
     strides = stride_length_s if isinstance(stride_length_s, (list, tuple)) else [stride_length_s] * 2
     numbers = [chunk_length_s, *(stride for stride in strides if stride_length_s is not None)]
-    if len(strides) != 2 or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in numbers):
+    if len(strides) != 2 or any(isinstance(one, bool) or not isinstance(one, Real) for one in numbers):
         raise ValueError(
             f"`chunk_length_s` is {chunk_length_s!r} and `stride_length_s` {stride_length_s!r}: give seconds, and of "
             "the second one number, or the left one and the right one."

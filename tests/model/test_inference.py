@@ -169,6 +169,22 @@ def test_audio_is_encoded_once_and_one_position_per_row_reaches_the_vocabulary(m
     assert positions == [(2 * beams, 1)] * 4  # the prompt once, then a token at a time
 
 
+def test_features_without_a_prompt_are_refused_with_what_to_give(model, one):
+    """As Whisper takes them."""
+    features = one["input_features"]
+    for args, given in (([features], {}), ([], {"inputs": features}), ([], {"input_features": features})):
+        with pytest.raises(
+            ValueError, match=r"audio features, but no prompt .*`model\.generate\(\*\*processor\(audio\)\)"
+        ):
+            model.generate(*args, **given)
+    expected = model.generate(**one, max_new_tokens=4)
+    ids = one["input_ids"]
+    others = {name: value for name, value in one.items() if name != "input_ids"}
+    assert torch.equal(model.generate(ids, **others, max_new_tokens=4), expected)
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(model.generate(inputs_embeds=embeds, **others, max_new_tokens=4), new_ids(one, expected))
+
+
 def test_placeholder_is_never_generated(model, one):
     torch.manual_seed(0)
     ids = model.generate(**one, do_sample=True, temperature=100.0, top_k=0, max_new_tokens=200, num_return_sequences=4)
