@@ -149,6 +149,8 @@ def transcribe(options: argparse.Namespace) -> None:
         raise ValueError("A translation needs --target_language, such as fr or French.")
     if task == "s2tt" and options.languages:
         raise ValueError("--languages is for transcription; of a translation, name what is spoken with --language.")
+    if options.language and options.languages:
+        raise ValueError("--languages has no effect beside --language, which names what is spoken: leave one out.")
     files = find_files(options.files)
     checkpoint = find_checkpoint(options.checkpoint)
     pipe = pipeline("speech-to-text", model=checkpoint.source, device=options.device, chunk_length_s=options.window)

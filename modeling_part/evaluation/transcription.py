@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from tqdm.auto import tqdm
 
@@ -64,6 +65,18 @@ def output_paths(files: Sequence[Path], formats: Sequence[str], folder: Path | N
     return places
 
 
+def check_writable(folders: set[Path]) -> None:
+    """Raise OSError for a folder in which no file can be made, as on a medium that is only read, before anything is heard."""
+    for folder in sorted(folders):
+        try:
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"Nothing can be written in {printable(folder)} ({error.strerror}): name another folder with --output_dir."
+            ) from error
+
+
 def longest_first(files: Sequence[Path]) -> list[int]:
     """The places of the files in this order, so that what is decoded at once is alike in length; last what has none."""
     durations = audio_durations([str(file) for file in files])
@@ -121,6 +134,9 @@ def transcribe_files(
 
     Returns:
         The files that could not be read, and why.
+
+    Raises:
+        OSError: texts cannot be written where they belong.
     """
     places = output_paths(files, formats, folder)
     chosen = [
@@ -133,6 +149,7 @@ def transcribe_files(
     readable = Readable([files[at] for at in chosen], pipe)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+    check_writable({path.parent for at in chosen for path in places[at] if path.parent.is_dir()})
     with tqdm(total=len(chosen), desc="transcribe", unit="file", disable=None if formats else True) as progress:
         for done, answer in enumerate(pipe(iter(readable), **options)):
             at = chosen[readable.read[done]]

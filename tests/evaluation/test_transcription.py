@@ -14,6 +14,7 @@ import transformers
 from transformers import pipeline
 
 from modeling_part.__main__ import main
+from modeling_part.evaluation import transcription
 from modeling_part.evaluation.transcription import find_files, longest_first, output_paths, transcribe_files
 
 
@@ -96,6 +97,21 @@ def test_one_bad_file_does_not_stop_the_rest_and_a_second_call_goes_on(pipe, fol
     assert [(out / kept).read_text() for kept in ("c.json", "a.srt")] == ["by hand"] * 2 and (out / "a.json").exists()
     transcribe_files(pipe, files, overwrite=True, **options)
     assert (out / "a.json").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("output", [None, "out"])
+def test_a_folder_that_takes_no_texts_is_named_before_anything_is_heard(pipe, folder, monkeypatch, output):
+    def refuse(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(transcription, "TemporaryFile", refuse)
+    monkeypatch.setattr(pipe.model, "generate", lambda **_: pytest.fail("it was heard"))
+    place = None if output is None else folder.parent / output
+    with pytest.raises(OSError, match=rf"written in {place or folder} \(Read-only file system\): name .*--output_dir"):
+        transcribe_files(pipe, find_files([str(folder)]), formats=["srt"], folder=place)
+    gone = folder / "no folder" / "a.wav"
+    monkeypatch.undo()
+    assert "no audio file" in transcribe_files(pipe, [gone], formats=["srt"])[gone]
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
@@ -184,6 +200,9 @@ def test_languages_to_tell_apart_are_not_passed_over_by_a_translation(folder, ca
         with pytest.raises(SystemExit):
             main(["transcribe", "/nowhere", str(folder), "--languages", "en", "de", *asked])
         assert "--languages is for transcription" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["transcribe", "/nowhere", str(folder), "--languages", "en", "de", "--language", "en"])
+    assert "--languages has no effect beside --language" in capsys.readouterr().err
 
 
 def test_what_is_no_task_of_files_is_refused_before_anything_is_loaded(folder, capsys):
