@@ -111,7 +111,9 @@ class AudioGenerationMixin(GenerationMixin):
 
     def _can_use_drafts(self, generation_config: GenerationConfig | None, kwargs: dict) -> bool:
         """Whether assisted generation writes what `generate` would write without it."""
-        if any(kwargs.get(name) is not None for name in ("past_key_values", "stopping_criteria", "custom_generate")):
+        # What is called once per step may count steps or rows.
+        of_steps = ("stopping_criteria", "logits_processor", "prefix_allowed_tokens_fn")
+        if any(kwargs.get(name) is not None for name in ("past_key_values", "custom_generate", *of_steps)):
             return False
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)
         stops = settings.stop_strings is not None or settings.max_time is not None
@@ -121,6 +123,7 @@ class AudioGenerationMixin(GenerationMixin):
             and settings.use_cache is not False
             and settings.cache_implementation in (None, "dynamic")
             and settings.prefill_chunk_size is None
+            and settings.guidance_scale in (None, 1)  # it keeps a cache of its own, which nothing takes back
             and not stops
             and not self.model.language_model._is_stateful
         )

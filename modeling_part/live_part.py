@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .audio_part import load_audio
+from .audio_part import AudioError, load_audio
 from .drafts_part import PlaceInDraft
 from .prompts_part import task_of
 from .repetition_part import remarks
@@ -79,6 +79,11 @@ class _Heard:
 
     def add(self, piece: np.ndarray) -> None:
         piece = piece if hasattr(piece, "detach") else np.asarray(piece)
+        if not piece.ndim:
+            raise AudioError(
+                "Live audio is arrays, one after the other, each of `(samples,)` at the encoder's rate; a whole recording is "
+                "`[waveform]`."
+            )
         if 0 in piece.shape:
             return
         piece = load_audio(piece, self.rate)

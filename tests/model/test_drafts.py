@@ -6,7 +6,7 @@ import tiny_training
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TextStreamer
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from modeling_part import PARTPipeline
 from modeling_part.drafts_part import FIRST_SIZE, DraftCandidates
@@ -208,6 +208,33 @@ def test_other_ways_of_decoding_stay_as_they_are(model_and_processor, clips, mon
     expected = model.generate(**inputs, max_new_tokens=6, **options)
     torch.manual_seed(0)
     assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True, **options), expected)
+
+
+@pytest.mark.parametrize("kind", ["right", "one wrong"])
+def test_guidance_writes_what_it_writes_without_a_draft(model_and_processor, clips, monkeypatch, kind):
+    model, processor = model_and_processor
+    inputs = processor(clips[0])
+    expected = model.generate(**inputs, max_new_tokens=12, guidance_scale=1.5)
+    greedy = model.generate(**inputs, max_new_tokens=12)
+    write_draft(monkeypatch, model, DRAFTS[kind](greedy[0, inputs["input_ids"].shape[1] :].tolist()))
+    given = model.generate(**inputs, max_new_tokens=12, guidance_scale=1.5, ctc_draft=True)
+    assert torch.equal(given, expected) and not torch.equal(given, greedy)
+
+
+def test_what_differs_by_row_does_so_beside_drafts(model_and_processor, clips):
+    class OneTokenOfTheRow(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            allowed = torch.arange(len(scores))[:, None] + 10
+            return torch.full_like(scores, -torch.inf).scatter(1, allowed, 0.0)
+
+    model, processor = model_and_processor
+    inputs = processor(clips)
+    for options in (
+        {"prefix_allowed_tokens_fn": lambda row, ids: [10 + row]},
+        {"logits_processor": LogitsProcessorList([OneTokenOfTheRow()])},
+    ):
+        given = model.generate(**inputs, max_new_tokens=3, ctc_draft=True, **options)
+        assert given[:, -3:].tolist() == [[10 + row] * 3 for row in range(3)]
 
 
 def test_a_batch_has_the_tokens_of_greedy_decoding_row_by_row(model_and_processor, clips, monkeypatch):

@@ -99,6 +99,9 @@ def test_pieces_are_heard_as_any_other_array(given):
     assert list(transcribe_live(Loud(True), [empty, *pieces, empty]))[-1].text == "one, two"
     with pytest.raises(AudioError, match="NaN or infinite samples"):
         list(transcribe_live(Loud(True), [np.array([0.0, np.nan])]))
+    for whole in (speech([1]), "clip.wav", [{"raw": speech([1]), "sampling_rate": RATE}]):
+        with pytest.raises(AudioError, match=r"arrays, one after the other, .*a whole recording is `\[waveform\]`"):
+            list(transcribe_live(Loud(True), whole))
 
 
 def test_words_are_final_soon_and_shown_at_once():
