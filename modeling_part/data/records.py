@@ -6,15 +6,21 @@ A recipe says with `columns` under which name a record has a canonical column. A
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..prompts_part import TEXT_TASKS
 from .addresses import joined, without_suffix
 from .corpus_spec import CorpusSpec, fits
 from .files import OnBroken, handle
 from .rows import COLUMNS, QUESTION, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
+
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 TEXTS = ("id", "task", "source_lang", "target_lang", "text", "source_text")
@@ -40,6 +46,37 @@ def rows_of(
             handle(on_broken, where, error)
         else:
             yield from rows
+
+
+def records_in(table: "pyarrow.Table") -> list[dict]:
+    """The records of a table of `datasets`, which writes values of several types, such as text and lists, as JSON."""
+    records = table.to_pylist()
+    for field in table.schema:
+        if _holds_json(field.type):
+            for record in records:
+                record[field.name] = _without_json(record[field.name], field.type)
+    return records
+
+
+def _holds_json(kind: "pyarrow.DataType") -> bool:
+    import pyarrow
+
+    inner = (kind.field(number).type for number in range(kind.num_fields))
+    return isinstance(kind, pyarrow.JsonType) or any(map(_holds_json, inner))
+
+
+def _without_json(value: object, kind: "pyarrow.DataType") -> object:
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, pyarrow.JsonType):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_without_json(one, kind.field(0).type) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_json(one, kind.field(name).type) for name, one in value.items()}
+    return value
 
 
 def record_rows(
@@ -280,7 +317,7 @@ def _check_nested(column: str, available: Mapping[str, object], where: str) -> N
             features = dict.fromkeys(features.languages, "text")
         elif type(features).__name__ == "Audio":
             features = dict.fromkeys(("bytes", "path"), "a file")
-        if features is None and depth:  # not known before the records are read
+        if depth and (features is None or type(features).__name__ == "Json"):  # not known before the records are read
             return
         if not isinstance(features, Mapping):
             kind = "a list" if "List" in type(features).__name__ or isinstance(features, list) else "no mapping"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
 from .readers.dataset import errors_of_dataset, features_of, local_folder, open_dataset, plain_record
-from .records import check_columns, rows_of
+from .records import check_columns, records_in, rows_of
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, canonical_features
 from .shards import is_sample, place_of
 from .sounds import from_address
@@ -114,7 +114,7 @@ class StreamedRows:
         before = sum(self.report.broken.values())
         records = (
             (place_of(record) if is_sample(record) else f"{self.spec.path}, a record of a stream", None, record)
-            for record in table.to_pylist()
+            for record in records_in(table)
         )
         on_broken = partial(self.report.drop_line, self.spec.corpus)
         rows = list(rows_of(records, self.spec, columns, folder, on_broken, plain_record))

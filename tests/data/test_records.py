@@ -47,6 +47,27 @@ def test_keys_of_json_are_columns_whether_or_not_every_line_has_them(tmp_path):
     }
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "audiofolder"])
+def test_values_of_several_types_in_a_column_cost_their_own_rows(tmp_path, kind, streaming, monkeypatch):
+    """Of such a column `datasets` writes every value as JSON: a text in quotes, which are not the text's."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    (tmp_path / "a.wav").write_bytes(encoded(tone(0.5)))
+    texts = ["Hej.", ["Hej", "då."], 'Ett "citat" å.', 5, None]
+    records = [{"file_name": "a.wav", "id": f"{n}", "said": {"sv": text}} for n, text in enumerate(texts)]
+    turns = [[{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": text}] for text in texts]
+    records = [{**record, "turns": pair} for record, pair in zip(records, turns, strict=True)]
+    if kind == "parquet":
+        datasets.Dataset.from_list(records, on_mixed_types="use_json").to_parquet(tmp_path / "train-00000.parquet")
+    else:
+        write_lines(tmp_path / {"jsonl": "train.jsonl", "audiofolder": "metadata.jsonl"}[kind], records)
+    audio = {} if kind == "audiofolder" else {"audio": "file_name"}
+    spec = {"reader": "dataset", "path": str(tmp_path), "languages": ["sv"], "streaming": streaming}
+    for task, columns in (("asr", {"text": "said.sv", **audio}), ("text", {"messages": "turns"})):
+        rows, _ = read_corpora([{**spec, "tasks": [task], "columns": columns}], max_bad_fraction=1.0)
+        assert [row["text"] for row in rows] == ["Hej.", 'Ett "citat" å.']
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -14,7 +14,7 @@ from ..addresses import AddressError, is_address, path_of
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, as_values, handle, read_csv, read_jsonl
-from ..records import check_columns, rows_of
+from ..records import check_columns, records_in, rows_of
 from ..rows import BrokenRowError, CorpusError
 from ..shards import columns_of, is_sample, open_shards, place_of, sample_record
 from ..where_to_get import how_to_get, hub_id_of
@@ -64,7 +64,7 @@ def read_dataset(
             dataset = open_dataset(spec, streaming, config, revision, data_files)
             available = features_of(dataset)
             batches = dataset.with_format("arrow").iter(batch_size=100)
-            records = (record for batch in batches for record in batch.to_pylist())
+            records = (record for batch in batches for record in records_in(batch))
         else:
             available = dict.fromkeys(name for record in records for name in record)
         check_columns(spec, columns, available)
@@ -144,7 +144,8 @@ def open_dataset(
         return saved[split_name(saved, spec)]
     if (records := audiofolder_records(spec, on_broken)) is not None:
         names = dict.fromkeys(name for record in records for name in record)  # `from_list` looks at the first alone
-        return datasets.Dataset.from_list([{name: record.get(name) for name in names} for record in records])
+        complete = [{name: record.get(name) for name in names} for record in records]
+        return datasets.Dataset.from_list(complete, on_mixed_types="use_json")
     refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
     builder = datasets.load_dataset_builder(str(path), name=config, data_files=files)
