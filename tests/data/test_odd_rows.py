@@ -304,6 +304,33 @@ def test_an_audiofolder_with_odd_records_is_read_without_them(tmp_path):
         read_corpora([spec])
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("train", "test", "table"),
+    [
+        ("train", "test", "{}/metadata.csv"),
+        ("data/train", "data/test", "{}/metadata.csv"),
+        ("data/train", "data/test", "data/metadata.csv"),
+        ("train", "test", "metadata.csv"),
+        ("en/train-clean-100", "en/test-clean", "{}/metadata.csv"),
+    ],
+)
+def test_splits_of_an_audiofolder_are_those_of_its_folders(tmp_path, train, test, table, streaming):
+    for split in (train, test):
+        name = tmp_path / table.format(split)
+        (tmp_path / split).mkdir(parents=True)
+        soundfile.write(tmp_path / split / "a.wav", tone(1.0), RATE)
+        with name.open("a", encoding="utf-8") as file:
+            header = "" if file.tell() else "file_name,text\n"
+            file.write(f"{header}{(tmp_path / split / 'a.wav').relative_to(name.parent)},{split}\n")
+    spec = {"reader": "dataset", "path": str(tmp_path), "tasks": ["asr"], "languages": ["en"], "streaming": streaming}
+    for split, folder in (("train", train), ("test", test), (test.split("/")[-1], test)):
+        rows, _ = read_corpora([{**spec, "split": split}])
+        assert [(row["text"], row["id"]) for row in rows] == [(folder, "a")]
+    with pytest.raises(CorpusError, match=r"no metadata.jsonl or metadata.csv for the split 'dev'"):
+        read_corpora([{**spec, "split": "dev"}])
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(100))
     spec = {"reader": "dataset", "path": str(tmp_path / "x.parquet"), "tasks": ["asr"], "languages": ["en"]}

@@ -309,24 +309,45 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
     if not any(folder.rglob("metadata.jsonl")) and not any(folder.rglob("metadata.csv")):
         return None
     refuse_settings(spec)
-    places = [folder / name for name in SPLIT_NAMES.get(spec.split, (spec.split,)) if (folder / name).is_dir()]
-    if not places and not any((folder / name).is_dir() for names in SPLIT_NAMES.values() for name in names):
+    asked = SPLIT_NAMES.get(spec.split, (spec.split,))
+    of_split, of_none, has_splits = [], [], False
+    for path in sorted((*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv"))):
+        if (place := split_place(path.parent.relative_to(folder), asked)) and not place[1]:
+            has_splits = True
+            continue
+        read = partial(read_csv, columns=("file_name",)) if path.suffix == ".csv" else read_jsonl
+        for number, record in read(path, on_broken=on_broken):
+            name = record.get("file_name")
+            if not isinstance(name, str) or not name:
+                handle(on_broken, f"{path}, line {number}", BrokenRowError("no 'file_name'", repr(name)))
+                continue
+            if path.suffix == ".csv":
+                record = as_values(record, spec.settings.get("columns"))
+            audio = os.path.abspath(path.parent / name)
+            inside = Path(os.path.relpath(audio, folder))
+            place = split_place(inside.parent, asked)
+            own_id = os.path.splitext(inside.relative_to(place[0]) if place else inside)[0]
+            has_splits = has_splits or place is not None
+            if place is None or place[1]:
+                (of_none if place is None else of_split).append({"id": own_id, **record, "audio": audio})
+    if not has_splits:
         refuse_split(spec)
-        places = [folder]
-    records = []
-    for place in places:
-        for path in sorted((*place.rglob("metadata.jsonl"), *place.rglob("metadata.csv"))):
-            read = partial(read_csv, columns=("file_name",)) if path.suffix == ".csv" else read_jsonl
-            for number, record in read(path, on_broken=on_broken):
-                name = record.get("file_name")
-                if not isinstance(name, str) or not name:
-                    handle(on_broken, f"{path}, line {number}", BrokenRowError("no 'file_name'", repr(name)))
-                    continue
-                if path.suffix == ".csv":
-                    record = as_values(record, spec.settings.get("columns"))
-                audio = os.path.abspath(path.parent / name)
-                own_id = os.path.splitext(os.path.relpath(audio, place))[0]
-                records.append({"id": own_id, **record, "audio": audio})
+    records = of_split if has_splits else of_none
     if not records:
         raise CorpusError(f"dataset: no metadata.jsonl or metadata.csv for the split {spec.split!r} in {folder}")
     return records
+
+
+def split_place(place: Path, asked: Sequence[str]) -> tuple[Path, bool] | None:
+    """The folder in a path that is named after a split, as `datasets` reads names, and whether it is one of `asked`.
+
+    None: none is. `train`, `data/train` and `train-clean-100` are the split train; what lies outside a corpus is of none.
+    """
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    for number, part in enumerate(place.parts, start=1):
+        words = {part, *re.split(r"[-._ \d]+", part)}
+        if part == os.pardir:
+            return None
+        if words & {*asked, *known}:
+            return Path(*place.parts[:number]), not words.isdisjoint(asked)
+    return None
