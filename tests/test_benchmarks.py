@@ -302,6 +302,16 @@ def test_padding_of_batches(load):
     assert padding_of([4.0, 1.0, 4.0, 1.0], 2) == pytest.approx(37.5) and padding_of([4.0, 4.0, 1.0, 1.0], 2) == 0
 
 
+def test_a_run_keeps_each_clip_once(load, tmp_path, capsys):
+    options = ("--clips", "20", "--seconds", "0.5", "--targets", "3", "--rounds", "1")
+    load("audio_copies").main([*options, "--output", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    copied, once = figures["ways"]
+    assert figures["rows"] == 20 * 4 and copied["disk_ratio"] == 1
+    assert once["disk_ratio"] == pytest.approx(1 / 4, abs=0.05)
+    assert "20 clips in" in capsys.readouterr().out
+
+
 def test_lists_hold_the_word_or_do_not(load):
     recall = load("recall")
     others = [f"word{number}" for number in range(20)]
