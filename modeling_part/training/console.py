@@ -70,7 +70,7 @@ def set_up_logging(args: PARTTrainingArguments) -> None:
     handler.setFormatter(_Format("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     level = logging.INFO if args.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, handlers=[handler])
-    for noisy in ("httpx", "datasets", "torch", "numexpr", "matplotlib"):
+    for noisy in ("httpx", "httpx2", "datasets", "torch", "numexpr", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger("huggingface_hub.utils._http").addFilter(_said_once())

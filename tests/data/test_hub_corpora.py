@@ -248,6 +248,7 @@ def test_a_dry_run_of_the_hubs_recipe_says_what_it_would_download(tiny_parts, tm
     assert re.search(r"kB +20 files +to download +google/fleurs de, en, es, fr, it, ja, ko, ru, yue, zh train\n", said)
     assert f"{total / 1e6:.2f} MB  to download into {tmp_path}/home/hub" in said
     assert "A dry run downloads nothing" in said
+    assert "HTTP Request" not in said, "what is fetched would be lost among hundreds of lines"
 
 
 def _is_of_the_recipe(repository: str, path: str) -> bool:
