@@ -343,6 +343,10 @@ class PARTProcessor(ConventionalProcessor):
         """Prompt ids and answer ids (with the end token; empty without `text`) of one row."""
         instruction = self.question(row)
         before, after = self.turn()
+        if num_audio_tokens and row["task"] in TEXT_TASKS:
+            raise ValueError(
+                f"Task {row['task']!r} is of text, and there is audio: leave it out, or name another task."
+            )
         if num_audio_tokens:
             content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
         elif row["task"] in TEXT_TASKS:

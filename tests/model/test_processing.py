@@ -254,6 +254,9 @@ class TestPrompt:
             processor()
         with pytest.raises(ValueError, match="needs a non-empty `source_text`"):
             processor(task="mt", source_text=" ", target_lang="fr")
+        for task in ("mt", "text"):  # the sentence would be left out of the prompt in silence
+            with pytest.raises(ValueError, match=f"Task '{task}' is of text, and there is audio"):
+                processor(sine(0.1), task=task, source_text="un", target_lang="fr")
         with pytest.raises(ValueError, match="`text`, the answer to learn, is empty"):
             processor(sine(0.1), text="  ")
         for name, value in (("source_lang", {"a": 1}), ("text", 7), ("prompt", [None, 3.5]), ("source_text", True)):
