@@ -407,13 +407,15 @@ def _add_window(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(verbs: argparse._SubParsersAction) -> None:
-    verb = _add(verbs, score, "predictions.jsonl -> report.json and report.md beside it")
+    verb = _add(verbs, score, "write report.json and report.md beside a predictions.jsonl")
     verb.add_argument("predictions", type=Path, metavar="PREDICTIONS")
     _add_seed(verb, "of the bootstrap")
     verb.add_argument("--bleu_tokenizer", help="one sacrebleu tokenizer for all directions, such as flores200")
     verb.add_argument("--simplify_chinese", action="store_true", help="compare Chinese in simplified characters")
     verb = _add(verbs, compare, "two or more reports side by side; the first is the baseline")
-    verb.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl")
+    verb.add_argument(
+        "reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl, or their folder"
+    )
     _add_seed(verb, "of the paired bootstrap")
     verb = _add(verbs, report, "gather the stages of a run into report.html, report.md, report.json and loss.png")
     verb.add_argument(

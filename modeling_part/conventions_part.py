@@ -110,8 +110,9 @@ class ConventionalProcessor(FeatureProcessor):
                 "SYSTEM": self.system_prompt,
                 "INSTRUCTION": self.instructions["asr_unnamed"],
             }
+            # As they are: Jinja would take the escapes of what lies beyond U+FFFF for two characters.
             constants = "".join(
-                f"{{%- set {name} = {'none' if word is None else json.dumps(word)} -%}}"
+                f"{{%- set {name} = {'none' if word is None else json.dumps(word, ensure_ascii=False)} -%}}"
                 for name, word in words.items()
             )
             chat_template = constants + CHAT_OF_PARTS.lstrip() + own
@@ -119,7 +120,9 @@ class ConventionalProcessor(FeatureProcessor):
         rate = (
             options.get("sampling_rate") or options.get("audio_kwargs", {}).get("sampling_rate") or self.sampling_rate
         )
-        return super().apply_chat_template(self._decode_files(conversation, rate), chat_template, **kwargs)
+        if kwargs.get("tokenize"):
+            conversation = self._decode_files(conversation, rate)
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     def _decode_files(self, conversation: list | dict, rate: int) -> list | dict:
         """Decode the audio of a conversation as `__call__` does, except what only transformers can fetch."""
@@ -131,7 +134,7 @@ class ConventionalProcessor(FeatureProcessor):
         for part in conversation["content"]:
             for key in ("audio", "path", "url"):
                 audio = part.get(key) if part.get("type") == "audio" else None
-                is_file = isinstance(audio, str) and len(audio) < 4096 and Path(audio).is_file()
+                is_file = isinstance(audio, str) and is_file_name(audio)
                 if is_file or (audio is not None and not isinstance(audio, (str, np.ndarray))):
                     part = {"type": "audio", "audio": load_audio(audio, rate)}
             content.append(part)
@@ -358,6 +361,13 @@ class ConventionalProcessor(FeatureProcessor):
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text names a file, there or not: an address has "://", and what is Base64 no dot, but "data:" before it."""
+    if len(text) >= 4096 or "://" in text or text.startswith("data:"):
+        return False
+    return "." in text or Path(text).is_file()
 
 
 def as_list(value) -> list:

@@ -195,6 +195,10 @@ def called_as_part(monkeypatch, tmp_path):
             "--output_dir has no effect without --output_format",
         ),
         (["transcribe", "runs/mine", "a.wav", "--overwrite"], "--overwrite has no effect without --output_format"),
+        (
+            ["transcribe", "runs/mine", "a.wav", "--language", "en", "--languages", "fr", "de"],
+            "--languages is to find out what is spoken, which --language says",
+        ),
         (["report", "runs/mine", "--device", "cpu"], "--device has no effect without --analyses"),
         (
             ["demo", "runs/mine", "--revision", "stage-joint"],

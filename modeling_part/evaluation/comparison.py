@@ -27,6 +27,7 @@ SIGNIFICANT = 0.05
 
 def _load_systems(report_paths: Sequence[Path]) -> tuple[dict[str, list[dict]], Mapping]:
     """Annotated predictions by system name, reduced to the rows all systems have and in the same order; settings."""
+    report_paths = [path / "report.json" if path.is_dir() else path for path in report_paths]
     names = ["/".join(path.resolve().parts[-3:-1]) for path in report_paths]
     if len(set(names)) < len(names):
         names = [str(path.parent) for path in report_paths]
@@ -158,7 +159,8 @@ def compare(report_paths: Sequence[str | Path], *, samples: int = 1000, seed: in
     """Prints two or more reports side by side and returns what [`compare_predictions`] found.
 
     Args:
-        report_paths: `report.json` files, each with its `predictions.jsonl` beside it; the first is the baseline.
+        report_paths: `report.json` files, each with its `predictions.jsonl` beside it, or their folders; the first is the
+            baseline.
         samples: bootstrap samples.
         seed: of the bootstrap.
 

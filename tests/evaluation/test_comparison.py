@@ -86,6 +86,7 @@ def test_only_common_rows_are_compared_and_it_is_said(tmp_path, capsys):
     rows = system(0, 0.2, count=10)
     paths = [write_system(tmp_path / "a", rows), write_system(tmp_path / "b", rows[3:][::-1])]
     results = compare(paths, samples=50)
+    assert compare([path.parent for path in paths], samples=50) == results
     assert results[0]["utterances"] == 7
     assert results[0]["systems"].popitem()[1]["difference"] == 0
     assert "Only the 17 rows that all systems have" in capsys.readouterr().out

@@ -421,7 +421,7 @@ class TestConventions:
         assert (answer["input_ids"] == placeholder).sum() == 2 and not (answer["labels"] == placeholder).any()
         assert processor.tokenizer.decode(processor(text="no audio")["input_ids"][0]) == "no audio"
 
-    @pytest.mark.parametrize("system_prompt", [None, "", "Listen well."])
+    @pytest.mark.parametrize("system_prompt", [None, "", "Listen well.", "Say \"𝄞\", not '\\n' {{x}} é."])
     def test_a_chat_asks_as_a_call_does(self, system_prompt, tmp_path):
         processor = build(system_prompt=system_prompt)
         clip = sine(0.3, rate=8_000)
@@ -439,6 +439,13 @@ class TestConventions:
             assert batch.keys() == expected.keys()
             for name, tensor in expected.items():
                 assert torch.equal(batch[name], tensor), name
+
+    @pytest.mark.parametrize("key", ["path", "audio", "url"])
+    def test_a_chat_names_the_file_that_is_not_there(self, processor, key):
+        chat = [{"role": "user", "content": [{"type": "audio", key: "clips/gone.wav"}]}]
+        with pytest.raises(ValueError, match=r"There is no audio file 'clips/gone\.wav'"):
+            processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+        assert AUDIO in processor.apply_chat_template(chat)  # the prompt's text needs no sound
 
     def test_a_chat_of_several_clips_and_turns(self, processor):
         clip = {"type": "audio", "audio": sine(0.1)}
