@@ -197,7 +197,7 @@ def called_as_part(monkeypatch, tmp_path):
         (["transcribe", "runs/mine", "a.wav", "--overwrite"], "--overwrite has no effect without --output_format"),
         (
             ["transcribe", "runs/mine", "a.wav", "--language", "en", "--languages", "fr", "de"],
-            "--languages is to find out what is spoken, which --language says",
+            "--languages has no effect beside --language",
         ),
         (["report", "runs/mine", "--device", "cpu"], "--device has no effect without --analyses"),
         (
