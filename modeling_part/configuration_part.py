@@ -127,6 +127,16 @@ class PARTConfig(PreTrainedConfig):
         self.validate_architecture()
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str, **kwargs) -> tuple[dict, dict]:
+        """See `PreTrainedConfig.get_config_dict`; refuses a folder without config.json, for which that gives an empty one."""
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found:  # defaults would be another model, and a large one
+            raise OSError(
+                f"{str(pretrained_model_name_or_path)!r} has no config.json: it is no PART checkpoint, or damaged."
+            )
+        return found, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """See `PreTrainedConfig.from_dict`; refuses another architecture, which transformers only warns about."""
         model_type = config_dict.get("model_type", cls.model_type)

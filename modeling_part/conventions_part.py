@@ -116,7 +116,7 @@ class ConventionalProcessor(FeatureProcessor):
                 for name, word in words.items()
             )
             chat_template = constants + CHAT_OF_PARTS.lstrip() + own
-        options = kwargs.get("processor_kwargs") or {}
+        options = {**kwargs, **(kwargs.get("processor_kwargs") or {})}  # transformers takes them from both
         rate = (
             options.get("sampling_rate") or options.get("audio_kwargs", {}).get("sampling_rate") or self.sampling_rate
         )

@@ -31,7 +31,8 @@ def sorted_options(given: Mapping, processor, has_head: bool) -> tuple[dict, dic
     """
     options = {name: value for name, value in given.items() if name not in ("return_timestamps", "ignore_warning")}
     if unknown := sorted(set(options) - {*OF_PREPROCESS, *OF_FORWARD}):
-        raise TypeError(f"Unknown options {unknown}; the pipeline takes {[*OF_PREPROCESS, *OF_FORWARD]}.")
+        known = [*OF_PREPROCESS, *OF_FORWARD, "return_timestamps"]
+        raise TypeError(f"Unknown options {unknown}; the pipeline takes {known}.")
     preprocess = {name: options.get(name) for name in OF_PREPROCESS}
     preprocess["context"] = one_context(preprocess["context"])
     if listed := [name for name in OF_A_ROW if isinstance(preprocess[name], (list, tuple))]:

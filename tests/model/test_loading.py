@@ -316,3 +316,11 @@ def test_a_damaged_file_is_named(damage, tiny_checkpoint, tmp_path):
 def test_a_wrong_argument_is_no_damage(tiny_checkpoint):
     with pytest.raises(TypeError, match="unexpected keyword argument 'dtipe'"):
         PARTForSpeechSeq2Seq.from_pretrained(tiny_checkpoint, dtipe="float32")
+
+
+def test_a_folder_without_a_config_is_refused(tiny_checkpoint, tmp_path):
+    """The defaults would be a language model of billions of parameters."""
+    shutil.copy(tiny_checkpoint / "model.safetensors", tmp_path)
+    for loaded in (PARTConfig, PARTForSpeechSeq2Seq):
+        with pytest.raises(OSError, match=r"has no config\.json"):
+            loaded.from_pretrained(tmp_path)

@@ -440,6 +440,16 @@ class TestConventions:
             for name, tensor in expected.items():
                 assert torch.equal(batch[name], tensor), name
 
+    @pytest.mark.parametrize("given", [{"sampling_rate": 8_000}, {"audio_kwargs": {"sampling_rate": 8_000}}])
+    def test_a_chat_s_file_is_heard_at_its_own_speed(self, processor, given, tmp_path):
+        path = tmp_path / "clip.wav"
+        path.write_bytes(encoded(sine(0.3), RATE))
+        chat = [{"role": "user", "content": [{"type": "audio", "path": str(path)}]}]
+        expected = processor(path)["input_features"].shape
+        for options in (given, {"processor_kwargs": given}):
+            batch = processor.apply_chat_template(chat, tokenize=True, return_dict=True, **options)
+            assert batch["input_features"].shape == expected
+
     @pytest.mark.parametrize("key", ["path", "audio", "url"])
     def test_a_chat_names_the_file_that_is_not_there(self, processor, key):
         chat = [{"role": "user", "content": [{"type": "audio", key: "clips/gone.wav"}]}]
