@@ -261,6 +261,9 @@ class _Source(NamedTuple):
         if file.frames < expected:
             file.close()
             file = soundfile.SoundFile(BytesIO(with_header(_whole(self.content), self.mp3)))
+        if file.format == "RAW":  # guessed from the ending of a name, which web pages have as well
+            file.close()
+            raise soundfile.LibsndfileError(UNKNOWN_FORMAT[0])
         try:
             check_rate(file.samplerate, self.name)
             if told := contradiction(file, self.content):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -261,6 +262,16 @@ class MediaTooLongError(Exception):
         self.seconds = seconds
 
 
+@contextmanager
+def _nameless(content: str | bytes) -> Iterator[BinaryIO]:
+    """A file without its name: from its ending FFmpeg would guess formats, and rates, that nothing in the file says."""
+    if isinstance(content, bytes):
+        yield BytesIO(content)
+        return
+    with open(content, "rb") as file, open(file.fileno(), "rb", closefd=False) as nameless:
+        yield nameless
+
+
 def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np.ndarray, int, float | None]:
     """Mono samples, rate, and the length that the header states, of anything that FFmpeg decodes.
 
@@ -278,7 +289,11 @@ def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np
     except ImportError as error:
         raise ImportError("Decoding M4A, WebM and their like needs PyAV: `pip install av`.") from error
     try:
-        with av.open(content if isinstance(content, str) else BytesIO(content)) as container, _complaints(av) as said:
+        with (
+            _nameless(content) as file,
+            av.open(file, options={"protocol_whitelist": "none"}) as container,  # or playlists would read other files
+            _complaints(av) as said,
+        ):
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
             stated = None if container.duration is None else container.duration / 1_000_000
@@ -292,6 +307,8 @@ def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np
                     raise MediaTooLongError(samples / stream.rate)
             if any("ended prematurely" in line for _, _, line in said):  # a recording that never stated its length
                 stated = math.inf
+            if not blocks:
+                raise ValueError("it holds no sound")
             return to_mono(np.concatenate(blocks, axis=1).T), stream.rate, stated
     except (av.FFmpegError, LookupError) as error:
         raise ValueError(f"FFmpeg says {error}") from error

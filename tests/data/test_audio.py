@@ -546,6 +546,41 @@ def test_files_that_cannot_be_opened_are_refused_at_once(tmp_path):
         load_audio(None)
 
 
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>Not found" * 900, bytes(9000)]
+)
+@pytest.mark.parametrize("ending", ["au", "snd", "vox", "gsm", "ul", "al", "g722"])
+def test_no_format_is_guessed_from_the_ending_of_a_name(tmp_path, ending, content):
+    path = tmp_path / f"clip.{ending}"
+    path.write_bytes(content)
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"Git LFS pointer|web page|Format not recognised"):
+            read(path)
+
+
+@pytest.mark.parametrize("ending", ["m3u8", "wav"])
+def test_a_playlist_is_no_way_to_other_files(tmp_path, ending):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "private.ts"), "w") as container:
+        stream = container.add_stream("aac", rate=44_100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(voice(1.0, 44_100)[None], format="fltp", layout="mono")
+        frame.sample_rate = 44_100
+        for one in (frame, None):
+            container.mux(stream.encode(one))
+    assert len(load_audio(tmp_path / "private.ts")) == pytest.approx(RATE, rel=0.1)
+    begin = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n"
+    for playlist in (
+        f"{begin}{tmp_path}/private.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile private.ts\n",
+        "v=0\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",  # would wait for what a network sends
+    ):
+        path = tmp_path / f"list.{ending}"
+        path.write_text(playlist)
+        for audio in (path, path.read_bytes()):
+            with pytest.raises(AudioError, match="Format not recognised"):
+                load_audio(audio)
+
+
 @pytest.mark.parametrize("content", [b"\0\0\0\x18ftypM4A " + bytes(500), b"\x1a\x45\xdf\xa3" + bytes(500)])
 def test_damaged_recordings_of_phones_and_browsers_are_named(content):
     pytest.importorskip("av")
