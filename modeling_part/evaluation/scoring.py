@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import logging
 import re
+import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import regex
 import sacrebleu
 
 from ..data.corpus_spec import fits
@@ -64,7 +66,7 @@ LOOP_COMPRESSION_RATIO = 2.4
 
 # So many words, all known from texts of another language and most of them not from those of its own, are that language.
 TELLING_WORDS = 3
-LETTERS = re.compile(r"[^\W\d_]+")
+WORD = regex.compile(r"[\p{L}\p{M}]+")  # Python's \w would cut Hindi, Arabic and Thai at each mark
 
 # Below this many letters identification by letter sequences errs too often (see is_wrong_language).
 IDENTIFIABLE_LETTERS = 25
@@ -142,7 +144,7 @@ def _vocabularies(rows: Iterable[Mapping]) -> dict[str, set[str]]:
 
 
 def _words(text: str) -> list[str]:
-    return LETTERS.findall(text.casefold())
+    return WORD.findall(unicodedata.normalize("NFC", text.casefold()))
 
 
 def is_wrong_language(row: Mapping, vocabularies: Mapping[str, set[str]]) -> bool:

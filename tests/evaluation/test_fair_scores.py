@@ -206,6 +206,21 @@ def test_words_of_another_language_inside_a_sentence(language, reference, hypoth
     assert annotate([row(language, reference, hypothesis), *others])[0]["wrong_language"] is wrong
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("languages", "own", "other"),
+    [
+        ("hi mr", ["आज मौसम बहुत अच्छा है", "यह किताब मेरी है", "घर में लोग हैं", "मल गल कल"], "तो घरी गेला"),
+        ("de fr", ["guten Tag", "schönes Wetter heute", "so geht es"], "déjà très tôt"),
+    ],
+)
+def test_words_are_whole_in_every_script(languages, own, other, form):
+    target, source = languages.split()
+    answer = unicodedata.normalize(form, other)
+    rows = [row(target, own[0], answer), *(row(target, text, text, text) for text in own[1:])]
+    assert annotate([*rows, row(source, other, other)])[0]["wrong_language"]
+
+
 def test_a_sentence_that_is_taken_for_another_language_is_no_sign_where_its_reference_is_too():
     english = "the server does not answer this morning at all"
     others = [row("fr", "oui", "oui", "fr"), row("en", "yes", "yes", "en")]
