@@ -36,6 +36,7 @@ from .logits_part import chunked_divergences, chunked_token_losses, keep_positio
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
 from .pretrained_part import PARTPreTrainedModel
 from .processing_part import PARTProcessor
+from .san_m_part import PARTFunAsrNanoEncoder
 
 
 class PARTModel(PARTPreTrainedModel):
@@ -135,6 +136,7 @@ class PARTModel(PARTPreTrainedModel):
                 input_features_mask = None
             if isinstance(self.audio_tower, VariableLengthEncoderMixin):
                 kwargs |= {"padding_free": padding_free, "packed_frames": layout.get("packed_frames")}
+            if isinstance(self.audio_tower, (VariableLengthEncoderMixin, PARTFunAsrNanoEncoder)):
                 kwargs["is_padded"] = layout.get("has_padded_clips", False)
             output = self.encode(input_features, input_features_mask, layout.get("feature_lengths"), **kwargs)
         else:

@@ -9,8 +9,11 @@ weights of the encoder; the frames that answer them are left out, so that frames
 import torch
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel, FunAsrNanoEncoderConfig
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoEncoder
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .fbank_part import PARTFbankFeatureExtractor
 
@@ -30,14 +33,21 @@ class SenseVoiceEncoderConfig(FunAsrNanoEncoderConfig):
 class PARTFunAsrNanoEncoder(FunAsrNanoEncoder):
     """Fun-ASR-Nano's encoder, called as the others are. Source: transformers `models/fun_asr_nano`."""
 
+    @merge_with_config_defaults
+    @capture_outputs
     def forward(
-        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        is_padded: bool = False,
+        **kwargs,
     ) -> BaseModelOutput:
         """Features -> encoder frames.
 
         Args:
             input_features: `(B, T, stack)`.
             attention_mask: `(B, T)`, 1 for valid steps; None when every step is valid.
+            is_padded: it is known that some clip is shorter than T; else transformers asks the device.
 
         Returns:
             `last_hidden_state` of shape `(B, T, hidden)`.
@@ -45,8 +55,6 @@ class PARTFunAsrNanoEncoder(FunAsrNanoEncoder):
         Raises:
             ValueError: there are more steps than positions.
         """
-        if attention_mask is None:
-            attention_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.long)
         positions = self.config.max_position_embeddings - 1  # counted from one
         if input_features.shape[1] > positions:
             raise ValueError(
@@ -54,7 +62,16 @@ class PARTFunAsrNanoEncoder(FunAsrNanoEncoder):
                 "positions. Cut the audio into shorter pieces (PARTPipeline does), filter it by `max_duration` in "
                 "training, or raise the encoder's `max_position_embeddings`: they are computed, not learned."
             )
-        return super().forward(input_features, attention_mask, **kwargs)
+        hidden_states = input_features.to(self.layers[0].input_layernorm.weight.dtype)
+        mask = create_bidirectional_mask(
+            self.config, hidden_states, attention_mask, allow_is_bidirectional_skip=not is_padded
+        )
+        if attention_mask is None:  # the convolutions of the layers want one
+            attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
+        hidden_states = hidden_states * self.scaling + self.position_embeddings(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, attention_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class SenseVoiceEncoder(PARTFunAsrNanoEncoder):

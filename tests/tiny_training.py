@@ -41,12 +41,12 @@ def joint_stage(**changes) -> Stage:
     return Stage("joint", **settings | changes)
 
 
-def tiny_model(text_kind: str = "qwen2", seed: int = 0, **adapter_settings):
+def tiny_model(text_kind: str = "qwen2", seed: int = 0, audio_kind: str = "whisper", **adapter_settings):
     """A random tiny PART model with its processor, made without files."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        parts = tiny.tiny_parts(Path(folder), text_kind=text_kind, seed=seed)
+        parts = tiny.tiny_parts(Path(folder), audio_kind, text_kind, seed)
         torch.manual_seed(seed)
         settings = {"adapter_hidden_size": 32, "adapter_num_attention_heads": 2} | adapter_settings
         return PARTForSpeechSeq2Seq.from_pretrained_parts(

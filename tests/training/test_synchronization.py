@@ -26,6 +26,13 @@ def shared():
     return model, processor
 
 
+@pytest.fixture(scope="module", params=["fun_asr_nano", "sense_voice"])
+def san_m(request):
+    model, processor = tiny_training.tiny_model(audio_kind=request.param, adapter_conv_stride=1)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    return model, processor
+
+
 def waits_of_training(shared, folder, stage, **options) -> Waits:
     """What `STEPS` steps wait for, between two lines of the log."""
     model, processor = shared
@@ -74,6 +81,12 @@ def test_a_step_waits_once_whatever_the_number_of_its_batches(shared, tmp_path, 
     repeated = {place for place, count in waits.theirs.items() if count >= STEPS}
     assert {place.split()[1] for place in repeated} <= {"find_packed_sequence_indices"}, repeated
     assert bool(repeated) == bool(options.get("padding_free"))
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_free": True, "gradient_checkpointing": True}])
+def test_with_a_san_m_encoder_too(san_m, tmp_path, options):
+    stage = tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5})
+    test_a_step_waits_once_whatever_the_number_of_its_batches(san_m, tmp_path, stage, options)
 
 
 def test_the_watch_sees_what_it_is_for():
@@ -125,7 +138,14 @@ def test_pinned_batches_are_copied_without_waiting(shared, tmp_path, monkeypatch
 @pytest.mark.parametrize("padding_free", [False, True])
 @pytest.mark.parametrize("task", ["asr", "s2tt", "mt"])
 def test_the_layout_changes_no_bit(shared, task, padding_free):
-    model, processor = shared
+    assert_layout_changes_no_bit(*shared, task, padding_free)
+
+
+def test_the_layout_changes_no_bit_of_a_san_m_encoder(san_m):
+    assert_layout_changes_no_bit(*san_m, "asr", False)
+
+
+def assert_layout_changes_no_bit(model, processor, task, padding_free):
     rows = [row for row in tiny_training.tiny_dataset() if row["task"] == task][:4]
     batch = PARTCollator(processor, with_transcripts=True)(rows)
     del batch["batch_info"]
@@ -180,9 +200,10 @@ def test_flash_attention_is_told_where_rows_end(shared):
     assert {place.split()[1] for place in asked} == {"find_packed_sequence_indices"}, asked
 
 
-def test_a_batch_without_padding_has_no_masks(shared, monkeypatch):
+@pytest.mark.parametrize("audio_kind", ["whisper", "sense_voice"])
+def test_a_batch_without_padding_has_no_masks(audio_kind, monkeypatch):
     """Known from the batch: attention may take the kernels that know no mask; with padding, a mask made once."""
-    model, processor = shared
+    model, processor = tiny_training.tiny_model(audio_kind=audio_kind, adapter_conv_stride=1)
     rows = [row for row in tiny_training.tiny_dataset() if row["task"] == "asr"][:2]
     for chosen, is_padded in ((rows[:1] * 2, False), (rows, True)):
         batch = PARTCollator(processor, pad_seconds_multiple=0.01, pad_tokens_multiple=1)(chosen)
