@@ -187,7 +187,11 @@ class PARTTrainingArguments(TrainingArguments):
         },
     )
     max_bad_steps: int = field(
-        default=5, metadata={"help": "Stop after so many steps in a row with a loss or gradient that is not finite."}
+        default=5,
+        metadata={
+            "help": "Stop after so many steps in a row with a loss or gradient that is not finite; in fp16 those are not "
+            "counted after which its scale is halved, down to 1."
+        },
     )
     max_eval_rows: int | None = field(default=None, metadata={"help": "Rows of the dev data to use; none: all."})
     cache_encoder_outputs: bool = field(

@@ -318,7 +318,11 @@ class PARTTrainer(Trainer):
 
     def _skip_step(self, norm: float) -> None:
         self._bad_steps += 1
-        self._bad_steps_in_a_row += 1
+        scaler = (
+            self.accelerator.scaler
+        )  # of fp16: it looks for a scale that its gradients bear, and halves what is too large
+        if scaler is None or scaler.get_scale() <= 1.0:
+            self._bad_steps_in_a_row += 1
         # Without gradients the optimizer touches nothing; the learning rate schedule goes on.
         self.model.zero_grad(set_to_none=True)
         ids = [row for rows, loss in self._step_batches if not bool(loss.isfinite().all()) for row in rows]

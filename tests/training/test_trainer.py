@@ -11,6 +11,7 @@ import sys
 import types
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import tiny_training
@@ -486,6 +487,25 @@ def test_a_stopped_trainer_goes_on_and_can_be_stopped_again(shared, tmp_path):
     assert speeds[2] > 1, "time between two trainings is no training"
     trainer.train(resume_from_checkpoint=True)
     assert (trainer.state.global_step, trainer.stopping.was_stopped) == (6, False)
+
+
+@pytest.mark.parametrize(("bearable", "trains"), [(2.0**8, True), (0.0, False)])
+def test_fp16_looks_for_its_scale_as_long_as_it_needs(shared, tmp_path, bearable, trains):
+    """A gradient is infinite until the scale is bearable, eight steps from where torch begins; at 1 it is really bad."""
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=24, max_bad_steps=3, logging_steps=24)
+    scaler = torch.amp.GradScaler("cpu")  # which accelerate makes on a GPU alone
+    trainer.accelerator.scaler, trainer.accelerator.native_amp = scaler, True
+    weight = trainer.model.model.adapter.projection.weight
+    weight.register_hook(lambda gradient: gradient / float(scaler.get_scale() <= bearable))
+    before = weight.detach().clone()
+    with patch.object(type(trainer.accelerator), "mixed_precision", "fp16"):
+        if trains:
+            trainer.train()
+        else:
+            with pytest.raises(NonFiniteTrainingError, match="3 steps in a row"):
+                trainer.train()
+    assert (trainer.state.global_step, trainer._bad_steps) == ((24, 8) if trains else (19, 19))
+    assert torch.equal(weight, before) != trains
 
 
 @pytest.mark.parametrize("strategy", ["steps", "no"])
