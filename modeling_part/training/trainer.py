@@ -318,9 +318,7 @@ class PARTTrainer(Trainer):
 
     def _skip_step(self, norm: float) -> None:
         self._bad_steps += 1
-        scaler = (
-            self.accelerator.scaler
-        )  # of fp16: it looks for a scale that its gradients bear, and halves what is too large
+        scaler = self.accelerator.scaler  # of fp16: it halves its scale until the gradients bear it
         if scaler is None or scaler.get_scale() <= 1.0:
             self._bad_steps_in_a_row += 1
         # Without gradients the optimizer touches nothing; the learning rate schedule goes on.
