@@ -153,15 +153,20 @@ class PARTPipeline(ChunkPipeline):
         outputs: list[dict] = []
         before, previous = [], 0  # units of the text so far, and how many the last window gave
         for window in self.preprocess(inputs, **{**self._preprocess_params, **preprocess}):
-            streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            streamer = _Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
             thread = _WindowThread(self, window, forward, streamer)
             thread.start()
             share = overlap_share([*(output["span"] for output in outputs), window["span"]])
             text = ""
-            for piece in streamer:
-                text += piece
-                left, new = join_window(before, previous, split_units(text.strip()), share)
-                yield "".join([*before[:left], *new])
+            try:
+                for piece in streamer:
+                    text += piece
+                    left, new = join_window(before, previous, split_units(text.strip()), share)
+                    yield "".join([*before[:left], *new])
+            except (GeneratorExit, KeyboardInterrupt):  # nobody reads on
+                streamer.is_left = True
+                thread.join()
+                raise
             outputs.append(thread.result())
             so_far = self.postprocess(outputs)
             if on_window is not None:
@@ -392,10 +397,25 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         return PARTPipeline(model=model, processor=processor, **kwargs)
 
 
+class _LeftError(Exception):
+    """Ends generation whose text nobody reads."""
+
+
+class _Streamer(TextIteratorStreamer):
+    """Ends generation, at its next token, once its reader `is_left`; unlike a `StoppingCriteria`, that of a draft too."""
+
+    is_left = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.is_left:
+            raise _LeftError
+        super().put(value)
+
+
 class _WindowThread(Thread):
     """Generates the text of one window while its streamer is read elsewhere."""
 
-    def __init__(self, pipe: PARTPipeline, window: dict, forward_params: dict, streamer: TextIteratorStreamer) -> None:
+    def __init__(self, pipe: PARTPipeline, window: dict, forward_params: dict, streamer: _Streamer) -> None:
         super().__init__(daemon=True)
         self.pipe, self.window, self.streamer = pipe, window, streamer
         self.forward_params = {

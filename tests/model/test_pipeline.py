@@ -5,6 +5,7 @@ import shutil
 import string
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -395,6 +396,24 @@ def test_a_piece_of_a_stream_is_joined_to_the_text_so_far_alone(pipe, long_clip,
     assert texts[-1] == "one two three four five six seven eight"
     assert merges == [1, 2, 3, 4]
     assert any(text == "one two three four five" for text in texts[:-2])
+
+
+def test_a_stream_that_is_left_ends_the_generation(pipe, clip):
+    """A thread that went on would compute for nobody, and abort the program at its end."""
+    steps, threads = [], threading.active_count()
+    hook = pipe.model.lm_head.register_forward_hook(lambda *_: steps.append(1))
+    most = {"max_new_tokens": 500, "generate_kwargs": {"min_new_tokens": 500}}
+    try:
+        for _ in pipe.stream(clip, **most):
+            break
+        count = len(steps)
+        assert threading.active_count() == threads and count < 500
+        stream = pipe.stream(clip, **most)
+        next(stream)
+        stream.close()
+    finally:
+        hook.remove()
+    assert threading.active_count() == threads and len(steps) < 900
 
 
 def test_stream_passes_errors_on(pipe, clip):
