@@ -102,7 +102,8 @@ class PARTCollator:
             rows = [{**row, "audio": None} for row in rows]
         broken: dict[int, str] = {}  # place in the batch -> what is wrong
         cached = self.encoder_outputs is not None and any(row["audio"] is not None for row in rows)
-        batch = self._cached_batch(rows, broken) if cached else self._batch(rows, broken)
+        # As a plain dict: of a BatchFeature accelerate copies what it holds itself to a GPU, and not what is in `layout`.
+        batch = dict(self._cached_batch(rows, broken) if cached else self._batch(rows, broken))
         if self.with_transcripts and task not in TEXT_TASKS:
             batch["transcript_ids"] = self._transcript_ids(rows)
         for index in broken:

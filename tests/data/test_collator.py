@@ -1,8 +1,12 @@
 """The collator's literal example, and which prompts name the language."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import tiny_training
 import torch
+from accelerate.utils import send_to_device
 
 from modeling_part.data.augmentation import build_augmentation
 from modeling_part.data.collator import PARTCollator
@@ -33,6 +37,23 @@ def test_the_example_of_the_docstring():
     assert (batch["input_ids"][0, layout["placeholders"]] == processor.audio_token_id).all()
     assert layout["audio_lengths"].tolist() == [layout["longest_clip"]] == [len(layout["placeholders"])]
     assert layout["feature_lengths"].tolist() == batch["input_features_mask"].sum(-1).tolist()
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_batch_goes_to_a_device_with_its_layout(is_cached):
+    """As accelerate sends it there: the model takes positions from `layout`, on the device of what they are taken from."""
+    _, processor = tiny_training.tiny_model()
+    rows = tiny_training.tiny_dataset(("asr",), count=2).to_list()
+    collator = PARTCollator(processor, with_transcripts=True)
+    if is_cached:
+        collator.encoder_outputs = SimpleNamespace(frames_or_silence=lambda row: (torch.zeros(30, 16), 60, None))
+    sent = send_to_device(collator(rows), torch.device("meta"), non_blocking=True)
+    assert ("encoder_frames" in sent) == is_cached
+    layout = sent.pop("layout")
+    tensors = {name: one for name, one in [*sent.items(), *layout.items()] if isinstance(one, torch.Tensor)}
+    assert {"input_ids", "positions", "predicting", "targets", "placeholders", "classes"} <= tensors.keys()
+    assert {one.device.type for one in tensors.values()} == {"meta"}
+    assert isinstance(layout["audio_lengths"], np.ndarray)
 
 
 def prompts(share: float, seed: int = 0, count: int = 200) -> list[str]:
