@@ -167,8 +167,8 @@ def checked(name: str, value: object, annotation: object, where: str = "") -> An
     except (ValidationError, RecursionError, OverflowError) as error:
         shown = "not shown" if name in SECRETS else shortened(value)
         raise ValueError(f"{where}`{name}` is {shown}; {_due(error, may_be_none(name, annotation))}.") from None
-    if isinstance(value, int | float) and not isinstance(value, bool) and result == value:
-        return result if isinstance(result, bool) else value  # 48 stays 48 where 48.0 would do
+    if isinstance(value, int) and not isinstance(result, bool) and result == value:
+        return value  # 48 stays 48 where 48.0 would do; 48.0 becomes 48 where a whole number is due
     return result
 
 

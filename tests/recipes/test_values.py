@@ -134,6 +134,13 @@ class TestTypesAndBounds:
         data = parsed("--max_tokens", "9", max_audio_seconds=48, temperature="2e+0", max_rows="3").data
         assert repr((data.max_audio_seconds, data.max_tokens, data.temperature, data.max_rows)) == "(48, 9, 2.0, 3)"
 
+    def test_a_whole_number_with_a_point_is_one(self, parsed):
+        recipe = parsed(max_rows=4.0, seed=3.0, adapter={"adapter_conv_stride": 2.0}, save_steps=0.5)
+        held = recipe.data.max_rows, recipe.training.seed, recipe.model.adapter["adapter_conv_stride"]
+        assert repr((*held, recipe.training.save_steps)) == "(4, 3, 2, 0.5)"
+        (stage,) = build_plan([{"name": "encoder_top", "max_steps": 2.0, "encoder_layers": 1.0}])
+        assert repr((stage.max_steps, stage.encoder_layers)) == "(2, 1)"
+
     def test_defaults_are_valid(self):
         for name, one in FIELDS.items():
             if name not in REFUSED and one.default not in (None, MISSING):
