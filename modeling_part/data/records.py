@@ -8,6 +8,7 @@ A recipe says with `columns` under which name a record has a canonical column. A
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
+_OF_CACHE = re.compile(r"/.*/datasets--[^/]+/snapshots/[0-9a-f]{40}/")
 TEXTS = ("id", "task", "source_lang", "target_lang", "text", "source_text")
 
 
@@ -212,7 +214,7 @@ def record_id(value: dict, spec: CorpusSpec, number: int | None, names_before: s
     audio = value["audio"]
     path, data = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (audio, None)
     if isinstance(path, str):
-        name = clip_id(path, value["start"], value["end"])
+        name = clip_id(inside(path, spec), value["start"], value["end"])
         if data is None or number is None or names_before is None:
             return name
         known = len(names_before)
@@ -222,6 +224,12 @@ def record_id(value: dict, spec: CorpusSpec, number: int | None, names_before: s
         return f"{file_name(spec)}-{number}"
     content = f"{value['source_text']}\t{value['text']}\t{audio if not isinstance(audio, dict) else data!r}"
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def inside(path: str, spec: CorpusSpec) -> str:
+    """A path within the corpus, wherever that lies: the cache of the Hub's files has another name on each machine."""
+    root = os.path.join(os.path.abspath(os.path.expanduser(spec.path)), "")
+    return _OF_CACHE.sub("", path.removeprefix(root))
 
 
 def clip_id(path: str, start: object = None, end: object = None) -> str:

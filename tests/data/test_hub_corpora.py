@@ -5,9 +5,10 @@ import re
 import subprocess
 import sys
 
+import datasets
 import pytest
 import yaml
-from hub_replicas import SENTENCES, fill
+from hub_replicas import SENTENCES, fill, sound
 from loopback_hub import LoopbackHub
 from tiny import REPOSITORY
 
@@ -87,6 +88,8 @@ OPUS |= {"languages": ["en"], "target_languages": ["de", "sv"]}
 VOX = {"reader": "dataset", "path": "facebook/voxpopuli", "revision": "refs/convert/parquet", "tasks": ["asr"]}
 VOX |= {"data_files": "{language}/partial-train/*.parquet", "columns": {"id": "audio_id", "text": "normalized_text"}}
 VOX |= {"languages": ["de"]}
+FOLDER = {"reader": "dataset", "path": "someone/clips", "tasks": ["asr"], "languages": ["de"], "split": "test"}
+FOLDER |= {"columns": {"text": "transcription"}}
 FLEURS = {"reader": "fleurs", "path": "google/fleurs", "languages": ["sv"], "tasks": ["asr"]}
 
 CASES = {
@@ -99,6 +102,8 @@ CASES = {
     "opus, streamed": [{**OPUS, "streaming": True}],
     "vox": [VOX],
     "fleurs": [FLEURS],
+    "audiofolder": [FOLDER],
+    "audiofolder, streamed": [{**FOLDER, "streaming": True}],
     "no such config": [{**VOICES, "languages": ["zh"]}],
     "no such split": [{**VOICES, "split": "eval"}],
     "nowhere": [{**VOICES, "path": "nobody/nothing"}],
@@ -121,12 +126,23 @@ os._exit(0)  # threads of streams wait for seconds
 """
 
 
+def audiofolder() -> dict[str, bytes]:
+    """Files and their metadata in a folder for each split."""
+    files = {}
+    for split in ("train", "test"):
+        lines = [f"{number}.mp3,{text}" for number, text in enumerate(SENTENCES["de"])]
+        files[f"{split}/metadata.csv"] = "\n".join(["file_name,transcription", *lines]).encode()
+        files |= {f"{split}/{number}.mp3": sound(number) for number in range(len(lines))}
+    return files
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Case -> what reading it gave, with the `files` that it took from the Hub."""
     home = tmp_path_factory.mktemp("home")
     found = {}
     with fill(LoopbackHub({})) as hub, (home / "stderr").open("w") as stderr:
+        hub.add_dataset("someone/clips", audiofolder())
         environment = {**hub.environment(home, None), "PYTHONPATH": str(REPOSITORY)}
         with subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
@@ -190,6 +206,18 @@ def test_pairs_of_sentences_from_nested_columns(results, case):
         for english, text in zip(SENTENCES["en"], SENTENCES[target], strict=True)
     ]
     assert sorted(said(results[case])) == sorted(expected)
+
+
+def test_clips_of_an_audiofolder_are_named_as_in_the_repository_wherever_the_cache_is(results):
+    assert said(results["audiofolder"]) == [("asr", "de", "de", text, text) for text in SENTENCES["de"]]
+    assert [row[5] for row in results["audiofolder"]["rows"]] == [f"test/{number}" for number in range(4)]
+
+
+@pytest.mark.skipif(datasets.config.TORCHCODEC_AVAILABLE, reason="with torchcodec it is streamed")
+def test_an_audiofolder_is_not_streamed_without_torchcodec(results):
+    assert (
+        "streams with the package torchcodec alone: leave `streaming` out" in results["audiofolder, streamed"]["error"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def open_dataset(
     refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
     builder = datasets.load_dataset_builder(str(path), name=config, data_files=files)
+    refuse_to_stream(spec, builder.name)
     if builder.name == "webdataset":
         return open_shards(builder.config.data_files[split_name(builder.config.data_files, spec)])
     found = builder.as_streaming_dataset()
@@ -159,6 +160,17 @@ def refuse_settings(spec: CorpusSpec, names: Sequence[str] = OF_REPOSITORIES) ->
     """Raise `CorpusError` where an entry has settings that mean nothing for what lies at its path."""
     if given := [name for name in names if spec.settings.get(name) is not None]:
         raise CorpusError(f"{spec.reader}: {', '.join(given)} would have no effect on {spec.path}: leave that out")
+
+
+def refuse_to_stream(spec: CorpusSpec, kind: str) -> None:
+    """Raise `CorpusError` where a corpus would only fail when its first sound is asked for, in training."""
+    import datasets
+
+    if spec.streaming and kind == "audiofolder" and not datasets.config.TORCHCODEC_AVAILABLE:
+        raise CorpusError(
+            f"{spec.reader}: {spec.path} is an audiofolder, which `datasets` streams with the package torchcodec alone: leave "
+            "`streaming` out, so that it is read before training, or install that package"
+        )
 
 
 def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
@@ -193,6 +205,7 @@ def open_hub_dataset(
 
     with errors_of_hub(spec):
         files = hub_files(spec, config, revision, data_files)
+        refuse_to_stream(spec, files.kind)
         addresses = files.addresses
         if not streaming:
             settings = {"repo_type": "dataset", "revision": files.commit, "allow_patterns": files.paths}
