@@ -63,9 +63,10 @@ def joined(folder: "str | Path | UPath", name: str) -> str:
 
 
 def without_suffix(path: str) -> str:
-    """A path or address without its ending."""
+    """A path or address without its ending; one that names no file as it is."""
     protocol, slashes, rest = path.rpartition("://")
-    return protocol + slashes + PurePosixPath(Path(rest).as_posix()).with_suffix("").as_posix()
+    place = PurePosixPath(Path(rest).as_posix())
+    return protocol + slashes + (place.with_suffix("") if place.name else place).as_posix()
 
 
 def names_in(folder: str) -> frozenset[str] | None:

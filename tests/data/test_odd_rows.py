@@ -304,6 +304,18 @@ def test_an_audiofolder_with_odd_records_is_read_without_them(tmp_path):
         read_corpora([spec])
 
 
+@pytest.mark.parametrize("audio", ["", ".", "/"])
+def test_audio_without_a_name_costs_its_own_row(clips, audio):
+    lines = [{"audio": "clips/a.flac", "text": "Un."}, {"audio": audio, "text": "Deux."}]
+    path = write_lines(clips / "train.jsonl", lines)
+    spec = {"path": path, "languages": ["fr"]}
+    assert read_corpora([{**spec, "reader": "manifest"}], max_bad_fraction=0.5)[0]["text"][:] == ["Un."]
+    spec |= {"reader": "dataset", "path": str(clips), "tasks": ["asr"], "data_files": "train.jsonl"}
+    for streaming in (False, True):
+        rows, _ = read_corpora([{**spec, "streaming": streaming}], max_bad_fraction=0.5)
+        assert [row["text"] for row in rows] == ["Un."]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("train", "test", "table"),

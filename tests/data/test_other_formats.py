@@ -89,6 +89,18 @@ def test_a_line_of_nemo_with_text_and_answer(clips):
     assert reasons(report) == {"'text' and 'answer' differ; leave one of them out": 1}
 
 
+def test_the_answer_of_canarys_manifests_that_stands_for_none_is_none(clips):
+    line = {"audio_filepath": "clips/a.flac", "source_lang": "fr", "pnc": "yes", "answer": "na"}
+    lines = [
+        line | {"taskname": "ast", "target_lang": "en", "text": "One."},
+        line | {"taskname": "asr", "target_lang": "fr", "text": "Un."},
+        line | {"audio_filepath": "clips/b.mp3", "target_lang": "fr"},
+    ]
+    dataset, report = read("nemo", write_lines(clips / "train.json", lines))
+    assert said(dataset) == [("s2tt", "fr", "en", "One.", None), ("asr", "fr", "fr", "Un.", "Un.")]
+    assert reasons(report) == {"no text": 1}
+
+
 def test_a_tarred_manifest_of_nemo_is_read_where_it_is_unpacked(clips):
     line = {"audio_filepath": "a.flac", "duration": 1.5, "text": "Un.", "lang": "fr", "shard_id": 0}
     path = write_lines(clips / "tarred_audio_manifest.json", [line])
