@@ -108,6 +108,26 @@ def test_audio_is_found_in_the_column_that_is_named(conversations):
     assert read_corpora([{**conversations, "columns": {"audio": "speech.bytes", "text": "nested.sentence"}}])[0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_are_read_by_their_names(tmp_path, streaming):
+    """VoxPopuli and MInDS-14 have their languages as numbers, of which 0 is one as well."""
+    sounds = [encoded(tone(0.5 + number / 10)) for number in range(4)]
+    records = {"audio": sounds, "text": ["Hi.", "Hallo.", "Salut.", "What?"], "language": [0, 1, 2, None]}
+    dataset = datasets.Dataset.from_dict(records).cast_column("audio", datasets.Audio(decode=False))
+    dataset = dataset.cast_column("language", datasets.ClassLabel(names=["en", "de-DE", "fr"]))
+    dataset.to_parquet(tmp_path / "speech" / "train-00000.parquet")
+    spec = {"reader": "dataset", "path": str(tmp_path / "speech"), "tasks": ["asr"], "streaming": streaming}
+    spec |= {"columns": {"source_lang": "language"}}
+    rows, _ = read_corpora([spec], max_bad_fraction=0.5)
+    assert [(row["source_lang"], row["text"]) for row in rows] == [
+        ("en", "Hi."),
+        ("de-DE", "Hallo."),
+        ("fr", "Salut."),
+    ]
+    rows, _ = read_corpora([{**spec, "languages": ["fr"]}], max_bad_fraction=0.5)
+    assert [(row["source_lang"], row["text"]) for row in rows] == [("fr", "Salut."), ("fr", "What?")]
+
+
 @pytest.mark.parametrize(
     ("columns", "tasks", "expected"),
     [

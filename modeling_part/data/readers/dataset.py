@@ -72,12 +72,22 @@ def read_dataset(
             (place_of(record) if is_sample(record) else f"{spec.path}, record {number}", number, record)
             for number, record in enumerate(records)
         )
-        yield from rows_of(placed, spec, columns, local_folder(spec), on_broken, plain_record)
+        converted = partial(plain_record, classes=classes_in(available))
+        yield from rows_of(placed, spec, columns, local_folder(spec), on_broken, converted)
 
 
-def plain_record(record: dict) -> dict:
-    """A record by its columns; of a sample of WebDataset, these are in its files."""
-    return sample_record(record) if is_sample(record) else record
+def plain_record(record: dict, classes: Mapping[str, Mapping[int, str]]) -> dict:
+    """A record by its columns; of a sample of WebDataset, these are in its files. Classes have their names for numbers."""
+    if is_sample(record):
+        return sample_record(record)
+    numbers = {column: record[column] for column in classes if record.get(column) is not None}
+    return record | {column: classes[column].get(number) for column, number in numbers.items()}
+
+
+def classes_in(available: Mapping[str, object]) -> dict[str, dict[int, str]]:
+    """Column -> the names of its numbers, of the columns that hold classes, such as VoxPopuli's `language`."""
+    classes = {name: feature for name, feature in available.items() if type(feature).__name__ == "ClassLabel"}
+    return {name: dict(enumerate(feature.names)) for name, feature in classes.items()}
 
 
 def features_of(dataset: "datasets.Dataset | datasets.IterableDataset") -> dict[str, object]:
