@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..prompts_part import TEXT_TASKS
-from .addresses import joined, without_suffix
+from .addresses import is_address, joined, without_suffix
 from .corpus_spec import CorpusSpec, fits
 from .files import OnBroken, handle
 from .rows import COLUMNS, QUESTION, BrokenRowError, CorpusError, check_direction, question_of, speech_row, text_row
@@ -122,6 +122,8 @@ def record_rows(
         source_text = text if task == "asr" else value["source_text"]
         speech = (source_lang, target_lang, text, source_text, value["duration"])
         audio = audio_source(value["audio"], names["audio"], folder)
+        if spec.reader == "dataset" and folder is None and isinstance(audio, str):
+            _check_whole(audio)
         yield speech_row(row_id, spec.corpus, *speech, audio, span=(value["start"], value["end"]), question=question)
 
 
@@ -263,6 +265,15 @@ def audio_source(audio: object, column: str, folder: Path | None) -> str | bytes
     if isinstance(audio, str) and folder is not None:
         return joined(folder, audio)
     return audio
+
+
+def _check_whole(path: str) -> None:
+    """Raise `BrokenRowError` for a path within a dataset that is not here: a file of that name here is another one."""
+    if not os.path.isabs(path) and not is_address(path):
+        raise BrokenRowError(
+            "'audio' is a file of the dataset's own, which is not fetched; download all of it and give that folder as `path`",
+            path,
+        )
 
 
 def _no_audio(column: str, kind: str) -> BrokenRowError:

@@ -90,6 +90,7 @@ VOX |= {"data_files": "{language}/partial-train/*.parquet", "columns": {"id": "a
 VOX |= {"languages": ["de"]}
 FOLDER = {"reader": "dataset", "path": "someone/clips", "tasks": ["asr"], "languages": ["de"], "split": "test"}
 FOLDER |= {"columns": {"text": "transcription"}}
+LINES = {"reader": "dataset", "path": "someone/lines", "tasks": ["asr"], "languages": ["de"]}
 FLEURS = {"reader": "fleurs", "path": "google/fleurs", "languages": ["sv"], "tasks": ["asr"]}
 
 CASES = {
@@ -103,6 +104,7 @@ CASES = {
     "vox": [VOX],
     "fleurs": [FLEURS],
     "audiofolder": [FOLDER],
+    "lines": [LINES],
     "audiofolder, streamed": [{**FOLDER, "streaming": True}],
     "no such config": [{**VOICES, "languages": ["zh"]}],
     "no such split": [{**VOICES, "split": "eval"}],
@@ -143,6 +145,7 @@ def results(tmp_path_factory):
     found = {}
     with fill(LoopbackHub({})) as hub, (home / "stderr").open("w") as stderr:
         hub.add_dataset("someone/clips", audiofolder())
+        hub.add_dataset("someone/lines", {"train.jsonl": b'{"audio": "README.md", "text": "Hallo."}\n'})
         environment = {**hub.environment(home, None), "PYTHONPATH": str(REPOSITORY)}
         with subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
@@ -211,6 +214,10 @@ def test_pairs_of_sentences_from_nested_columns(results, case):
 def test_clips_of_an_audiofolder_are_named_as_in_the_repository_wherever_the_cache_is(results):
     assert said(results["audiofolder"]) == [("asr", "de", "de", text, text) for text in SENTENCES["de"]]
     assert [row[5] for row in results["audiofolder"]["rows"]] == [f"test/{number}" for number in range(4)]
+
+
+def test_a_file_that_a_dataset_names_is_not_taken_from_here(results):
+    assert "which is not fetched; download all of it and give that folder as `path`" in results["lines"]["error"]
 
 
 @pytest.mark.skipif(datasets.config.TORCHCODEC_AVAILABLE, reason="with torchcodec it is streamed")
