@@ -207,7 +207,9 @@ def plot_alignment(alignment: Mapping) -> Figure:
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """A PNG file."""
+    """A PNG file; in the place of a link, not at its target."""
+    if path.is_symlink():
+        path.unlink()
     path.write_bytes(picture_bytes(figure))
 
 

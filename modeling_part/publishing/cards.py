@@ -92,7 +92,7 @@ def write_card(folder: str | Path) -> Path | None:
     """Write `README.md` into the folder of a finished stage, and `loss.png` where its log has losses.
 
     The card of a folder: its examples name the folder, and it shows samples of the test data. Edits of a user's stay: a
-    `README.md` without the last line of such a card is left alone.
+    `README.md` without the last line of such a card is left alone, and so is a link.
 
     Returns:
         The path; None where a README.md of the user's is there.
@@ -102,7 +102,7 @@ def write_card(folder: str | Path) -> Path | None:
     """
     folder = Path(folder)
     path = folder / "README.md"
-    if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+    if path.is_symlink() or (path.exists() and not (path.is_file() and MARKER.encode() in path.read_bytes())):
         return None
     stage = read_stage(folder)
     losses = plot_losses([stage])

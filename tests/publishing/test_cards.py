@@ -123,6 +123,23 @@ def test_the_card_of_a_folder_says_how_the_folder_is_used_and_leaves_edits_alone
     assert write_card(folder) == path  # made anew
     path.write_text("my own words")
     assert write_card(folder) is None and path.read_text() == "my own words"
+    path.write_bytes("d\u00e9j\u00e0 vu".encode("latin-1"))
+    assert write_card(folder) is None
+
+
+def test_a_card_and_its_picture_are_not_written_through_links(tmp_path):
+    folder = tmp_path / "joint"
+    folder.mkdir()
+    write_stage_json(folder, stage_info())
+    (folder / "log_history.json").write_text('[{"step": 1, "asr_loss": 2.0}, {"step": 2, "asr_loss": 1.0}]')
+    mine = tmp_path / "mine.png"
+    mine.write_text("mine")
+    (folder / "loss.png").symlink_to(mine)
+    write_card(folder)
+    assert mine.read_text() == "mine" and (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(tmp_path / "notes.md")
+    assert write_card(folder) is None and not (tmp_path / "notes.md").exists()
 
 
 def test_a_card_shows_transcripts_that_were_asked_for_without_the_language(report):
