@@ -2,6 +2,7 @@
 """Arguments of `train_part.py`: YAML recipes fill the defaults, the command line wins, an unknown key is an error."""
 
 import json
+import os
 import sys
 from argparse import SUPPRESS
 from collections import Counter
@@ -63,6 +64,10 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        for name in ("audio_model", "language_model", "checkpoint"):  # transformers would take ~ for a Hub id
+            place = os.path.expanduser(getattr(self, name) or "")
+            if os.path.exists(place):
+                setattr(self, name, place)
         if self.adapter is not None:
             self.adapter = _checked_adapter(self.adapter)
         if self.checkpoint is None and (self.audio_model is None or self.language_model is None):
@@ -253,12 +258,21 @@ class PARTTrainingArguments(TrainingArguments):
         given = self.accelerator_config or {}
         dealing = dict.fromkeys(("even_batches", "split_batches", "dispatch_batches"), False)
         known = {one.name for one in fields(AcceleratorConfig)}
+        # `Trainer` would accumulate by itself what the batches are not planned for.
+        unchanged = {**dealing, "gradient_accumulation_kwargs": None, "use_configured_state": False}
         for name, value in given.items():
-            if name not in known or (name in dealing and value is not False):
+            if name not in known or (name in unchanged and value is not unchanged[name]):
                 raise ValueError(f"`accelerator_config`: {name!r} is no setting, or not one to change; leave it out.")
         # Pinned batches are copied while the device computes.
         pins = self.dataloader_pin_memory and not self.use_cpu
         self.accelerator_config = {"non_blocking": pins, **given, **dealing}
+        if self.do_predict and self.dry_run:
+            raise ValueError("`do_predict` answers and writes, `dry_run` does neither; leave one of them out.")
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ValueError(
+                "`dataloader_persistent_workers` keeps processes that `dataloader_num_workers: 0` does not start; set that, "
+                "or leave it out."
+            )
         if self.loss_chunk_size < 1:
             raise ValueError(f"`loss_chunk_size` is {self.loss_chunk_size}; it must be at least 1.")
         if self.push_to_hub and not self.hub_model_id:

@@ -117,6 +117,9 @@ ATOMS = {int: Whole, float: Number, str: Text, list: list[Any], dict: dict[Text,
 
 SECRETS = ("hub_token",)
 
+# Of torch.utils.checkpoint, what text and numbers can say.
+CHECKPOINTING = dict[Literal["use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"], Any]
+
 # What a field holds where its annotation, which also speaks to the command line, says it too loosely.
 KINDS = {
     "output_dir": Text,
@@ -126,6 +129,9 @@ KINDS = {
     "direction_weights": dict[Code, Weight] | None,
     "stages": list[Text | dict[Text, Any]] | dict[Text, dict[Text, Any] | None] | None,
     "debug": Literal["", "underflow_overflow"],
+    "torch_compile_mode": Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None,
+    "gradient_checkpointing_kwargs": CHECKPOINTING | None,
+    "activation_checkpointing_kwargs": CHECKPOINTING | None,
     "log_level": Literal["detail", "debug", "info", "warning", "error", "critical", "passive"],
     "log_level_replica": Literal["detail", "debug", "info", "warning", "error", "critical", "passive"],
     "ddp_backend": Literal["nccl", "mpi", "xccl", "gloo", "hccl"] | None,

@@ -112,6 +112,17 @@ class TestTypesAndBounds:
             ({"adapter": {"variable_length": "perhaps"}}, "`adapter`: `variable_length` is 'perhaps'"),
             ({"accelerator_config": {"split_batches": True}}, "'split_batches' is no setting, or not one to change"),
             ({"accelerator_config": {"split_batch": True}}, "'split_batch' is no setting"),
+            (
+                {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 3}}},
+                "_kwargs' is no setting, or not",
+            ),
+            ({"torch_compile_mode": "fast"}, "`torch_compile_mode` is 'fast'; it must be 'default'"),
+            (
+                {"gradient_checkpointing_kwargs": {"reentrant": False}},
+                "`gradient_checkpointing_kwargs` .*'use_reentrant'",
+            ),
+            ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` keeps processes"),
+            ({"do_predict": True, "dry_run": True}, "`do_predict` answers and writes, `dry_run` does neither"),
             ({"max_tokens": 10**30}, "`max_tokens` is 10+; it must be at most"),
             ({"optim_args": "fast"}, "`optim_args` is 'fast'"),
         ],
@@ -140,6 +151,12 @@ class TestTypesAndBounds:
         assert repr((*held, recipe.training.save_steps)) == "(4, 3, 2, 0.5)"
         (stage,) = build_plan([{"name": "encoder_top", "max_steps": 2.0, "encoder_layers": 1.0}])
         assert repr((stage.max_steps, stage.encoder_layers)) == "(2, 1)"
+
+    def test_a_model_may_lie_below_the_home_folder(self, parsed, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "encoder").mkdir()
+        model = parsed(audio_model="~/encoder", language_model="~/nowhere").model
+        assert (model.audio_model, model.language_model) == (str(tmp_path / "encoder"), "~/nowhere")
 
     def test_defaults_are_valid(self):
         for name, one in FIELDS.items():
