@@ -100,13 +100,10 @@ def publish(
         PublishingError: no or a wrong token, no rights, no network, or a repository that holds something else, such as a
             card that was edited there.
     """
-    checkpoint = Path(checkpoint)
-    token = _checked_token(token)
-    _check_repo_id(repo_id)
+    checkpoint, api = Path(checkpoint), open_hub(repo_id, token)
     stage = read_stage_json(checkpoint)["stage"]
     tag = stage_tag(stage)
-    api = HfApi(token=token)
-    with _explained(repo_id, api.endpoint, token):
+    with _explained(repo_id, api):
         tags = _read_tags(api, repo_id)
         contents = prepare(checkpoint, repo_id, license=license, tags=tags, samples=samples)
         contents[RECORD] = _record(contents)
@@ -126,11 +123,20 @@ def publish(
 
 def read_tags(repo_id: str, token: str | None = None) -> dict[str, str]:
     """Commits by tag of a repository, none of one that is still to be created; errors as of [`publish`]."""
+    api = open_hub(repo_id, token)
+    with _explained(repo_id, api):
+        return _read_tags(api, repo_id)
+
+
+def open_hub(repo_id: str, token: str | None = None) -> HfApi:
+    """The Hub, for a repository; nothing is sent yet.
+
+    Raises:
+        PublishingError: `repo_id` is no name of a repository, or `token` cannot be one.
+    """
     token = _checked_token(token)
     _check_repo_id(repo_id)
-    api = HfApi(token=token)
-    with _explained(repo_id, api.endpoint, token):
-        return _read_tags(api, repo_id)
+    return HfApi(token=token)
 
 
 def preview(checkpoint: str | Path, repo_id: str, *, license: str | None = None, samples: bool = False) -> str:
@@ -321,8 +327,9 @@ def _checked_token(token: str | None) -> str | None:
 
 
 @contextmanager
-def _explained(repo_id: str, endpoint: str, token: str | None) -> Iterator[None]:
+def _explained(repo_id: str, api: HfApi) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence with the fix, without the token."""
+    endpoint, token = api.endpoint, api.token
     try:
         yield
     except LocalTokenNotFoundError as error:

@@ -110,6 +110,8 @@ def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:
     _check_keys(info["data"], DATA_KEYS, None, f"{name}: 'data'")
     for file, facts in (info.get("files") or {}).items():
         _check_keys(facts, {"size": int, "sha256": str}, None, f"{name}: 'files': {file!r}")
+    for stretch in info.get("stretches") or ():
+        _check_keys(stretch, {"first_step": int, "values": dict}, None, f"{name}: one of 'stretches'")
     if not re.fullmatch(r"[a-z0-9_]+", info["stage"]):
         raise CheckpointError(
             f"{name}: stage {info['stage']!r} cannot be a tag; use lower-case letters, digits and _."

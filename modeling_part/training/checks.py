@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pyarrow.compute
 import torch
-from transformers import Trainer, get_scheduler
+from transformers import SchedulerType, Trainer, get_scheduler
 
 from ..data.expansion import corpus_specs
 from ..evaluation.prediction import planning_table
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
     from ..configuration_part import PARTConfig
     from ..processing_part import PARTProcessor
+
+
+# Schedules that `get_scheduler` makes without `lr_scheduler_kwargs`.
+WITHOUT_KWARGS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 
 
 def check_languages_named(data: DataArguments) -> None:
@@ -93,9 +98,14 @@ def check_publishable(record: Mapping, config: PARTConfig, processor: PARTProces
 def check_optimizer(args: PARTTrainingArguments) -> None:
     """Raise ValueError where optimizer or schedule cannot be made of the settings."""
     try:
-        Trainer.get_optimizer_cls_and_kwargs(args)
+        _check_optim_args(args)
     except (ImportError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"`optim` is {args.optim.value!r} (`optim_args`: {args.optim_args!r}): {error}") from error
+    if args.lr_scheduler_kwargs and args.lr_scheduler_type in WITHOUT_KWARGS:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` is {args.lr_scheduler_kwargs!r}, which would have no effect: the schedule "
+            f"{args.lr_scheduler_type.value!r} has no settings; leave it out."
+        )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         get_scheduler(
@@ -110,3 +120,13 @@ def check_optimizer(args: PARTTrainingArguments) -> None:
             f"`lr_scheduler_type` is {args.lr_scheduler_type.value!r} and `lr_scheduler_kwargs` "
             f"{args.lr_scheduler_kwargs!r}, of which no schedule can be made: {error}"
         ) from error
+
+
+def _check_optim_args(args: PARTTrainingArguments) -> None:
+    """Raise ValueError for an optimizer's argument that changes nothing: `Trainer` hands on only what it knows."""
+    whole, given = Trainer.get_optimizer_cls_and_kwargs(args), (args.optim_args or "").replace(" ", "").split(",")
+    for one in filter(None, given):
+        without = copy.copy(args)
+        without.optim_args = ",".join(other for other in given if other != one) or None
+        if Trainer.get_optimizer_cls_and_kwargs(without) == whole:
+            raise ValueError(f"{one!r} would have no effect on it; leave that out.")

@@ -11,9 +11,9 @@ from ..data.checking import size_parts
 from ..data.downloads import as_lines, planned_downloads
 from ..data.expansion import corpus_specs
 from ..data.loading import check_corpora
+from ..evaluation.run_files import is_number, read_history
 from ..evaluation.tables import duration
 from ..recipes.arguments import Recipe
-from ..recipes.files import read_json
 from .console import fold, memory_line, terminal_width
 from .freezing import parameters_per_part, trainable_per_part
 from .memory import SMALLER_FORWARDS, enough_memory, estimate_memory
@@ -81,12 +81,10 @@ def needs_download(recipe: Recipe) -> bool:
 
 def _time_of_stage(steps: int, run: StageRun) -> str:
     """How long the stage would take at the pace of the one before it, where that is known."""
-    if run.parent is None or not (run.parent / "log_history.json").is_file():
-        return ""
-    for entry in reversed(read_json(run.parent / "log_history.json")):
-        if entry.get("train_steps_per_second"):
-            seconds = steps / entry["train_steps_per_second"]
-            return f"; about {duration(seconds)} at the pace of {run.parent.name}"
+    for entry in [] if run.parent is None else reversed(read_history(run.parent)):
+        pace = entry.get("train_steps_per_second")
+        if is_number(pace) and pace > 0:
+            return f"; about {duration(steps / pace)} at the pace of {run.parent.name}"
     return ""
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.augmentation import build_augmentation
 from ..data.batches import check_number_of_steps, check_streamed_draws
@@ -14,8 +15,9 @@ from ..data.encoder_cache import refuse_augmentation
 from ..data.expansion import is_streamed
 from ..data.loading import Rows, check_corpora, check_prompts, load_test_rows, main_process_first
 from ..processing_part import PARTProcessor
+from ..publishing.hub import open_hub
 from ..recipes.arguments import Recipe
-from ..recipes.stage_files import check_files, files_of
+from ..recipes.stage_files import check_files
 from ..recipes.stage_record import read_stage_json
 from ..recipes.stages import build_plan
 from .checks import check_languages_named, check_languages_of, check_optimizer, check_test_rows
@@ -23,7 +25,7 @@ from .lock import only_run_in
 from .recorded_settings import base_models, hyperparameters
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import FORCED
-from .sources import check_sources
+from .sources import check_sources, files_of_start
 from .stage_run import StageRun, predict_and_score
 from .trackers import check_trackers
 
@@ -72,6 +74,10 @@ class Run:
         args, names = self.recipe.training, [stage.plan.name for stage in self.stages]
         check_optimizer(args)
         check_trackers(args.report_to)
+        if args.push_to_hub:
+            open_hub(args.hub_model_id, args.hub_token)
+        if not self.recipe.data.eval_data and (args.eval_strategy != IntervalStrategy.NO or args.eval_on_start):
+            raise ValueError("`eval_strategy` and `eval_on_start` need `eval_data` in the recipe.")
         build_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
             raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")
@@ -184,7 +190,7 @@ class Run:
         start = stage.start_of(self.recipe)
         if start is None or not record.get("parent_files"):
             return False
-        if record["parent_files"] == (files_of(start) or record["parent_files"]):
+        if record["parent_files"] == (files_of_start(start) or record["parent_files"]):
             return False
         if not self.recipe.training.resume:
             raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -16,7 +17,7 @@ from ..evaluation.run_files import stage_folders
 from ..recipes.arguments import ModelArguments
 from ..recipes.files import read_json
 from ..recipes.program import part_command
-from ..recipes.stage_files import check_files
+from ..recipes.stage_files import check_files, files_of
 from ..recipes.stage_record import read_stage_json
 
 
@@ -37,7 +38,7 @@ def planned_parts(model_args: ModelArguments) -> list[Download]:
     for name in (
         (model_args.checkpoint,) if model_args.checkpoint else (model_args.audio_model, model_args.language_model)
     ):
-        if Path(name).expanduser().exists() or _is_whole(name):
+        if Path(name).exists() or _is_whole(name):
             continue
         files = huggingface_hub.snapshot_download(name, allow_patterns=FILES_OF_A_PART, dry_run=True)
         sizes = {f"{name}/{one.filename}": one.file_size for one in files}
@@ -70,7 +71,7 @@ def check_sources(model_args: ModelArguments) -> None:
     names = ("checkpoint",) if model_args.checkpoint else ("audio_model", "language_model")
     for setting in names:
         name = getattr(model_args, setting)
-        folder = Path(name).expanduser()
+        folder = Path(name)
         if folder.exists():
             _check_folder(setting, folder)
             continue
@@ -99,6 +100,11 @@ def _check_folder(setting: str, folder: Path) -> None:
         if files := record.get("files"):  # those of a checkpoint in a stage are also of its optimizer
             record["files"] = {name: files[name] for name in files if name.startswith("model")}
         check_files(folder, record, f"Put the file back, or give another `{setting}`.")
+
+
+def files_of_start(folder: Path) -> dict[str, dict]:
+    """[`files_of`] of what a stage starts from, for every rank: weights without a record take minutes to read."""
+    return broadcast_object_list([files_of(folder) if PartialState().is_main_process else None])[0]
 
 
 def _look_at_the_hub(setting: str, name: str) -> None:

@@ -28,7 +28,7 @@ from ..publishing.hub import PublishingError, publish, read_tags
 from ..recipes.arguments import PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
 from ..recipes.program import part_command
-from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, files_of, weight_files
+from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, weight_files
 from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
@@ -48,6 +48,7 @@ from .set_aside import (
     set_aside,
     written_by_training,
 )
+from .sources import files_of_start
 from .trackers import continue_trackers, end_trackers, show_test
 from .trainer import PARTTrainer
 
@@ -100,7 +101,13 @@ class StageRun:
                 f"{self.folder} holds checkpoints of an interrupted run: continue it with --resume, or start again with "
                 f"--stage {self.plan.name} --force (which sets them aside until the stage is finished)."
             )
-        read_json(checkpoint / "trainer_state.json")
+        state = read_json(checkpoint / "trainer_state.json")
+        step = state.get("global_step") if isinstance(state, dict) else None
+        if step != checkpoint_step(checkpoint):
+            raise CheckpointError(
+                f"{checkpoint / 'trainer_state.json'} is of step {step}, and its folder of another: it is damaged, or was "
+                "renamed. Put it back, or remove the checkpoint to go on from an earlier one."
+            )
         history = read_history(checkpoint, args.world_size * args.gradient_accumulation_steps)
         logger.info("Stage %s continues from %s", self.plan.name, checkpoint)
         if history:
@@ -123,7 +130,7 @@ class StageRun:
     ) -> dict:
         """What `stage.json` will say of where the stage's weights come from; one that could not be written is an error."""
         start = self.start_of(recipe)
-        started_from = {} if start is None else {"parent_files": files_of(start)}
+        started_from = {} if start is None else {"parent_files": files_of_start(start)}
         data = {**rows.record, **{key: batches.report[key] for key in ("rows", "hours")}}
         if rows.is_streamed:  # each reads its own part of a stream: with another number other rows come
             data["stream_shares"] = recipe.training.world_size * max(1, recipe.training.dataloader_num_workers)

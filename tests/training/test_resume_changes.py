@@ -25,6 +25,7 @@ from modeling_part.training.checkpoints import (
     read_history,
     remove_oldest,
 )
+from modeling_part.training.dry_run import _time_of_stage as time_of_stage
 from modeling_part.training.epochs import EpochEnds
 from modeling_part.training.resuming import NOT_RECORDED, STEPS, differences, place_in_schedule
 
@@ -254,6 +255,33 @@ class TestDamage:
         (interrupted.checkpoint / name).unlink()
         with pytest.raises(CheckpointError, match=f"has no {name}: training would not go on where it stood"):
             interrupted()
+
+    @pytest.mark.parametrize("state", ["null", "[]", "{}", '{"global_step": 2}'])
+    def test_a_state_of_another_step_is_named(self, interrupted, state):
+        record = read_stage_json(interrupted.checkpoint)
+        del record["files"]
+        (interrupted.checkpoint / "stage.json").write_text(json.dumps(record))
+        (interrupted.checkpoint / "trainer_state.json").write_text(state)
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint-3/trainer_state\.json is of step (None|2), and its folder"
+        ):
+            interrupted()
+
+    def test_stretches_that_nobody_wrote_are_named(self, interrupted):
+        record = read_stage_json(interrupted.checkpoint) | {"stretches": [1]}
+        (interrupted.checkpoint / "stage.json").write_text(json.dumps(record))
+        with pytest.raises(CheckpointError, match="one of 'stretches' is a int"):
+            interrupted("--resume_with_changes", seed=5)
+
+    @pytest.mark.parametrize("history", ["null", "[]", "{}", '[{"train_steps_per_second": "x"}]', "[1]"])
+    def test_the_pace_of_a_log_that_was_changed_is_unknown(self, tmp_path, history):
+        (tmp_path / "log_history.json").write_text(history)
+        run = SimpleNamespace(parent=tmp_path)
+        if history == "[1]":
+            with pytest.raises(CheckpointError, match=r"log_history\.json is no list of objects"):
+                time_of_stage(9, run)
+        else:
+            assert time_of_stage(9, run) == ""
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", "3", "[[1]]", '[["a", "b"]]', "nonsense"])
     def test_a_broken_history_is_named(self, tmp_path, text):

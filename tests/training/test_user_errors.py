@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import re
 import shutil
 import sys
 from fnmatch import fnmatch
@@ -120,6 +121,22 @@ def test_a_tracker_that_is_not_there_is_told_before_data_are_read(fails, name, m
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("optim_args: momentum=0.9", "`optim` is 'adamw_torch.*'momentum=0.9' would have no effect on it"),
+        ("optim: sgd\noptim_args: 'momentum=0.9, fast=1'", "`optim` is 'sgd'.*'fast=1' would have no effect on it"),
+        ("lr_scheduler_type: constant\nlr_scheduler_kwargs: {num_cycles: 2}", "`lr_scheduler_kwargs` is .* no effect"),
+        ("eval_on_start: true\neval_data: none", "`eval_strategy` and `eval_on_start` need `eval_data`"),
+        ("push_to_hub: true\nhub_model_id: mine", "'mine' is no name of a repository"),
+        ("push_to_hub: true\nhub_model_id: my/own\nhub_token: 'a b'", "The token is not one word"),
+    ],
+)
+def test_what_cannot_be_or_would_do_nothing_is_told_before_data_are_read(fails, lines, message, monkeypatch):
+    monkeypatch.setattr(train_part, "load_rows", None)
+    assert re.search(message, fails(f"{lines}\n"))
+
+
 class TestPretrainedParts:
     @pytest.mark.parametrize("name", ["models/base/encoder", "./models", "/nowhere", "~/nowhere", "part.safetensors"])
     def test_a_path_is_no_matter_of_the_network(self, fails, name, monkeypatch):
@@ -157,6 +174,12 @@ class TestPretrainedParts:
         parts = "audio_model: none\nlanguage_model: none\nadapter: none\nsystem_prompt: none\n"
         error = fails(parts, "--checkpoint", str(folder))
         assert "joint/model.safetensors has" in error and "or give another `checkpoint`." in error
+
+    def test_weights_without_a_record_are_read_by_the_main_process_alone(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(sources, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+        monkeypatch.setattr(sources, "broadcast_object_list", lambda mine: [{"of": "the main process"}, *mine])
+        monkeypatch.setattr(sources, "files_of", None)
+        assert sources.files_of_start(tmp_path) == {"of": "the main process"}
 
     @pytest.mark.parametrize("cause", [HTTPError("no route to host"), OfflineModeIsEnabled("no route to host")])
     def test_without_a_network_it_is_said_how_to_go_on(self, fails, cause, monkeypatch):
