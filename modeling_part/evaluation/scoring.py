@@ -28,6 +28,7 @@ import regex
 import sacrebleu
 
 from ..data.corpus_spec import fits
+from ..data.files import parse_json
 from ..data.rows import group_name, shortened
 from ..prompts_part import TASKS
 from .bootstrap import CONFIDENCE, bootstrap_sums, interval, ratio_statistics, score_statistics, sufficient_statistics
@@ -471,8 +472,8 @@ def read_predictions(path: str | Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are its subclasses
+            row = parse_json(line.decode("utf-8"))
+        except ValueError as error:  # BrokenRowError and UnicodeDecodeError are its subclasses
             if number == len(lines):
                 logger.warning("%s ends in an unfinished line, which is left out", path)
                 break

@@ -327,6 +327,8 @@ def test_predictions_file_round_trip_and_unfinished_last_line(tmp_path, caplog):
     for line, message in (
         (b"[1]", r"line 1 is \[1\], not an object"),
         (b'{"id": "\xe9"}', "line 1 is not JSON.*utf-8"),
+        (b'{"id": "1", "id": "2"}', "line 1 is not JSON.*stands twice"),
+        (b"[" * 100_000, "line 1 is not JSON.*recursion"),
     ):
         path.write_bytes(line + b"\n")
         with pytest.raises(ValueError, match=message):
