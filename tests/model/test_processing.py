@@ -262,6 +262,18 @@ class TestPrompt:
         for name, value in (("source_lang", {"a": 1}), ("text", 7), ("prompt", [None, 3.5]), ("source_text", True)):
             with pytest.raises(ValueError, match=rf"`{name}` holds .*; give text, or None"):
                 processor(sine(0.1), **{name: value})
+        for name, value in (
+            ("text", "a\ud83d"),
+            ("prompt", ["b", "\udc00"]),
+            ("context", "\ud83d"),
+            ("context", ["\ud83d"]),
+        ):
+            with pytest.raises(ValueError, match=f"`{name}` holds half of a surrogate pair"):
+                processor(
+                    [sine(0.1)] * 2 if isinstance(value, list) and name == "prompt" else sine(0.1), **{name: value}
+                )
+        with pytest.raises(ValueError, match="`source_text` holds half of a surrogate pair"):
+            processor(task="mt", source_text="a\ud83d", source_lang="fr", target_lang="en")
         with pytest.raises(ValueError, match="give one value or one per row"):
             processor([sine(0.1)] * 3, source_lang=["en", "fr"])
         with pytest.raises(TypeError, match="langauge"):
