@@ -330,6 +330,29 @@ def test_drafts_of_random_weights(tmp_path):
     assert "over ordinary decoding" in printed
 
 
+def test_an_interrupted_run_keeps_the_lines_of_the_one_before(load, tmp_path, monkeypatch):
+    """training_step.py: those that it has not come to again, too."""
+    step, output = load("training_step"), tmp_path / "figures.json"
+    words = ["--device", "cpu", "--peak", "1", "--only", "adapter", "encoder", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["training_step.py", *words])
+    figures = dict.fromkeys(("seconds", "mfu", "audio_hours_per_second"), 1.0) | {"peak_gib": None}
+
+    def run(**errors):
+        def measure(variant, arguments):
+            if variant.label in errors:
+                raise errors[variant.label]
+            return dict(figures)
+
+        monkeypatch.setattr(step, "measure", measure)
+        step.main()
+
+    run(encoder_top=RuntimeError("no kernel"))
+    with pytest.raises(KeyboardInterrupt):
+        run(encoder_top=KeyboardInterrupt(), encoder=AssertionError("measured before"))
+    rows = {row["label"]: row for row in json.loads(output.read_text())["rows"]}
+    assert rows.keys() == {"adapter", "encoder"} and not any("error" in row for row in rows.values())
+
+
 class TestEverythingThatWaitsForAGpu:
     """gpu.py: parts are processes; one that fails or hangs does not stop the others, and a second run goes on."""
 

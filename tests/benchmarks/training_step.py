@@ -334,7 +334,10 @@ def main():
                 torch.cuda.empty_cache()
         rows.append(row)
         print(line(row), flush=True)
-        figures = {"settings": settings, "peak_flop_per_s": arguments.peak, "rows": rows, "targets": reached(rows)}
+        done = {one["label"] for one in rows}
+        # What an earlier run has measured and this one has not come to yet: an interruption must not cost it.
+        kept = rows + [one for label, one in before.items() if label not in done]
+        figures = {"settings": settings, "peak_flop_per_s": arguments.peak, "rows": kept, "targets": reached(kept)}
         write(arguments.output, figures)
     for target in reached(rows):
         value = "not measured" if target["measured"] is None else f"{target['measured']:.2f}"
