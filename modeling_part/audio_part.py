@@ -90,8 +90,8 @@ def load_audio(
                 f"`{name}` is {value!r}; give seconds into the file, 0 or more.", "start or end is no time"
             )
     check_rate(sampling_rate, "The result")
-    if hasattr(audio, "read") and not (audio := audio.read()):
-        raise AudioError("The open file is at its end, or empty. Go back with `seek(0)`.", "audio file is empty")
+    if hasattr(audio, "read"):
+        audio = _read_open_file(audio)
     samples, rate = samples_of(audio, array_rate)
     if samples is None:
         return _load_file(audio, sampling_rate, start, end)
@@ -99,6 +99,22 @@ def load_audio(
     span = _span(start, end, rate, sampling_rate)
     waveform = resample(samples[span.begin : span.stop], rate, sampling_rate)
     return _checked(span.cut(waveform), "The array", start, end, sampling_rate)
+
+
+def _read_open_file(file: object) -> bytes:
+    """What an open file holds from where it stands on."""
+    try:
+        content = file.read()
+    except UnicodeDecodeError:  # opened as text
+        content = ""
+    if not isinstance(content, (bytes, bytearray)):
+        raise AudioError(
+            f"The open file, a {type(file).__name__}, gives no bytes. Give its path, or open it with `open(path, 'rb')`.",
+            "open file does not give bytes",
+        )
+    if not content:
+        raise AudioError("The open file is at its end, or empty. Go back with `seek(0)`.", "audio file is empty")
+    return content
 
 
 def load_clip(row: Mapping, sampling_rate: int = 16_000) -> np.ndarray:
@@ -373,7 +389,10 @@ def _open_source(audio: object) -> _Source:
             raise AudioError(f"Cannot decode {name}: there are none. Fetch the file again.", "audio file is empty")
         return _Source(name, audio, audio[:64], read_mp3(audio) if _may_be_mp3(audio[:64]) else None)
     if not isinstance(audio, (str, Path)):
-        raise AudioError(f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array.")
+        raise AudioError(
+            f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array, or to a pipeline a "
+            "list, a generator or `KeyDataset(dataset, 'audio')` of such."
+        )
     path = Path(audio)
     if "://" in str(audio):
         raise AudioError(

@@ -109,10 +109,12 @@ def window_samples(
         )
     if stride_length_s is None:
         strides = [chunk_length_s / 12] * 2
-    if not (MINIMUM_SECONDS <= chunk_length_s < float("inf") and min(strides) >= 0 and sum(strides) < chunk_length_s):
+    step = chunk_length_s - sum(strides)  # a recording in steps of a few samples would never be at its end
+    if not (chunk_length_s < float("inf") and min(strides) >= 0 and step >= MINIMUM_SECONDS):
         raise ValueError(
             f"`chunk_length_s` is {chunk_length_s} and `stride_length_s` {stride_length_s}: the first must be "
-            f"{MINIMUM_SECONDS} or more and the second at least 0 and less than half of the first (of two: their sum less than it)."
+            f"{MINIMUM_SECONDS} or more and the second at least 0 and less than half of the first (of two: their sum less "
+            f"than it), so that each window begins {MINIMUM_SECONDS} s or more after the one before."
         )
     if longest is not None and round(chunk_length_s * rate) > longest:
         raise ValueError(

@@ -120,7 +120,8 @@ class PARTPipeline(ChunkPipeline):
 
     def __call__(self, inputs, **options) -> dict | list[dict] | Iterator[dict]:
         """See the class."""
-        is_list = isinstance(inputs, (list, tuple))
+        inputs = list(inputs) if isinstance(inputs, tuple) else inputs  # which transformers takes for one input
+        is_list = isinstance(inputs, list)
         if is_list and not inputs:
             return []
         of_each = OF_A_ROW if is_list else [name for name in OF_A_ROW if name != "context"]  # words, for one input

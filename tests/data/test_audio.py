@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import made_data
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -291,6 +292,16 @@ def test_an_open_file_that_was_read_is_named(files, tmp_path):
     load_audio(buffer)
     with pytest.raises(AudioError, match=r"at its end, or empty. Go back with `seek\(0\)`"):
         load_audio(buffer)
+
+
+def test_an_open_file_that_gives_no_bytes_is_named(files, tmp_path):
+    (tmp_path / "clip.wav").write_bytes(files["wav"])
+    with (tmp_path / "clip.wav").open(encoding="utf-8") as text, soundfile.SoundFile(tmp_path / "clip.wav") as decoded:
+        for file in (text, io.StringIO("clip.wav"), decoded):
+            with pytest.raises(
+                AudioError, match=r"gives no bytes. Give its path, or open it with `open\(path, 'rb'\)`"
+            ):
+                load_audio(file)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

@@ -416,6 +416,11 @@ def test_a_stream_that_is_left_ends_the_generation(pipe, clip):
     assert threading.active_count() == threads and len(steps) < 900
 
 
+def test_a_tuple_of_inputs_is_a_list_of_them(pipe, clip):
+    assert pipe((clip, clip[:8000])) == pipe([clip, clip[:8000]])
+    assert pipe((clip, clip), source_lang=("en", "fr")) == pipe([clip, clip], source_lang=["en", "fr"])
+
+
 def test_stream_passes_errors_on(pipe, clip):
     with pytest.raises(ValueError, match="target_lang"):
         list(pipe.stream(clip, task="s2tt"))
@@ -433,6 +438,8 @@ def test_stream_passes_errors_on(pipe, clip):
         ({"languages": 5}, "give the codes of two languages"),
         ({"chunk_length_s": 3, "stride_length_s": (2, 1)}, "their sum less than it"),
         ({"chunk_length_s": float("nan")}, "0.025 or more"),
+        ({"chunk_length_s": 1, "stride_length_s": (0.5, 0.49999)}, "begins 0.025 s or more after"),
+        ({"chunk_length_s": 0.03, "stride_length_s": 0.0149}, "begins 0.025 s or more after"),
         ({"chunk_length_s": "3"}, "give seconds"),
         ({"chunk_length_s": 3, "stride_length_s": (1, 1, 1)}, "the left one and the right one"),
         ({"stride_length_s": True}, "give seconds"),
