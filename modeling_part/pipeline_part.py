@@ -127,7 +127,7 @@ class PARTPipeline(ChunkPipeline):
         of_each = OF_A_ROW if is_list else [name for name in OF_A_ROW if name != "context"]  # words, for one input
         columns = {name: options.pop(name) for name in of_each if isinstance(options.get(name), (list, tuple))}
         if not columns:
-            return super().__call__(list(inputs) if is_list else inputs, **options)
+            return super().__call__(inputs, **options)
         lengths = {name: len(values) for name, values in columns.items()}
         if not is_list or set(lengths.values()) != {len(inputs)}:
             given = f"{len(inputs)} inputs" if is_list else "what is not a list of inputs"

@@ -106,12 +106,16 @@ def record_rows(
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
     row_id = str(value["id"]) if value["id"] is not None else record_id(value, spec, number, names_before)
     question = question_of(*(_own_words(name, value, columns or {}) for name in QUESTION))
-    source_lang = value["source_lang"] or only(spec, "languages", "source_lang")
-    for task in (value["task"],) if value["task"] else spec.tasks or ():
+    # 0, the number of a label, is not nothing: it would pass for the language that the recipe names.
+    for name in ("source_lang", "target_lang", "task"):
+        value[name] = None if value[name] == "" else value[name]
+    source_lang = only(spec, "languages", "source_lang") if value["source_lang"] is None else value["source_lang"]
+    for task in spec.tasks or () if value["task"] is None else (value["task"],):
         if task in ("asr", "text"):
             target_lang = source_lang
         else:
-            target_lang = value["target_lang"] or only(spec, "target_languages", "target_lang")
+            target_lang = value["target_lang"]
+            target_lang = only(spec, "target_languages", "target_lang") if target_lang is None else target_lang
         check_direction(task, source_lang, target_lang)
         if not spec.wants(task, source_lang, target_lang):
             continue

@@ -170,6 +170,17 @@ def test_a_pipe_is_no_corpus(tmp_path, reader):
         read_corpora([{"reader": reader, "path": str(path), "languages": ["fr"], "target_languages": ["en"]}])
 
 
+@pytest.mark.parametrize("column", ["source_lang", "target_lang", "task"])
+def test_the_number_0_is_no_language_and_no_task(tmp_path, column):
+    path = tmp_path / "x.jsonl"
+    rows = [{"source_text": "Bonjour", "text": "Hallo", "label": 0}, {"source_text": "Oui", "text": "Ja", "label": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"reader": "manifest", "path": str(path), "languages": ["fr"], "target_languages": ["de"]}
+    spec |= {"tasks": ["mt"], "columns": {column: "label"}}
+    with pytest.raises(CorpusError, match=f"2 rows: '{column}'"):
+        read_corpora([spec], max_bad_fraction=0.5)
+
+
 @pytest.mark.parametrize(
     ("audio", "reason"),
     [
