@@ -48,6 +48,7 @@ _FRAMES["NIST"] = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 _LENGTH_IN_HEADER = ("FLAC", "SDS")
 _LAST_SAMPLES = 64  # more than a block of SDS, into whose last one libsndfile does not seek
 _NO_LENGTH = ("IRCAM", "PAF", "PVF", "WVE", "XI")
+_FRAMES_ALONE = ("MPEG_LAYER_I", "MPEG_LAYER_II")  # MP3's elders, of which `mp3_part` knows nothing
 _FLAC_RATES = dict(
     enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
 )
@@ -224,7 +225,8 @@ def doubt(file: soundfile.SoundFile, content: str | bytes) -> str | None:
         tail = _ends(content)[1]
         is_last = tail[max(0, tail.rfind(b"OggS")) :][5:6]  # of the stream, as RFC 3533 wants it marked
         return None if is_last and is_last[0] & 4 else "does not mark its end as Ogg files do"
-    return "is of a format that does not say its length" if file.format in _NO_LENGTH else None
+    has_no_length = file.format in _NO_LENGTH or file.subtype in _FRAMES_ALONE
+    return "is of a format that does not say its length" if has_no_length else None
 
 
 def _position(data: bytes, page: int) -> int:

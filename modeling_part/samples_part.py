@@ -45,7 +45,12 @@ def samples_of(audio: object, array_rate: float | None = None) -> tuple[np.ndarr
     """
     own_rate = None
     if hasattr(audio, "get_all_samples"):  # torchcodec's AudioDecoder, which datasets gives
-        decoded = audio.get_all_samples()
+        try:
+            decoded = audio.get_all_samples()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise AudioError(
+                f"The {type(audio).__name__} cannot decode its clip: {error}. Remove or fix it."
+            ) from error
         audio, own_rate = decoded.data, decoded.sample_rate
     elif isinstance(audio, Mapping) and audio.get("array") is not None:
         audio, own_rate = audio["array"], audio.get("sampling_rate")

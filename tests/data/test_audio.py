@@ -198,6 +198,29 @@ def test_a_format_that_does_not_say_its_length_needs_a_duration(format, subtype,
         load_clip({"audio": whole[: len(whole) // 2], "duration": 4.0})
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_mp2_does_not_say_its_length(share, caplog):
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp2") as container:
+        stream = container.add_stream("mp2", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((voice(3.0)[None] * 32767).astype("int16"), format="s16", layout="mono")
+        frame.sample_rate = RATE
+        for one in (frame, None):
+            container.mux(stream.encode(one))
+    file = buffer.getvalue()[: round(share * buffer.tell())]
+    with pytest.raises(AudioError, match="is of a format that does not say its length: it may be cut off"):
+        audio_seconds(file)
+    assert len(load_audio(file)) == pytest.approx(share * 3.0 * RATE, rel=0.05)
+    assert "may be cut off" in caplog.text
+    row = {"audio": {"path": None, "bytes": file}, "start": None, "end": None, "duration": 3.0}
+    if share == 1.0:
+        load_clip(row)
+    else:
+        with pytest.raises(AudioError, match=r"its `duration` is 3\.00 s"):
+            load_clip(row)
+
+
 @pytest.mark.parametrize("subtype", ["IMA_ADPCM", "DWVW_16", "DWVW_24", "ULAW"])
 def test_compressed_aiff_is_read(subtype):
     """Its frames are packets in IMA's, and in DWVW's one cannot go back."""
@@ -460,6 +483,14 @@ def test_samples_of_any_type_sound_alike(kind):
 def test_arrays_that_are_no_sound_are_refused(array, message):
     with pytest.raises(AudioError, match=message.replace("?", r"\?") if "?" in message else message):
         load_audio(array)
+
+
+def test_a_decoder_that_fails_is_an_audio_error():
+    def fails() -> None:
+        raise RuntimeError("No audio frames were decoded")
+
+    with pytest.raises(AudioError, match="cannot decode its clip: No audio frames were decoded"):
+        load_audio(SimpleNamespace(get_all_samples=fails))
 
 
 @pytest.mark.parametrize("rate", [0, -1, 1, 999, 1e9, float("nan"), float("inf"), 22_050.5, "16000", True])
