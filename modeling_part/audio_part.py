@@ -138,14 +138,14 @@ def alike(seconds: float, stated: float) -> bool:
     return abs(seconds - stated) <= max(TOLERANCE, TOLERANCE * stated)
 
 
-def audio_seconds(audio: str | Path | bytes, longest: float | None = None) -> float:
+def audio_seconds(audio: str | Path | bytes, longest: float | None = None, must_end: bool = True) -> float:
     """Length of an audio file or its bytes without decoding it: from its header, or for MP3 from its frames.
 
     What FFmpeg must decode, such as M4A, is decoded, up to `longest` seconds, beyond which it is a `MediaTooLongError`.
 
     Raises:
-        AudioError: there is no such file, it is no audio, has no samples, is shorter than its header says, or
-            nothing tells whether it is whole: an Ogg file that does not mark its end, MP3 that states no length and
+        AudioError: there is no such file, it is no audio, has no samples, is shorter than its header says, or, with
+            `must_end`, nothing tells whether it is whole: an Ogg file that does not mark its end, MP3 that states no length and
             ends within a frame, or a format without a length.
     """
     source = _open_source(audio)
@@ -154,7 +154,7 @@ def audio_seconds(audio: str | Path | bytes, longest: float | None = None) -> fl
             rate = file.samplerate
             frames = file.frames if file.frames <= UNKNOWN else len(_read_from_beginning(file))
             seconds = frames / rate if source.mp3 is None else min(frames / rate, source.mp3.seconds)
-            source.check_whole(file, seconds, must_end=True)
+            source.check_whole(file, seconds, must_end)
     except _decoding_errors() as error:
         waveform, rate = source.decode_otherwise(error, longest)
         seconds = len(waveform) / rate

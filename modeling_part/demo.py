@@ -124,7 +124,7 @@ def answer(
 
 def _decoded(pipe: PARTPipeline, audio: str, max_minutes: float) -> np.ndarray:
     try:
-        minutes = audio_seconds(audio, 60 * max_minutes) / 60
+        minutes = audio_seconds(audio, 60 * max_minutes, must_end=False) / 60
     except MediaTooLongError as error:
         minutes = error.seconds / 60
     if minutes > max_minutes:

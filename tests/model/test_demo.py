@@ -364,6 +364,18 @@ def test_a_file_that_cannot_be_answered_is_a_message_and_takes_no_time(tmp_path,
     assert not any(record.exc_info for record in caplog.records) and len(caplog.records) <= 1
 
 
+def test_a_recording_without_a_mark_at_its_end_is_heard(tmp_path):
+    """As phones and browsers leave it; in a corpus, where a text says what it holds, it would be refused."""
+    path = tmp_path / "message.ogg"
+    noise = default_rng(0).normal(0, 0.1, 10 * 16_000)
+    soundfile.write(path, noise, 16_000, format="OGG", subtype="OPUS")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"OggS")])
+    pipe = Pipe()
+    list(answer(pipe, str(path), "Transcribe", "", None, max_minutes=1))
+    assert len(pipe.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
