@@ -219,7 +219,7 @@ def record_id(value: dict, spec: CorpusSpec, number: int | None, names_before: s
     """
     audio = value["audio"]
     path, data = (audio.get("path"), audio.get("bytes")) if isinstance(audio, dict) else (audio, None)
-    if isinstance(path, str):
+    if isinstance(path, str) and (path or data is None):  # bytes without a path have "" in some datasets
         name = clip_id(inside(path, spec), value["start"], value["end"])
         if data is None or number is None or names_before is None:
             return name

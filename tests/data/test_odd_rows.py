@@ -202,6 +202,30 @@ def test_audio_of_a_dataset_that_is_no_file_is_counted(tmp_path, audio, reason):
         read_corpora([spec], max_bad_fraction=0.5)
 
 
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_a_broken_row(clips, path):
+    lines = {
+        "manifest": lambda audio: {"audio": audio, "text": "x", "source_lang": "fr"},
+        "nemo": lambda audio: {"audio_filepath": audio, "text": "x", "duration": 1.5},
+        "funasr": lambda audio: {"source": audio, "target": "x"},
+    }
+    for reader, line in lines.items():
+        manifest = write_lines(clips / f"{reader}.jsonl", [line("clips/a.flac"), line(path)])
+        spec = {"reader": reader, "path": str(manifest), "languages": ["fr"]}
+        dataset, report = read_corpora([spec], max_bad_fraction=1.0)
+        assert len(dataset) == 1
+        assert sum(one["broken"] for reasons in report["dropped"].values() for one in reasons.values()) == 1
+
+
+def test_sounds_whose_path_is_empty_get_ids_of_their_own(tmp_path):
+    sounds = [{"path": "", "bytes": encoded(tone(1.0 + number))} for number in range(2)]
+    datasets.Dataset.from_dict({"audio": sounds, "text": ["a", "b"]}).to_parquet(tmp_path / "train.parquet")
+    spec = {"reader": "dataset", "path": str(tmp_path / "train.parquet"), "tasks": ["asr"], "languages": ["fr"]}
+    dataset, _ = read_corpora([spec], max_bad_fraction=0)
+    assert dataset["text"][:] == ["a", "b"]
+    assert [name.rsplit("/", 1)[1] for name in dataset["id"]] == ["train-0", "train-1"]
+
+
 def test_text_in_another_encoding_is_never_guessed(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_bytes("source_text\ttext\ncaf\xe9\tcoffee\noui\tyes\n".encode("latin-1"))
