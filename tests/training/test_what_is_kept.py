@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import train_part
+from modeling_part.publishing.hub import PublishingError
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_files import NotFiniteError, check_files, check_finite, checksums, weight_files
 from modeling_part.recipes.stage_record import read_stage_json
@@ -500,7 +501,7 @@ class TestBeforeTraining:
         monkeypatch.setattr(PARTTrainer, "train", lambda *args, **kwargs: pytest.fail("it trains"))
         if "stages" in change:
             change = {"stages": [{"name": "Adapter-1", "max_steps": 2, "tasks": {"asr": 1.0}}]}
-        with pytest.raises(ValueError, match=r"a/b/c|Adapter-1"):
+        with pytest.raises((ValueError, PublishingError), match=r"a/b/c|Adapter-1"):
             run("--force", **change)
 
     @pytest.mark.parametrize(
