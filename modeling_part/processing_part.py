@@ -2,7 +2,6 @@
 """Processor of PART: audio, task and languages -> features, prompt with audio placeholders, labels."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from .damage_part import explain_damage
 from .prompts_part import (
     INSTRUCTIONS,
     LANGUAGE_NAMES,
+    SURROGATES,
     TASKS,
     TEXT_TASKS,
     check_instructions,
@@ -34,9 +34,6 @@ from .prompts_part import (
 )
 from .saved_prompt_part import RECORD, check_saved, saved_with
 from .templates_part import freeze_clock
-
-
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PARTProcessor(ConventionalProcessor):
@@ -203,7 +200,7 @@ class PARTProcessor(ConventionalProcessor):
         for name, value in written.items():
             if strange := [one for one in as_list(value) if one is not None and not isinstance(one, str)]:
                 raise ValueError(f"`{name}` holds {strange[0]!r}, a {type(strange[0]).__name__}; give text, or None.")
-            if halves := [one for one in as_list(value) if one and SURROGATE.search(one)]:
+            if halves := [one for one in as_list(value) if one and SURROGATES.search(one)]:
                 raise ValueError(f"`{name}` holds half of a surrogate pair, which is no character: {halves[0]!r}.")
         is_plain = text is not None and all(value is None for value in columns.values())
         # With a task or a language beside it, a text is an answer whatever it holds.

@@ -1,12 +1,14 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What the model is asked: tasks, instructions and the names of languages."""
 
+import re
 from collections.abc import Iterable, Mapping
 from string import Formatter
 
 
 TASKS = ("asr", "s2tt", "mt", "text")
 TEXT_TASKS = ("mt", "text")  # without audio
+SURROGATES = re.compile("[\ud800-\udfff]")  # half of a pair is no character
 
 # What the model is asked, per task; `_unnamed` is used when the source language is not given. The wording is saved in
 # processor_config.json with the checkpoint: a model must be asked the way it was trained.

@@ -234,8 +234,9 @@ def record_id(value: dict, spec: CorpusSpec, number: int | None, names_before: s
 
 def inside(path: str, spec: CorpusSpec) -> str:
     """A path within the corpus, wherever that lies: the cache of the Hub's files has another name on each machine."""
-    root = os.path.join(os.path.abspath(os.path.expanduser(spec.path)), "")
-    return _OF_CACHE.sub("", path.removeprefix(root))
+    if os.path.isabs(path):  # else nothing stands before it, and no row need ask for the working folder
+        path = path.removeprefix(os.path.join(os.path.abspath(os.path.expanduser(spec.path)), ""))
+    return _OF_CACHE.sub("", path)
 
 
 def clip_id(path: str, start: object = None, end: object = None) -> str:

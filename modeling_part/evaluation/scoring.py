@@ -15,7 +15,6 @@ import functools
 import importlib.metadata
 import json
 import logging
-import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
@@ -30,7 +29,7 @@ import sacrebleu
 from ..data.corpus_spec import fits
 from ..data.files import parse_json
 from ..data.rows import group_name, shortened
-from ..prompts_part import TASKS
+from ..prompts_part import SURROGATES, TASKS
 from .bootstrap import CONFIDENCE, bootstrap_sums, interval, ratio_statistics, score_statistics, sufficient_statistics
 from .metrics import bleu_metric, composed, count_edits
 from .normalization import (
@@ -56,8 +55,6 @@ logger = logging.getLogger(__name__)
 PREDICTIONS_FILE = "predictions.jsonl"
 UNNAMED_FILE = "predictions_unnamed.jsonl"  # transcripts that were asked for without the name of the language
 REQUIRED_FIELDS = ("id", "corpus", "task", "source_lang", "target_lang", "reference", "hypothesis")
-
-SURROGATES = re.compile("[\ud800-\udfff]")
 
 # A loop is a hypothesis longer than its reference that ends in the same words this many times over, ...
 LOOP_REPEATS = 4
