@@ -308,7 +308,7 @@ def align_text(model, processor, audio_embeds: torch.Tensor, text: str) -> Align
         audio_embeds: `(A, H)` of the window.
         text: without space around it.
     """
-    ids, offsets = processor.text_tokens(text)
+    ids, offsets = processor.text_ids_and_offsets(text)
     if not ids:
         return AlignedText(text, [], None, None)
     try:
@@ -352,7 +352,7 @@ def align_answers(model, processor, inputs: Mapping, texts: Sequence[str], tasks
     return [
         align_text(model, processor, audio_embeds, text)
         if model.alignment_head is not None and task_of(task) == "asr"
-        else AlignedText(text, processor.text_tokens(text)[1], None, None)
+        else AlignedText(text, processor.text_ids_and_offsets(text)[1], None, None)
         for audio_embeds, text, task in zip(clip_embeds(model, inputs), texts, tasks, strict=True)
     ]
 

@@ -28,10 +28,10 @@ def text_log_probs(model, processor, inputs: Mapping, texts: Sequence[str]) -> l
         texts: B answers.
 
     Returns:
-        Per text the log-probabilities of its tokens (see `text_tokens`) and of its end, `(tokens + 1,)`.
+        Per text the log-probabilities of its tokens (see `PARTProcessor.text_ids`) and of its end, `(tokens + 1,)`.
     """
     device, width = model.device, inputs["input_ids"].shape[1]
-    answers = [[*processor.text_tokens(text)[0], processor.tokenizer.eos_token_id] for text in texts]
+    answers = [[*processor.text_ids(text), processor.tokenizer.eos_token_id] for text in texts]
     longest = max(map(len, answers))
     ids = torch.full((len(texts), width + longest), processor.tokenizer.pad_token_id, device=device)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)

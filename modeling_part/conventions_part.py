@@ -320,7 +320,7 @@ class ConventionalProcessor(FeatureProcessor):
         """
         if self._template() is None:  # a base model: the start token, the content, a line break
             start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return start, self._tokens("\n")
+            return start, self.text_ids("\n")
         messages = [{"role": "user", "content": PROMPT_MARK}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
@@ -351,12 +351,12 @@ class ConventionalProcessor(FeatureProcessor):
                 )
             raise ValueError(f"The language model's chat template refuses the prompt: {error}. {fix}.") from error
 
-    def _tokens(self, text: str) -> list[int]:
-        """Tokens of plain text: what looks like a special token in it stays text."""
+    def text_ids(self, text: str | list[str]) -> list[int] | list[list[int]]:
+        """Token ids of plain text, or of each of several: what looks like a special token in it stays text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def text_tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of plain text, and which characters of it each is of (first, last + 1)."""
+    def text_ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`text_ids`, and which characters of the text each token is of (first, last + 1)."""
         encoded = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )

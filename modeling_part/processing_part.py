@@ -351,19 +351,19 @@ class PARTProcessor(ConventionalProcessor):
                 f"Task {row['task']!r} is of text, and there is audio: leave it out, or name another task."
             )
         if num_audio_tokens:
-            content = [self.audio_token_id] * num_audio_tokens + self._tokens(f"\n{instruction}")
+            content = [self.audio_token_id] * num_audio_tokens + self.text_ids(f"\n{instruction}")
         elif row["task"] in TEXT_TASKS:
             if not row["source_text"] or not row["source_text"].strip():
                 what = "the sentence to translate" if row["task"] == "mt" else "what is asked"
                 raise ValueError(f"Task {row['task']!r} needs a non-empty `source_text`, {what}.")
-            content = self._tokens("\n".join(filter(None, (instruction, row["source_text"]))))
+            content = self.text_ids("\n".join(filter(None, (instruction, row["source_text"]))))
         else:
             raise ValueError(f"Task {row['task']!r} needs `audio`.")
         answer = []
         if row["text"] is not None:
             if not row["text"].strip():
                 raise ValueError("`text`, the answer to learn, is empty. Remove the row.")
-            answer = [*self._tokens(row["text"]), self.tokenizer.eos_token_id]
+            answer = [*self.text_ids(row["text"]), self.tokenizer.eos_token_id]
         return [*before, *content, *after], answer
 
     def _pad_tokens(

@@ -187,8 +187,7 @@ class PARTCollator:
     def _transcript_ids(self, rows: list[dict]) -> torch.Tensor:
         """`(B, U)` tokens of what is said."""
         texts = [transcript(row["task"], row["text"], row["source_text"]) or "" for row in rows]
-        # As of the answers, in which nothing is a special token.
-        ids = self.processor.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.processor.text_ids(texts)
         width = max(1, *map(len, ids))
         return torch.tensor([row + [-100] * (width - len(row)) for row in ids])
 

@@ -78,7 +78,7 @@ def count_row_tokens(row: dict, processor: PARTProcessor) -> int:
     """Tokens of one row's answer with its end, of the source sentence of text tasks, and of its own prompt and context."""
     text = _scored_text(row["task"], row["text"], row["source_text"])
     question = " ".join(filter(None, map(row.get, QUESTION)))
-    ids = processor.tokenizer([text, question], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = processor.text_ids([text, question])
     return sum(map(len, ids)) + 1
 
 

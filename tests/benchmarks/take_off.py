@@ -165,7 +165,7 @@ class Bench:
         for row in rows:
             prompt, answer = self.processor._encode_row(row, 1)
             at = prompt.index(self.processor.audio_token_id)
-            said = self.processor.text_tokens(transcript(row["task"], row["text"], row["source_text"]))[0]
+            said = self.processor.text_ids(transcript(row["task"], row["text"], row["source_text"]))
             encoded.append(([*prompt[:at], *said, *prompt[at + 1 :]], answer))
         longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
         return self.model(**self.processor._pad_tokens(encoded, True, "right", longest)).logits.float().log_softmax(-1)

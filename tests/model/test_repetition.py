@@ -38,7 +38,7 @@ def test_an_answer_with_an_end_stays_as_it_is():
 def looping_pipe(tiny_checkpoint, monkeypatch):
     """A model whose second window never ends."""
     pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), max_new_tokens=40, device="cpu")
-    word, other = (pipe.processor.text_tokens(text)[0] for text in ("one", "two"))
+    word, other = (pipe.processor.text_ids(text) for text in ("one", "two"))
     end, calls = pipe.processor.tokenizer.eos_token_id, []
 
     def generate(**inputs):
@@ -63,7 +63,7 @@ def test_the_pipeline_cuts_it_and_says_where(looping_pipe):
 def talking_pipe(tiny_checkpoint, monkeypatch):
     """A model that would never end, and counts up to where it must."""
     pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), device="cpu")
-    numbers = [pipe.processor.text_tokens(text)[0][0] for text in ("one", "two", "three", "four", "five")]
+    numbers = [pipe.processor.text_ids(text)[0] for text in ("one", "two", "three", "four", "five")]
 
     def generate(streamer=None, **inputs):
         most = inputs.get("max_new_tokens", pipe.model.generation_config.max_new_tokens)
@@ -92,7 +92,7 @@ def test_what_else_ends_an_answer_is_no_limit(talking_pipe):
     silence = np.zeros(16_000, dtype=np.float32)
     stopped = {"stopped_at": 3}  # as by a `StoppingCriteria`
     assert "cut_off" not in talking_pipe(sound, generate_kwargs=stopped, max_new_tokens=4)
-    end = talking_pipe.processor.text_tokens("two")[0][0]
+    end = talking_pipe.processor.text_ids("two")[0]
     assert "cut_off" not in talking_pipe(sound, generate_kwargs={"eos_token_id": [end]}, max_new_tokens=4)
     both = talking_pipe([sound, silence], batch_size=2, max_new_tokens=4)
     assert ["cut_off" in answer for answer in both] == [True, False]
@@ -103,7 +103,7 @@ def test_what_else_ends_an_answer_is_no_limit(talking_pipe):
 def test_a_config_of_the_caller_is_read_as_generate_reads_it(tiny_checkpoint, monkeypatch):
     """It need not hold the tokens that end an answer, or how long one may be: those are the model's."""
     pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), device="cpu")
-    numbers = [pipe.processor.text_tokens(text)[0][0] for text in ("one", "two", "three")]
+    numbers = [pipe.processor.text_ids(text)[0] for text in ("one", "two", "three")]
     settings = pipe.model.generation_config
 
     def generate(generation_config, **inputs):
@@ -124,7 +124,7 @@ def test_where_positions_are_learned_their_end_cuts_an_answer_off(tiny_checkpoin
     sound = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
     prompt = pipe.processor(sound)["input_ids"].shape[1]
     monkeypatch.setattr(pipe.model.model, "position_limit", prompt + 3)
-    pipe.model.generation_config.eos_token_id = [pipe.processor.text_tokens("~")[0][0]]
+    pipe.model.generation_config.eos_token_id = [pipe.processor.text_ids("~")[0]]
     assert pipe(sound)["cut_off"] == [(0.0, 1.0)]
     monkeypatch.setattr(pipe.model.model, "position_limit", prompt)
     with pytest.raises(ValueError, match=rf"prompt has {prompt} positions.* learned {prompt}, .*: give shorter audio"):
@@ -141,7 +141,7 @@ def test_a_stream_and_live_audio_tell_it_too(talking_pipe):
 
 def test_after_relaxed_acceptance_it_is_tried_without_the_draft(tiny_checkpoint, monkeypatch):
     pipe = pipeline("speech-to-text", model=str(tiny_checkpoint), max_new_tokens=40, device="cpu")
-    word, end, asked = pipe.processor.text_tokens("one")[0], pipe.processor.tokenizer.eos_token_id, []
+    word, end, asked = pipe.processor.text_ids("one"), pipe.processor.tokenizer.eos_token_id, []
 
     def generate(**inputs):
         asked.append("ctc_draft" in inputs)
