@@ -3,7 +3,7 @@
 
 `import modeling_part` makes the Auto classes know PART and needs torch and transformers only; both are loaded when the
 first class is asked for. What is done with the model lives in the folders: `recipes`, `data`, `evaluation`, `publishing`,
-`training`, `analysis`, `quickstart`.
+`training`, `analysis`, `quickstart`; `commands` holds the command `part`.
 """
 
 from importlib import import_module

@@ -23,7 +23,16 @@ HUB = {path.stem for path in PACKAGE.glob("*_part.py")}
 # The rooms from left to right: a file imports only what stands to its left, or in its own room.
 ROOMS = ("*_part", "recipes", "data", "evaluation", "publishing", "training", "analysis", "quickstart")
 # Exports, command, web page, the Auto classes.
-ENTRANCES = {"__init__", "__main__", "demo", "demo_checkpoint", "demo_live", "demo_messages", "registration"}
+ENTRANCES = {
+    "__init__",
+    "__main__",
+    "commands",
+    "demo",
+    "demo_checkpoint",
+    "demo_live",
+    "demo_messages",
+    "registration",
+}
 
 TOP_LEVEL = {"setup.cfg", "README.md", "modeling_part", "train_part.py", "model_cards", "tests", "notebooks"}
 TOP_LEVEL |= {"pyproject.toml", "LICENSE", "Makefile", ".ci", ".gitignore", ".pre-commit-config.yaml"}
