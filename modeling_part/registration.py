@@ -1,9 +1,14 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """How transformers comes to know PART: by name, as it knows its own models, whose files it loads when it meets one.
 
-Loading them here would cost every `part --help` the import of torch and transformers. So the names go into the tables
-of the Auto classes when those are loaded, before or after this package, and lead to `modeling_part`, which gives a class
-when it is asked for one (`__init__`).
+`AutoModel.register` and its kin take classes, and loading ours would cost every `part --help` the import of torch and
+transformers. Instead the names go into the tables that transformers keeps for its own models, by three hooks:
+
+1. When: the modules with the tables may be loaded before this package or after it. `_AfterLoading` sees each of them being
+   loaded, and runs what `ACTIONS` says.
+2. Where from: transformers imports a class by its name from `transformers.models.<model type>`. Under that name it finds
+   this package, which gives a class when it is asked for one (`__init__`).
+3. Pipelines: their table holds classes, no names. `_PipelineTask` loads the class when it is taken out.
 """
 
 import sys
@@ -26,7 +31,7 @@ PIPELINES = {"speech-to-text": "PARTPipeline", "automatic-speech-recognition": "
 
 def register() -> None:
     """Enter PART's names into the tables of transformers, now or when they are loaded."""
-    sys.modules[f"transformers.models.{MODEL_TYPE}"] = sys.modules[__package__]  # where it looks for a model's classes
+    sys.modules[f"transformers.models.{MODEL_TYPE}"] = sys.modules[__package__]
     for name, action in ACTIONS.items():
         if name in sys.modules:
             action(sys.modules[name])
@@ -35,21 +40,22 @@ def register() -> None:
 
 
 class _AfterLoading:
-    """A finder of modules that runs the action of one right after it has been loaded."""
+    """A finder of modules (in `sys.meta_path`) that runs the action of one right after it has been loaded."""
 
     @staticmethod
     def find_spec(name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Where Python finds the module; None for all that have no action."""
+        """Where Python finds a module that has an action; None for all others, which are left to the other finders."""
         action = ACTIONS.get(name)
         spec = None if action is None else PathFinder.find_spec(name, path, target)
-        if spec is not None:
-            load = spec.loader.exec_module
+        if spec is None:
+            return None
+        load = spec.loader.exec_module
 
-            def load_and_act(module: ModuleType) -> None:
-                load(module)
-                action(module)
+        def load_and_act(module: ModuleType) -> None:
+            load(module)
+            action(module)
 
-            spec.loader.exec_module = load_and_act
+        spec.loader.exec_module = load_and_act
         return spec
 
 
@@ -67,12 +73,13 @@ def _register_processor(auto: ModuleType) -> None:
 
 
 def _register_class(table, name: str) -> None:
+    """Enter a class by its name; there is no public way that does not take the class."""
     table._model_mapping[MODEL_TYPE] = name
     table._reverse_config_mapping[CONFIG] = MODEL_TYPE
 
 
-class _Task(dict):
-    """What transformers keeps of a pipeline's task; the class, which belongs to it, is loaded when a pipeline is made."""
+class _PipelineTask(dict):
+    """What transformers keeps of a pipeline's task; its "impl", the class, is loaded when a pipeline is made."""
 
     def __init__(self, task: str, known: dict) -> None:
         super().__init__({key: value for key, value in known.items() if key != "impl"})
@@ -89,7 +96,7 @@ def _register_pipelines(pipelines: ModuleType) -> None:
     tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
     for task in PIPELINES:
         known = tasks.get(task) or {"pt": (pipelines.AutoModelForSpeechSeq2Seq,)}
-        tasks[task] = _Task(task, known)
+        tasks[task] = _PipelineTask(task, known)
 
 
 def _name_in_saved_pipelines(pipeline_part: ModuleType) -> None:
@@ -100,6 +107,7 @@ def _name_in_saved_pipelines(pipeline_part: ModuleType) -> None:
     }
 
 
+# What is done with a module when it has been loaded.
 ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_models,
