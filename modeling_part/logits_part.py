@@ -31,6 +31,42 @@ def scale_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor
     return logits
 
 
+def answer_loss(
+    logits_of: Callable,
+    loss_function: Callable,
+    hidden_states: torch.Tensor,
+    targets: torch.Tensor,
+    chunk_size: int | None,
+    num_items_in_batch: int | torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Negative log-likelihood of the targets, their mean or their sum over `num_items_in_batch`.
+
+    Args:
+        logits_of: `(targets, H)` -> `(targets, V)`.
+        loss_function: transformers' own for causal language models.
+        hidden_states: `(targets, H)`.
+        targets: `(targets,)` token ids.
+        chunk_size: targets at a time; None: all at once.
+        num_items_in_batch: None gives the mean.
+
+    Returns:
+        The loss; all at once, the logits `(targets, V)`, else None; in chunks, the nats `(targets,)` without gradient.
+    """
+    if chunk_size:
+        losses = chunked_token_losses(logits_of, hidden_states, targets, chunk_size)
+        items = len(losses) if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / items, None, losses.detach()
+    logits = logits_of(hidden_states)
+    loss = loss_function(
+        logits=logits,
+        labels=None,
+        shift_labels=targets,
+        vocab_size=logits.shape[-1],
+        num_items_in_batch=num_items_in_batch,
+    )
+    return loss, logits, None
+
+
 def chunked_token_losses(
     logits_of: Callable, hidden_states: torch.Tensor, targets: torch.Tensor, size: int
 ) -> torch.Tensor:

@@ -32,7 +32,7 @@ from .layout_part import (
     true_positions,
 )
 from .loading_part import has_learned_positions, load_parts, tied_weights_keys
-from .logits_part import chunked_divergences, chunked_token_losses, keep_positions, scale_logits
+from .logits_part import answer_loss, chunked_divergences, keep_positions, scale_logits
 from .outputs_part import PARTAudioOutput, PARTCausalLMOutputWithPast, PARTModelOutputWithPast
 from .pretrained_part import PARTPreTrainedModel
 from .processing_part import PARTProcessor
@@ -394,22 +394,12 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             # `device_map` may have put the last layer on another device than the batch.
             predicting, targets = (places.to(outputs.last_hidden_state.device) for places in (predicting, targets))
             hidden_states = take_positions(outputs.last_hidden_state, predicting)
-            if loss_chunk_size:
-                token_losses = chunked_token_losses(self._logits, hidden_states, targets, loss_chunk_size)
-                loss = token_losses.sum() / (len(token_losses) if num_items_in_batch is None else num_items_in_batch)
-                token_losses = token_losses.detach()
-            else:
-                logits = self._logits(hidden_states)
-                loss = self.loss_function(
-                    logits=logits,
-                    labels=None,
-                    shift_labels=targets,
-                    vocab_size=logits.shape[-1],
-                    num_items_in_batch=num_items_in_batch,
-                )
-            loss = nll_weight * loss
+            nll, logits, token_losses = answer_loss(
+                self._logits, self.loss_function, hidden_states, targets, loss_chunk_size, num_items_in_batch
+            )
+            loss = nll_weight * nll
+            items = len(targets) if num_items_in_batch is None else num_items_in_batch
             if alignment:
-                items = len(targets) if num_items_in_batch is None else num_items_in_batch
                 loss = loss + ctc_weight * alignment["ctc_losses"].sum() / items
             if kl_weight and at_start is not None:
                 # After the pass with gradients: what autocast keeps of the weights would otherwise have none.
@@ -417,7 +407,6 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
                     start_states = take_positions(self.model(**inputs).last_hidden_state, predicting)
                 size = loss_chunk_size or max(1, len(targets))
                 divergences = chunked_divergences(self._logits, hidden_states, start_states, size)
-                items = len(targets) if num_items_in_batch is None else num_items_in_batch
                 loss, divergences = loss + kl_weight * divergences.sum() / items, divergences.detach()
         if labels is None or logits_to_keep is not None:
             logits = self._logits(
