@@ -183,11 +183,12 @@ def ctc_nats(
     target_lengths: torch.Tensor,
     is_counted: torch.Tensor,
 ) -> torch.Tensor:
-    """CTC over log-probabilities of some of the classes.
+    """CTC over log-probabilities of some of the classes, with the gradient that belongs to them.
 
-    `torch.nn.functional.ctc_loss` returns the gradient of scores before a softmax over *its* classes. Ours are some of
-    the vocabulary's, so that the loss is written once more with the expected visits of each class, whose gradient is
-    that of the log-probabilities (Graves et al. 2006, equation 15).
+    The value is `torch.nn.functional.ctc_loss`'s, the gradient is not: torch gives that of scores before a softmax over
+    the classes it sees, `probability - visits`, where `visits` are how often the paths of the transcript are expected to be
+    in a class at an audio token (Graves et al. 2006, equation 15). Here the softmax was over the whole vocabulary, of
+    which the classes are a part. By its log-probabilities the gradient is `-visits`.
 
     Args:
         log_probs: `(B, A, 1 + K)`, the blank first.
@@ -204,11 +205,11 @@ def ctc_nats(
         nats = nn.functional.ctc_loss(
             steps, targets, audio_lengths, target_lengths, reduction="none", zero_infinity=True
         )
-        (gradient,) = torch.autograd.grad(nats.sum(), steps)
-    visits = (steps.detach().exp() - gradient).transpose(0, 1)
+        (torch_gradient,) = torch.autograd.grad(nats.sum(), steps)
+    visits = (steps.detach().exp() - torch_gradient).transpose(0, 1)
     visits = torch.where((valid & is_counted[:, None])[..., None], visits, 0.0)
-    written = -(visits * log_probs).sum((1, 2))
-    return torch.where(is_counted, nats.detach(), 0.0) + written - written.detach()
+    carrier = -(visits * log_probs).sum((1, 2))  # has that gradient; its value is taken away again
+    return torch.where(is_counted, nats.detach(), 0.0) + carrier - carrier.detach()
 
 
 def collapse(best: list[int]) -> list[int]:
