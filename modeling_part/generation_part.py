@@ -21,6 +21,11 @@ class AudioGenerationMixin(GenerationMixin):
 
     transformers does this for images; it leaves audio to the first step, which beams, chunks of a prompt and generation
     without a cache would make run more than once.
+
+    Drafts come in beside it: `generate` takes a batch apart (`_generate_apart`, which calls `generate` again for each row)
+    or asks for the draft of one clip (`_draft`), and transformers' assisted generation then reads it. The class that has
+    this mixin is [`PARTForSpeechSeq2Seq`]: of it are `model`, `alignment_head`, `loaded_alignment_head` and
+    `get_audio_features`.
     """
 
     @torch.no_grad()
@@ -45,19 +50,22 @@ class AudioGenerationMixin(GenerationMixin):
                 "`generate` got audio features, but no prompt that says where they are and what is asked: give all that "
                 "the processor gives, `model.generate(**processor(audio))`."
             )
-        if ctc_draft and (rows := self._generate_apart(*args, **kwargs)) is not None:
-            return rows
-        draft = self._draft(*args, **kwargs) if ctc_draft else None
-        if draft is not None:
-            kwargs |= draft
-            for name in ("input_features", "input_features_mask"):
-                kwargs.pop(name, None)
+        if ctc_draft:
+            if (rows := self._generate_apart(*args, **kwargs)) is not None:
+                return rows
+            if (draft := self._draft(*args, **kwargs)) is not None:
+                kwargs |= draft
+                for name in ("input_features", "input_features_mask"):  # the draft holds what they were encoded to
+                    kwargs.pop(name, None)
         return super().generate(*args, **kwargs)
 
     def _generate_apart(
         self, inputs: torch.Tensor | None = None, generation_config=None, *others, **kwargs
     ) -> torch.Tensor | None:
-        """The rows of a batch of clips one by one, with drafts; None where that is not to be done."""
+        """The rows of a batch of clips one by one, each with a draft of its own; None where that is not to be done.
+
+        Not on accelerators, nor of one row (where the calls for each row end), nor where an argument is of the whole batch.
+        """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         names = ("attention_mask", "input_features", "input_features_mask", "mm_encoder_outputs")
         mask, features, features_mask, encoded = (kwargs.pop(name, None) for name in names)
@@ -65,8 +73,9 @@ class AudioGenerationMixin(GenerationMixin):
         if self.device.type != "cpu" or self.alignment_head is None or not is_batch or others:
             return None
         counts = (input_ids == self.config.audio_token_id).sum(-1).tolist()
-        is_more = kwargs.get("streamer") is not None or any(isinstance(one, torch.Tensor) for one in kwargs.values())
-        if is_more or not all(counts) or not self._can_use_drafts(generation_config, kwargs):
+        is_of_batch = any(isinstance(one, torch.Tensor) for one in kwargs.values())
+        is_of_batch |= kwargs.get("streamer") is not None
+        if is_of_batch or not all(counts) or not self._can_use_drafts(generation_config, kwargs):
             return None
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)
         if settings.return_dict_in_generate:
