@@ -13,7 +13,7 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs
 
 from .audio_part import load_audio
 from .features_part import FeatureProcessor
-from .prompts_part import PROMPT_MARK, context_of
+from .prompts_part import PROMPT_MARK, SURROGATES, context_of
 from .templates_part import CHAT_OF_PARTS, freeze_clock
 
 
@@ -373,6 +373,15 @@ def is_file_name(text: str) -> bool:
 def as_list(value) -> list:
     """A list of one or of the values."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def check_texts(columns: dict) -> None:
+    """Refuse, by the name of its argument, a value that is neither text nor None, and text that is none in Unicode."""
+    for name, value in columns.items():
+        if strange := [one for one in as_list(value) if one is not None and not isinstance(one, str)]:
+            raise ValueError(f"`{name}` holds {strange[0]!r}, a {type(strange[0]).__name__}; give text, or None.")
+        if halves := [one for one in as_list(value) if one and SURROGATES.search(one)]:
+            raise ValueError(f"`{name}` holds half of a surrogate pair, which is no character: {halves[0]!r}.")
 
 
 def broadcast(**columns: list) -> list[dict]:

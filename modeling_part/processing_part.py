@@ -18,13 +18,13 @@ from .conventions_part import (
     PARTProcessorKwargs,
     as_list,
     broadcast,
+    check_texts,
     convert,
 )
 from .damage_part import explain_damage
 from .prompts_part import (
     INSTRUCTIONS,
     LANGUAGE_NAMES,
-    SURROGATES,
     TASKS,
     TEXT_TASKS,
     check_instructions,
@@ -193,20 +193,15 @@ class PARTProcessor(ConventionalProcessor):
         columns = {"task": task, "source_lang": source_lang, "target_lang": target_lang}
         columns |= {"source_text": source_text, "prompt": prompt}
         is_many = any(isinstance(one, (list, tuple)) for one in (audio, text, *columns.values()))
+        # Beside single values a list is of the words of one context.
         is_for_each = is_many and isinstance(context, (list, tuple))
         columns["context"] = [*map(one_context, context)] if is_for_each else one_context(context)
         clips, texts = as_list(audio), as_list(text)
-        written = columns if options.of_tokenizer.get("is_split_into_words") else {"text": text, **columns}
-        for name, value in written.items():
-            if strange := [one for one in as_list(value) if one is not None and not isinstance(one, str)]:
-                raise ValueError(f"`{name}` holds {strange[0]!r}, a {type(strange[0]).__name__}; give text, or None.")
-            if halves := [one for one in as_list(value) if one and SURROGATES.search(one)]:
-                raise ValueError(f"`{name}` holds half of a surrogate pair, which is no character: {halves[0]!r}.")
-        is_plain = text is not None and all(value is None for value in columns.values())
+        check_texts(columns if options.of_tokenizer.get("is_split_into_words") else {"text": text, **columns})
         # With a task or a language beside it, a text is an answer whatever it holds.
-        if options.with_offsets or (
-            is_plain and (audio is None or any(self.audio_token in answer for answer in texts if answer))
-        ):
+        is_alone = text is not None and all(value is None for value in columns.values())
+        is_prompt = is_alone and (audio is None or any(self.audio_token in one for one in texts if one))
+        if is_prompt or options.with_offsets:
             return self._fill_prompts(texts, clips, options)
         if refused := [name for name in ONLY_OF_PROMPTS if options.of_tokenizer.get(name)]:
             raise ValueError(f"{refused} can be asked of whole prompts only, not of rows of a task.")
