@@ -393,6 +393,11 @@ def _open_source(audio: object) -> _Source:
             f"Audio of type {type(audio).__name__} cannot be decoded; give a path, bytes or an array, or to a pipeline a "
             "list, a generator or `KeyDataset(dataset, 'audio')` of such."
         )
+    return _open_path(audio)
+
+
+def _open_path(audio: str | Path) -> _Source:
+    """Look at a file; `AudioError` if there is none to be decoded."""
     path = Path(audio)
     if "://" in str(audio):
         raise AudioError(
