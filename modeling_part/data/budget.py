@@ -1,7 +1,12 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""How large a batch may be."""
+"""How large a batch may be, and in which units that is counted."""
 
 from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+FORGIVEN = 1e-4  # of a multiple, when lengths are rounded
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,21 @@ class Budget:
     def __post_init__(self) -> None:
         for one in fields(self):
             refuse_not_positive(one.name, getattr(self, one.name))
+
+    @property
+    def limits(self) -> tuple[int, int, int | None]:
+        """What rows times the longest may be, in multiples of seconds and of tokens (see [`round_up`]); rows."""
+        # The same hair is forgiven as there.
+        seconds = int(self.max_audio_seconds / self.pad_seconds_multiple + FORGIVEN)
+        return seconds, self.max_tokens // self.pad_tokens_multiple, self.max_rows
+
+
+def round_up(values: np.ndarray | float, multiple: float) -> np.ndarray:
+    """Lengths in whole multiples of `multiple`, rounded up: the unit in which budgets and shapes are counted.
+
+    A ten-thousandth of a multiple is forgiven, because 0.6 s in float32 is a hair more than three times 0.2 s.
+    """
+    return np.ceil(np.asarray(values, dtype=np.float64) / multiple - FORGIVEN).astype(np.int32)
 
 
 def refuse_not_positive(name: str, value: float | None) -> None:

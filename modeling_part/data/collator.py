@@ -12,6 +12,7 @@ from ..layout_part import batch_layout
 from ..processing_part import PARTProcessor
 from ..prompts_part import TEXT_TASKS
 from .augmentation import Augmentation, row_generator
+from .budget import round_up
 from .encoder_cache import EncoderOutputs, refuse_augmentation
 from .row_tokens import transcript
 from .rows import errors_of_row
@@ -118,7 +119,7 @@ class PARTCollator:
             "groups": [(row["task"], row["source_lang"], row["target_lang"]) for row in rows],
             "ids": [row["id"] for row in rows],
             "audio_seconds": seconds,
-            "padded_seconds": math.ceil(max(seconds) / self.pad_seconds_multiple - 1e-4) * self.pad_seconds_multiple,
+            "padded_seconds": int(round_up(max(seconds), self.pad_seconds_multiple)) * self.pad_seconds_multiple,
             "target_counts": (batch["labels"][:, 1:] != -100).sum(-1).tolist(),
             # 0 where the alignment leaves a row out.
             "transcript_counts": [] if counted is None else (layout["transcript_lengths"] * counted.numpy()).tolist(),

@@ -21,14 +21,6 @@ logger = logging.getLogger(__name__)
 Group = tuple[str, str, str]  # (task, source language, target language)
 
 
-def round_up(values: np.ndarray, multiple: float) -> np.ndarray:
-    """Lengths in whole multiples of `multiple`, rounded up: the unit in which budgets and shapes are counted.
-
-    A ten-thousandth of a multiple is forgiven, because 0.6 s in float32 is a hair more than three times 0.2 s.
-    """
-    return np.ceil(np.asarray(values, dtype=np.float64) / multiple - 1e-4).astype(np.int32)
-
-
 def largest_remainder(shares: np.ndarray) -> np.ndarray:
     """Whole numbers nearest to `shares` (each less than one away) whose sum is the rounded sum of `shares`."""
     counts = np.floor(shares + 1e-9).astype(np.int64)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ..prompts_part import TASKS, TEXT_TASKS
-from .budget import Budget, refuse_not_positive
-from .mixture import Mixture, RowTable, largest_remainder, round_up
+from .budget import Budget, refuse_not_positive, round_up
+from .mixture import Mixture, RowTable, largest_remainder
 from .rows import direction
 
 
@@ -123,11 +123,8 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         self.epochs = epochs
         self.seed = seed
         # In padded units: seconds and tokens of a batch, and its rows.
-        self._limits = (
-            int(budget.max_audio_seconds / budget.pad_seconds_multiple + 1e-4),
-            budget.max_tokens // budget.pad_tokens_multiple,
-            len(table) if budget.max_rows is None else budget.max_rows,
-        )
+        max_seconds, max_tokens, max_rows = budget.limits
+        self._limits = (max_seconds, max_tokens, len(table) if max_rows is None else max_rows)
         self._seconds = round_up(table.audio_seconds, budget.pad_seconds_multiple)
         self._tokens = np.maximum(round_up(table.target_tokens, budget.pad_tokens_multiple), 1)
         self._strata = self._split_into_strata()

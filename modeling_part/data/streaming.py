@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import get_worker_info
 
 from ..prompts_part import TASKS, TEXT_TASKS
-from .budget import Budget
-from .mixture import largest_remainder, round_up
+from .budget import Budget, round_up
+from .mixture import largest_remainder
 
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
         self.streams = streams
         self.count_tokens = count_tokens
         self.budget = budget
+        self._limits = budget.limits
         self.num_steps = steps.stop
         self.rank = rank
         self.world_size = world_size
@@ -165,11 +166,8 @@ class StreamingTaskBatches(torch.utils.data.IterableDataset):
             logger.warning(message, task, count, self.budget.max_tokens, row["id"])
 
     def _fits(self, rows: int, seconds: int, tokens: int) -> bool:
-        return (
-            rows * seconds * self.budget.pad_seconds_multiple <= self.budget.max_audio_seconds + 1e-4
-            and rows * tokens * self.budget.pad_tokens_multiple <= self.budget.max_tokens
-            and (self.budget.max_rows is None or rows <= self.budget.max_rows)
-        )
+        max_seconds, max_tokens, max_rows = self._limits
+        return rows * seconds <= max_seconds and rows * tokens <= max_tokens and (max_rows is None or rows <= max_rows)
 
     def _take(self, buffer: list[tuple[int, int, int, Row]], quantile: float) -> list[Row]:
         """Removes a batch of neighbours from the sorted buffer: from the quantile downwards, then upwards."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from modeling_part.data.budget import Budget
-from modeling_part.data.mixture import Mixture, RowTable, largest_remainder, round_up
+from modeling_part.data.budget import Budget, round_up
+from modeling_part.data.mixture import Mixture, RowTable, largest_remainder
 from modeling_part.data.sampling import TaskBatchSampler, leave_out_long_texts, split_batches
 from modeling_part.prompts_part import TASKS
 
