@@ -98,15 +98,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         report = whole.epoch_report(0)
     if aligns:
         counts = count_too_long(rows, processor, stage.active_tasks)
-        if not stage.losses.get("nll") and all(too_long == total for too_long, total in counts.values()):
-            raise ValueError(
-                f"Stage {stage.name!r} trains by CTC alone, and none of its rows ({', '.join(stage.active_tasks)}) has a "
-                + (
-                    "transcript that fits its clip: give clips more audio tokens (a smaller `adapter_conv_stride`)."
-                    if counts
-                    else "transcript: train on asr rows, or give the s2tt rows a `source_text`."
-                )
-            )
+        _refuse_ctc_of_nothing(stage, counts)
         report |= {"transcripts_too_long": counts}
     multiples = (data.pad_seconds_multiple, data.pad_tokens_multiple)
     augmentation = build_augmentation(data.augmentation)
@@ -131,6 +123,17 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
         max_bad_fraction=data.max_bad_fraction,
         progress=progress,
     )
+
+
+def _refuse_ctc_of_nothing(stage: Stage, counts: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError for a stage with CTC alone where no transcript fits (see `count_too_long`)."""
+    if stage.losses.get("nll") or any(too_long < total for too_long, total in counts.values()):
+        return
+    wanting = "transcript: train on asr rows, or give the s2tt rows a `source_text`."
+    if counts:
+        wanting = "transcript that fits its clip: give clips more audio tokens (a smaller `adapter_conv_stride`)."
+    tasks = ", ".join(stage.active_tasks)
+    raise ValueError(f"Stage {stage.name!r} trains by CTC alone, and none of its rows ({tasks}) has a {wanting}")
 
 
 def check_streamed_draws(data: DataArguments) -> None:
