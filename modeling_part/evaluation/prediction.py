@@ -164,7 +164,8 @@ def count_unanswered(dataset: Dataset | Sequence[Mapping], folder: Path) -> int:
 def _gather(output_path: Path, table: Sequence[Mapping], model_fingerprint: str) -> list[dict]:
     """Puts the file and the part files of this and earlier, perhaps interrupted, runs together into the one file.
 
-    Rows of other weights or of another data set are moved to `predictions.jsonl.replaced-1` with a warning; of two rows for the same key one without an error counts. Order: the data set's.
+    Rows of other weights or of another data set are moved to `predictions.jsonl.replaced-1` with a warning; of two rows
+    for the same key one without an error counts. Order: the data set's.
     """
     parts = sorted(output_path.parent.glob(f"{output_path.name}.part-*"))
     wanted, dropped, found = {prediction_key(row): row for row in table}, [], {}
@@ -227,6 +228,18 @@ def _predict_share(
     model.train(was_training)
 
 
+def _refuse_unscorable(table: Sequence[Mapping], keys: Sequence[tuple]) -> None:
+    """Raise ValueError for rows that are answered by one prediction, or have nothing to be compared with."""
+    double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
+    if count > 1:
+        raise ValueError(
+            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own."
+        )
+    without_text = [row["id"] for row in table if row["text"] is None]
+    if without_text:
+        raise ValueError(f"Rows without text to score against: {without_text[:5]} ({len(without_text)} in all).")
+
+
 def predict(
     model,
     processor,
@@ -269,15 +282,7 @@ def predict(
     output_path.parent.mkdir(parents=True, exist_ok=True)
     table = planning_table(dataset)
     keys = [prediction_key(row) for row in table]
-    double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
-    if count > 1:
-        raise ValueError(
-            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own."
-        )
-    without_text = [row["id"] for row in table if row["text"] is None]
-    if without_text:
-        raise ValueError(f"Rows without text to score against: {without_text[:5]} ({len(without_text)} in all).")
-
+    _refuse_unscorable(table, keys)
     accelerator = accelerator or Accelerator()
     model = accelerator.unwrap_model(model)
     model_fingerprint = weights_fingerprint(model, str(max_new_tokens) if named else f"{max_new_tokens} unnamed")
