@@ -41,7 +41,7 @@ GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable
 TRANSCRIBE, TRANSLATE, BOTH = "Transcribe", "Translate", "Both"
 # Kinds of files that the recorder of the page does not take as sound.
 OTHER_FILES = [".mp4", ".webm", ".mov", ".3gp"]
-TASKS = {TRANSCRIBE: ("asr",), TRANSLATE: ("s2tt",), BOTH: ("asr", "s2tt")}
+TASKS_OF = {TRANSCRIBE: ("asr",), TRANSLATE: ("s2tt",), BOTH: ("asr", "s2tt")}
 FONTS = ["system-ui", "sans-serif"]
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
@@ -99,7 +99,7 @@ def answer(
     Args:
         pipe: the model.
         audio: file; None: nothing was recorded.
-        task: key of `TASKS`.
+        task: key of `TASKS_OF`.
         source_lang, target_lang: BCP 47 codes; "" or None leaves the language unnamed.
         max_minutes: a longer recording is refused before any of it is decoded.
         languages: one of which is spoken where none is named, see `PARTPipeline`.
@@ -115,7 +115,9 @@ def answer(
             waveform = _decoded(pipe, audio, max_minutes)
             seconds = len(waveform) / pipe.processor.sampling_rate
             if is_silence(waveform):
-                yield Answer(dict.fromkeys(TASKS[task], ""), f"No speech: the recording of {seconds:.1f} s is silent.")
+                yield Answer(
+                    dict.fromkeys(TASKS_OF[task], ""), f"No speech: the recording of {seconds:.1f} s is silent."
+                )
                 return
             yield from _stream(pipe, waveform, task, source_lang, target_lang, stop, languages)
     finally:
@@ -146,9 +148,9 @@ def _stream(
     """Each task of the request in turn."""
     rate = pipe.processor.sampling_rate
     seconds, started = len(waveform) / rate, time.monotonic()
-    so_far = Answer(dict.fromkeys(TASKS[task], ""))
+    so_far = Answer(dict.fromkeys(TASKS_OF[task], ""))
     told: dict[str, None] = {}  # of both tasks once
-    for one in TASKS[task]:
+    for one in TASKS_OF[task]:
         windows: list[dict] = []
         options = asked_of(one, source_lang, target_lang, languages)
         if one == "asr" and getattr(pipe.model, "alignment_head", None) is not None:
@@ -252,7 +254,7 @@ def build_page(
         asked = go.click(
             answer_request, [audio, task, source, target], outputs, concurrency_id="model", concurrency_limit=1
         )
-        running = [asked, listen(pipe, live, TASKS, [task, source, target], outputs, max_minutes, languages)]
+        running = [asked, listen(pipe, live, TASKS_OF, [task, source, target], outputs, max_minutes, languages)]
         stop.click(lambda: "Stopped.", None, status, cancels=running, show_progress="hidden")
         clear.click(
             lambda: (None, *[""] * len(outputs)), None, [audio, *outputs], cancels=running, show_progress="hidden"
@@ -276,7 +278,7 @@ def _request_side(pipe: PARTPipeline, checkpoint: Checkpoint) -> tuple:
     )
     live = microphone()
     can_translate = bool(checkpoint.targets) or not checkpoint.languages
-    tasks = list(TASKS) if can_translate else [TRANSCRIBE]
+    tasks = list(TASKS_OF) if can_translate else [TRANSCRIBE]
     task = gradio.Radio(tasks, value=TRANSCRIBE, label="Task", elem_id="task")
     with gradio.Row():
         choices = [("not named", ""), *language_choices(pipe, checkpoint.languages)]
@@ -308,11 +310,11 @@ def _answer_side() -> tuple:
 
 def _on_task(task: str) -> tuple:
     """What a task shows: language to translate into, name of the button, texts."""
-    translates = "s2tt" in TASKS[task]
+    translates = "s2tt" in TASKS_OF[task]
     return (
         gradio.update(visible=translates),
         gradio.update(value="Do both" if task == BOTH else task),
-        gradio.update(visible="asr" in TASKS[task]),
+        gradio.update(visible="asr" in TASKS_OF[task]),
         gradio.update(visible=translates),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from ..evaluation.run_files import read_history
+from ..evaluation.run_files import read_log_history
 from ..recipes.files import CheckpointError, read_json
 from ..recipes.stage_files import INDEX, shards_of
 from .files import write_result
@@ -87,7 +87,7 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor:
 
 
 def _gate_open_share(checkpoint: Path) -> float | None:
-    shares = [entry["gate_open_share"] for entry in read_history(checkpoint) if "gate_open_share" in entry]
+    shares = [entry["gate_open_share"] for entry in read_log_history(checkpoint) if "gate_open_share" in entry]
     return float(np.mean(shares)) if shares else None
 
 

@@ -18,7 +18,7 @@ from .bootstrap import (
 )
 from .metrics import bleu_metric, composed
 from .report_file import read_report
-from .scoring import annotate, edit_statistics, prediction_key, read_predictions
+from .scoring import PREDICTIONS_FILE, annotate, edit_statistics, prediction_key, read_predictions
 from .tables import number, percent, print_table
 
 
@@ -38,7 +38,7 @@ def _load_systems(report_paths: Sequence[Path]) -> tuple[dict[str, list[dict]], 
     counted = []
     by_key: list[dict[tuple, dict]] = []
     for path in report_paths:
-        predictions = path.with_name("predictions.jsonl")
+        predictions = path.with_name(PREDICTIONS_FILE)
         for needed in (path, predictions):
             if not needed.exists():
                 raise FileNotFoundError(f"{needed} does not exist; comparing needs report.json and predictions.jsonl.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..recipes.files import CheckpointError, read_json
 from .report_file import read_report
-from .scoring import check_prediction, read_predictions
+from .scoring import PREDICTIONS_FILE, check_prediction, read_predictions
 
 
 EXAMPLES_PER_STAGE = 6
@@ -106,7 +106,7 @@ def _numbers(values: Mapping) -> dict:
     return {name: value for name, value in values.items() if is_number(value)}
 
 
-def read_history(folder: Path) -> list[dict]:
+def read_log_history(folder: Path) -> list[dict]:
     """Lines of the log of a stage (`log_history.json`); none where there is no file."""
     path = folder / "log_history.json"
     history = read_json_if_there(path) or []
@@ -115,7 +115,7 @@ def read_history(folder: Path) -> list[dict]:
     return history
 
 
-def choose_examples(predictions: Sequence[Mapping], count: int = EXAMPLES_PER_STAGE) -> list[dict]:
+def choose_examples(predictions: Sequence[Mapping]) -> list[dict]:
     """A few pairs, each of another group, that differ in task and languages; the same ones for every stage of a run.
 
     Groups are taken in turn, next always the one whose task, source and target have been taken least.
@@ -125,7 +125,7 @@ def choose_examples(predictions: Sequence[Mapping], count: int = EXAMPLES_PER_ST
         by_group[row["task"], row["source_lang"], row["target_lang"]].append(row)
     chosen: list[dict] = []
     taken: Counter = Counter()
-    while by_group and len(chosen) < count:
+    while by_group and len(chosen) < EXAMPLES_PER_STAGE:
         group = min(
             sorted(by_group),
             key=lambda key: (taken[key[0]], taken["from", key[0], key[1]] + taken["into", key[0], key[2]]),
@@ -187,7 +187,7 @@ def read_stage(folder: Path) -> dict:
     """
     empty = {"parent": "", **{key: {} for key in (*RECORD_PARTS, *DATA_PARTS)}}
     record = _read_record(folder) if (folder / "stage.json").exists() else empty
-    history = read_history(folder)
+    history = read_log_history(folder)
     metrics = dict(record["metrics"])
     for entry in history:  # the last evaluation counts
         metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})
@@ -204,7 +204,7 @@ def read_stage(folder: Path) -> dict:
         for name, value in metrics.items()
         if name.startswith("eval_ctc") and name.endswith("error_rate")
     }
-    predictions = folder / "predictions.jsonl"
+    predictions = folder / PREDICTIONS_FILE
     rows = _read_predictions(predictions) if predictions.exists() else []
     lines = [entry for entry in history if is_number(entry.get("step"))]
     seconds = [entry["train_runtime"] for entry in history if is_number(entry.get("train_runtime"))]

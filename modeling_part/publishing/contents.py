@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ..configuration_part import PARTConfig
 from ..evaluation.pictures import picture_bytes, plot_losses
 from ..evaluation.report_file import read_report
-from ..evaluation.run_files import is_number, read_history, read_stage
+from ..evaluation.run_files import is_number, read_log_history, read_stage
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..recipes.files import CheckpointError, read_json, to_json
@@ -194,7 +194,7 @@ def _check_processor(folder: Path, cleaned: dict) -> None:
 
 def _loss_picture(folder: Path) -> bytes | None:
     """The loss over the steps of a stage as PNG; None where its log has none."""
-    history = [entry for entry in read_history(folder) if is_number(entry.get("step"))]
+    history = [entry for entry in read_log_history(folder) if is_number(entry.get("step"))]
     figure = plot_losses([{"name": folder.resolve().name, "log_history": history}])
     return None if figure is None else picture_bytes(figure)
 

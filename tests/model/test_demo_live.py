@@ -17,7 +17,7 @@ from numpy.random import default_rng
 
 from modeling_part import PARTPipeline, demo_live
 from modeling_part.audio_part import AudioError
-from modeling_part.demo import TASKS, answer, build_page
+from modeling_part.demo import TASKS_OF, answer, build_page
 from modeling_part.demo_checkpoint import Checkpoint, to_tell_apart
 from modeling_part.demo_live import Recording, follow
 
@@ -75,7 +75,7 @@ def test_who_goes_away_keeps_nobody_waiting(monkeypatch):
     assert sum(map(len, recording)) == RATE and time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", list(TASKS_OF))
 def test_the_page_answers_while_the_recording_goes_on(pipe, task):
     page = build_page(pipe, Checkpoint("x", "x", ["en", "fr"], ["fr"]))
     begin, answer_live, take_piece, end = (
@@ -103,8 +103,8 @@ def test_the_page_answers_while_the_recording_goes_on(pipe, task):
     last_status, text, translation = shown[-1]
     assert last_status == f"4.0 s of sound answered. {CUT_OFF.format(4)}" and "may still change" not in last_status
     wanted = {"asr": text, "s2tt": translation}
-    assert {name for name, one in wanted.items() if one} == set(TASKS[task])
-    if "s2tt" in TASKS[task]:
+    assert {name for name, one in wanted.items() if one} == set(TASKS_OF[task])
+    if "s2tt" in TASKS_OF[task]:
         assert translation == list(pipe.live([sound], task="s2tt", source_lang="en", target_lang="fr"))[-1].text
 
 

@@ -14,7 +14,7 @@ from ..records import rows_of
 from ..rows import BrokenRowError, language_code
 
 
-TASKS = {"asr": "asr", "transcribe": "asr", "ast": "s2tt", "s2t_translation": "s2tt", "translate": "s2tt"}
+TASK_NAMED = {"asr": "asr", "transcribe": "asr", "ast": "s2tt", "s2t_translation": "s2tt", "translate": "s2tt"}
 NO_ANSWER = (None, "", "na")  # "na" stands in Canary's manifests
 
 
@@ -53,7 +53,7 @@ def nemo_record(line: dict) -> dict:
         if value is not None and not fits(value, float):
             raise BrokenRowError(f"{name!r} must be a number of seconds", repr(value))
     languages = languages_of(line)
-    task = task_of(line, languages)
+    task = named_task(line, languages)
     text, source_text, is_answer = texts_of(line, task)
     record = {"audio": audio, "duration": duration, "task": task, "text": text, "source_text": source_text}
     record |= {"id": without_suffix(audio)}
@@ -74,7 +74,7 @@ def languages_of(line: dict) -> dict[str, object]:
     return {name: code_of(value) for name, value in found.items() if value is not None}
 
 
-def task_of(line: dict, languages: Mapping[str, object]) -> str:
+def named_task(line: dict, languages: Mapping[str, object]) -> str:
     """The task that a line names, or that follows from its languages: pt-BR is not pt-PT, though both are read as pt."""
     named = line.get("taskname", line.get("task"))
     if named is None:
@@ -82,9 +82,9 @@ def task_of(line: dict, languages: Mapping[str, object]) -> str:
             str(languages.get(name, "")).replace("_", "-").casefold() for name in ("source_lang", "target_lang")
         )
         named = "ast" if target and source != target else "asr"
-    if not isinstance(named, str) or named not in TASKS:
-        raise BrokenRowError(f"'taskname' is none of {', '.join(TASKS)}", repr(named))
-    return TASKS[named]
+    if not isinstance(named, str) or named not in TASK_NAMED:
+        raise BrokenRowError(f"'taskname' is none of {', '.join(TASK_NAMED)}", repr(named))
+    return TASK_NAMED[named]
 
 
 def texts_of(line: dict, task: str) -> tuple[object, object, bool]:
