@@ -49,13 +49,13 @@ def align_clip(model, processor, row: Mapping) -> dict:
     }
 
 
-def choose_clips(rows: Sequence[Mapping], count: int = MAX_CLIPS) -> list[int]:
-    """Indices of rows to show: transcription, the first clip of up to `LONGEST_CLIP` of each language in turn."""
+def choose_clips(rows: Sequence[Mapping]) -> list[int]:
+    """Indices of rows to show: transcription, of each of up to `MAX_CLIPS` languages the first clip of up to `LONGEST_CLIP`."""
     by_language: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if row["task"] == "asr" and 0 < (row["duration"] or 0) <= LONGEST_CLIP:
             by_language.setdefault(row["source_lang"], []).append(index)
-    return [indices[0] for _, indices in sorted(by_language.items())][:count]
+    return [indices[0] for _, indices in sorted(by_language.items())][:MAX_CLIPS]
 
 
 def write_alignments(model, processor, dataset, folder: str | Path) -> list[dict]:

@@ -74,24 +74,21 @@ IDENTIFICATION_PROBABILITY = 0.9
 SOURCE_COPY_RATE = 0.2
 
 
-def check_scorable(
-    languages: Iterable[str], translation_targets: Iterable[str] = (), *, bleu_tokenizer: str | None = None
-) -> None:
+def check_scorable(languages: Iterable[str], translation_targets: Iterable[str] = ()) -> None:
     """Checks before training what would otherwise fail after it.
 
     Args:
         languages: BCP 47 codes of all texts that will be scored.
         translation_targets: those translated into.
-        bleu_tokenizer: as in [`score`].
 
     Raises:
-        ValueError: lists the languages without a text normaliser, or names an unknown BLEU tokenizer.
+        ValueError: lists the languages without a text normaliser.
         ImportError: the BLEU tokenizer of a target language is not installed; names the extra.
     """
     translation_targets = set(translation_targets)
     check_languages([*languages, *translation_targets])
     for language in sorted(translation_targets):
-        bleu_metric(language, bleu_tokenizer)
+        bleu_metric(language)
 
 
 def prediction_key(row: Mapping) -> tuple[str, str, str, str, str]:

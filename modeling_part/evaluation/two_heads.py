@@ -46,10 +46,10 @@ def most_differing(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> l
     )[:most]
 
 
-def disagreements(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> list[dict]:
+def disagreements(rows: Iterable[Mapping]) -> list[dict]:
     """What `report.json` says of them, see [`most_differing`]."""
     fields = ("id", "corpus", "source_lang", "disagreement", "error_rate", "reference", "hypothesis", "ctc_hypothesis")
-    return [{field: row[field] for field in fields} for row in most_differing(rows, most)]
+    return [{field: row[field] for field in fields} for row in most_differing(rows, MOST_DISAGREEMENTS)]
 
 
 def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:

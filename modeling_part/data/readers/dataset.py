@@ -139,7 +139,7 @@ def open_dataset(
     if is_address(spec.path) or path.is_file():
         refuse_settings(spec)
         refuse_split(spec)
-        return open_files(spec, spec.path if is_address(spec.path) else str(path))
+        return open_files(spec.path if is_address(spec.path) else str(path))
     if not path.exists():
         return open_hub_dataset(spec, streaming, config, revision, data_files)
     if (path / "state.json").exists():
@@ -183,7 +183,7 @@ def refuse_to_stream(spec: CorpusSpec, kind: str) -> None:
         )
 
 
-def open_files(spec: CorpusSpec, path: str) -> "datasets.IterableDataset":
+def open_files(path: str) -> "datasets.IterableDataset":
     """The records of a file, or of files by a pattern wherever fsspec reaches (`s3://`, `gs://`, `hf://`, `https://`)."""
     import datasets
 
