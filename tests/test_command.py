@@ -278,7 +278,7 @@ class TestCommandsThatAreShown:
         assert "with `.venv/bin/part quickstart speech data/asterisk`" in how_to_get("asterisk")
 
     @pytest.mark.parametrize("is_installed", [True, False])
-    def test_in_a_process_that_was_launched(self, is_installed, called_as_part, tmp_path, monkeypatch):
+    def test_in_a_process_that_was_launched(self, is_installed, called_as_part, monkeypatch):
         """The trainer's own is train_part.py: the interpreter tells which `part` it belongs to."""
         monkeypatch.setattr(sys, "argv", ["train_part.py", "quickstart"])
         monkeypatch.setattr(sys, "executable", str(called_as_part.with_name("python")))

@@ -183,7 +183,7 @@ class TestPackage:
             allowed = always if at_top else always | in_extras
             assert names & allowed, f"{path.name} imports {package}, which setup.cfg does not list"
 
-    def test_pinned_set_satisfies_the_ranges(self, requirements):
+    def test_pinned_set_satisfies_the_ranges(self):
         from packaging.requirements import Requirement
 
         text = (REPOSITORY / ".ci" / "constraints.txt").read_text(encoding="utf-8")

@@ -57,7 +57,7 @@ def test_a_report_with_analyses(tmp_path, tiny_checkpoint, tiny_corpus, capsys):
     assert "data:image/png;base64," not in (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_alignment_head_that_begins_with_a_stage_has_no_drift(tmp_path, tiny_checkpoint, capsys):
+def test_an_alignment_head_that_begins_with_a_stage_has_no_drift(tmp_path, tiny_checkpoint):
     for name in ("encoder", "joint"):
         shutil.copytree(tiny_checkpoint, tmp_path / name)
     weights = load_file(tmp_path / "joint" / "model.safetensors") | {"alignment_head.blank": torch.ones(4)}

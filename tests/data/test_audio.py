@@ -310,7 +310,7 @@ def test_a_piece_of_channels_that_cancel_has_the_sound_of_the_whole():
     np.testing.assert_array_equal(load_audio(stereo, start=1.0, end=3.0), load_audio(stereo)[RATE : 3 * RATE])
 
 
-def test_an_open_file_that_was_read_is_named(files, tmp_path):
+def test_an_open_file_that_was_read_is_named(files):
     buffer = io.BytesIO(files["wav"])
     load_audio(buffer)
     with pytest.raises(AudioError, match=r"at its end, or empty. Go back with `seek\(0\)`"):

@@ -203,7 +203,7 @@ def test_recipes_that_share_some_test_data_are_compared_on_it(launch, tmp_path, 
     assert "Other `test_data`" not in capsys.readouterr().out
 
 
-def test_the_table_is_printed_although_the_runs_cannot_be_compared(launch, tmp_path, monkeypatch, capsys):
+def test_the_table_is_printed_although_the_runs_cannot_be_compared(launch, monkeypatch, capsys):
     def refuse(reports):
         raise ValueError("no row in common")
 

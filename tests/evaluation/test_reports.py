@@ -307,7 +307,7 @@ def test_answers_in_another_language_where_it_is_not_named_are_a_sign():
     ]
 
 
-def test_the_table_of_a_run_shows_transcripts_with_and_without_the_language(tmp_path):
+def test_the_table_of_a_run_shows_transcripts_with_and_without_the_language():
     rows = [row for row in predictions(20) if row["task"] == "asr"]
     unnamed = [{**row, "hypothesis": "nothing"} for row in rows]
     stages = [

@@ -158,7 +158,7 @@ def test_a_file_whose_name_is_no_utf_8_is_transcribed_and_named(pipe, folder, ca
         assert written.read() == f"{text}\n"
 
 
-def test_the_command_says_which_language_it_found(tiny_checkpoint, folder, capsys):
+def test_the_command_says_which_language_it_found(tiny_checkpoint, folder):
     words = ["transcribe", str(tiny_checkpoint), str(folder / "a.wav"), "--device", "cpu", "--output_format", "json"]
     main([*words, "--languages", "en", "fr"])
     written = json.loads((folder / "a.json").read_text())

@@ -304,7 +304,7 @@ def test_a_leaderboard_s_script(tiny_checkpoint, cache, batch_size, dtype):
         assert given == texts(2)
 
 
-def test_every_surface_asks_the_same_by_default(processor, model, tiny_checkpoint, monkeypatch):
+def test_every_surface_asks_the_same_by_default(processor, model, monkeypatch):
     """A transcript with the language left unnamed, in the one wording of `INSTRUCTIONS`."""
     clip = tiny.sentence_sound("en", (0, 3, 2), np.random.default_rng(0))
     chat = [{"role": "user", "content": [{"type": "audio", "audio": clip}]}]

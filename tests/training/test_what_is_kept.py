@@ -246,7 +246,7 @@ class TestFinished:
             run("--stage", "encoder", "--force")
         assert (run.folder / "encoder" / "stage.json").is_file()
 
-    def test_a_stage_of_other_parents_weights_is_told(self, run, caplog):
+    def test_a_stage_of_other_parents_weights_is_told(self, run):
         run("--stage", "adapter", "--force", "--seed", "3")
         with pytest.raises(ValueError, match="'encoder' was trained from other weights of 'adapter'"):
             run("--seed", "3")
