@@ -254,18 +254,7 @@ class PARTTrainingArguments(TrainingArguments):
             self.precision, self.bf16, self.fp16, self.use_cpu
         )
         self.precision = None  # said by the flags now: the arguments may be made again of themselves
-        # One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
-        given = self.accelerator_config or {}
-        dealing = dict.fromkeys(("even_batches", "split_batches", "dispatch_batches"), False)
-        known = {one.name for one in fields(AcceleratorConfig)}
-        # `Trainer` would accumulate by itself what the batches are not planned for.
-        unchanged = {**dealing, "gradient_accumulation_kwargs": None, "use_configured_state": False}
-        for name, value in given.items():
-            if name not in known or (name in unchanged and value is not unchanged[name]):
-                raise ValueError(f"`accelerator_config`: {name!r} is no setting, or not one to change; leave it out.")
-        # Pinned batches are copied while the device computes.
-        pins = self.dataloader_pin_memory and not self.use_cpu
-        self.accelerator_config = {"non_blocking": pins, **given, **dealing}
+        self.accelerator_config = self._checked_accelerator_config()
         if self.do_predict and self.dry_run:
             raise ValueError("`do_predict` answers and writes, `dry_run` does neither; leave one of them out.")
         if self.dataloader_persistent_workers and not self.dataloader_num_workers:
@@ -282,6 +271,22 @@ class PARTTrainingArguments(TrainingArguments):
         super().__post_init__()
         # `Trainer` would take the launcher's where the recipe says float32, and nothing written would tell of it.
         self.mixed_precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+
+    def _checked_accelerator_config(self) -> dict:
+        """What is given of it, and how batches are dealt and copied.
+
+        One task per global step: batches are dealt as they come, and nothing may wrap a tail into another task.
+        """
+        given = self.accelerator_config or {}
+        dealing = dict.fromkeys(("even_batches", "split_batches", "dispatch_batches"), False)
+        known = {one.name for one in fields(AcceleratorConfig)}
+        # `Trainer` would accumulate by itself what the batches are not planned for.
+        unchanged = {**dealing, "gradient_accumulation_kwargs": None, "use_configured_state": False}
+        for name, value in given.items():
+            if name not in known or (name in unchanged and value is not unchanged[name]):
+                raise ValueError(f"`accelerator_config`: {name!r} is no setting, or not one to change; leave it out.")
+        # Pinned batches are copied while the device computes.
+        return {"non_blocking": self.dataloader_pin_memory and not self.use_cpu, **given, **dealing}
 
 
 ARGUMENTS = (ModelArguments, DataArguments, PARTTrainingArguments)
