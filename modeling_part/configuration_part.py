@@ -146,9 +146,8 @@ class PARTConfig(PreTrainedConfig):
                 "one from an encoder and a language model with `PARTForSpeechSeq2Seq.from_pretrained_parts`."
             )
         lost = [name for name in ("audio_config", "text_config") if not config_dict.get(name)]
-        if (
-            lost and "transformers_version" in config_dict
-        ):  # it was saved: defaults would be another model, and a large one
+        # Where it was saved, defaults would be another model, and a large one.
+        if lost and "transformers_version" in config_dict:
             raise ValueError(
                 f"This config.json has no {' and no '.join(lost)}: it is damaged. Fetch the checkpoint again."
             )

@@ -108,9 +108,8 @@ class PARTPipeline(ChunkPipeline):
 
     def __init__(self, model, processor: PARTProcessor, task: str = "", **kwargs) -> None:
         super().__init__(model=model, processor=processor, task=task, **kwargs)
-        if (
-            task_of(task) in TASKS
-        ):  # the class itself was called: no name of a pipeline, but what calls ask for by default
+        # The class itself was called: no name of a pipeline, but what calls ask for by default.
+        if task_of(task) in TASKS:
             self._preprocess_params["task"] = task
         # Batches are padded by the processor; with a feature extractor transformers would compare padding sides.
         self.feature_extractor = None

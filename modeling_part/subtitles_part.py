@@ -32,9 +32,8 @@ def cues(answer: Mapping) -> list[Cue]:
         text = chunk["text"]
         last = found[-1] if found else Cue(0.0, 0.0, "")
         start = last.end if start is None else start
-        if (
-            end is None
-        ):  # its window's words have no times: until the next word that has, but no longer than it is read
+        # Its window's words have no times: until the next word that has, but no longer than it is read.
+        if end is None:
             starts = (one["timestamp"][0] for one in answer["chunks"][number + 1 :])
             following = next((one for one in starts if one is not None), math.inf)
             end = max(start, min(following, start + len(text) * LONGEST / CHARACTERS))

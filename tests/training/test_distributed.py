@@ -259,9 +259,8 @@ def test_fsdp2_as_accelerate_wraps_it_trains_and_saves(tmp_path, tiny_parts, cor
     for name in ("adapter", "encoder", "joint"):
         model = PARTForSpeechSeq2Seq.from_pretrained(tmp_path / "run" / name)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
-        if (
-            name != "adapter"
-        ):  # the alignment head is new in `encoder`, and its bias is a buffer that a checkpoint holds
+        # The alignment head is new in `encoder`, and its bias is a buffer that a checkpoint holds.
+        if name != "adapter":
             assert model.alignment_head.token_bias.max() == 0 and len(model.alignment_head.known_tokens()) > 1
     assert (tmp_path / "run" / "joint" / "checkpoint-2" / "model.safetensors").is_file()
     lines = json.loads((tmp_path / "run" / "joint" / "log_history.json").read_text())

@@ -530,13 +530,13 @@ def test_too_many_bad_steps_stop_with_the_good_weights_saved(shared, tmp_path, s
 # ---- refusals ----
 
 
+def exhausted(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_out_of_memory_names_the_batch_and_the_setting(shared, tmp_path, monkeypatch):
     trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1, max_rows=2)
     rows = [shared.dataset[row] for row in next(iter(trainer.batches.sampler))]
-
-    def exhausted(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     monkeypatch.setattr(trainer.model.model, "forward", exhausted)
     with pytest.raises(RuntimeError, match="Lower `max_audio_seconds`") as caught:
         trainer.train()
@@ -555,9 +555,6 @@ def test_out_of_memory_names_the_batch_and_the_setting(shared, tmp_path, monkeyp
     ids=["move", "optimizer", "evaluation", "dry run"],
 )
 def test_out_of_memory_elsewhere_names_the_phase_and_the_way_out(shared, tmp_path, monkeypatch, place, message):
-    def exhausted(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     monkeypatch.setattr(*place, exhausted)
     with pytest.raises(UserError, match=message) as caught:
         trainer = build(
