@@ -11,19 +11,15 @@ How texts are normalised is in `normalization.py`, one rule for all languages; B
 from __future__ import annotations
 
 import codecs
-import functools
 import importlib.metadata
 import json
 import logging
-import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import regex
 import sacrebleu
 
 from ..data.corpus_spec import fits
@@ -36,19 +32,12 @@ from .normalization import (
     NORMALIZATION,
     check_languages,
     counts_characters,
-    language_scripts,
     normalize_text,
     normalizer_name,
-    primary_language,
     scored_units,
-    script_share,
-    words_of_other_scripts,
 )
 from .two_heads import calibration, disagreement, disagreements
-
-
-if TYPE_CHECKING:
-    from py3langid.langid import LanguageIdentifier
+from .wrong_language import is_wrong_language, vocabularies_of
 
 
 logger = logging.getLogger(__name__)
@@ -61,17 +50,6 @@ LOOP_REPEATS = 4
 
 # ... or that deflates further than this: Whisper's own threshold for a failed decoding.
 LOOP_COMPRESSION_RATIO = 2.4
-
-# So many words, all known from texts of another language and most of them not from those of its own, are that language.
-TELLING_WORDS = 3
-WORD = regex.compile(r"[\p{L}\p{M}]+")  # Python's \w would cut Hindi, Arabic and Thai at each mark
-
-# Below this many letters identification by letter sequences errs too often (see is_wrong_language).
-IDENTIFIABLE_LETTERS = 25
-IDENTIFICATION_PROBABILITY = 0.9
-
-# A translation this close to the source sentence, in errors per source character, is the source sentence.
-SOURCE_COPY_RATE = 0.2
 
 
 def check_scorable(languages: Iterable[str], translation_targets: Iterable[str] = ()) -> None:
@@ -114,101 +92,6 @@ def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
     numbers = {letter: number % 256 for number, letter in enumerate(dict.fromkeys(text))}
     letters = bytes(numbers[letter] for letter in text)
     return len(letters) / len(zlib.compress(letters)) > LOOP_COMPRESSION_RATIO
-
-
-@functools.cache
-def _language_identifier(languages: frozenset[str]) -> LanguageIdentifier | None:
-    """py3langid restricted to those of `languages` that it knows; None where fewer than two are left to tell apart."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    known = sorted(languages & set(identifier.labels))
-    if len(known) < 2:
-        return None
-    identifier.set_languages(known)
-    return identifier
-
-
-def _vocabularies(rows: Iterable[Mapping]) -> dict[str, set[str]]:
-    """The words of all texts that were given, by primary language."""
-    vocabularies = defaultdict(set)
-    for row in rows:
-        vocabularies[primary_language(row["target_lang"])].update(_words(row["reference"]))
-        vocabularies[primary_language(row["source_lang"])].update(_words(row.get("source_text") or ""))
-    return vocabularies
-
-
-def _words(text: str) -> list[str]:
-    return WORD.findall(unicodedata.normalize("NFC", text.casefold()))
-
-
-def is_wrong_language(row: Mapping, vocabularies: Mapping[str, set[str]]) -> bool:
-    """Whether a hypothesis is written in another language than `row["target_lang"]`.
-
-    Four signs, from the sure to the less sure: most letters are of another script; a translation is the source
-    sentence again; its words, `TELLING_WORDS` or more, are all words of another language's texts and most of them in
-    none of its own; a text of at least `IDENTIFIABLE_LETTERS` letters is identified (py3langid, restricted to the
-    languages of `vocabularies`) as another language with a probability of `IDENTIFICATION_PROBABILITY` or more. Other
-    short texts in the wrong language but the right script go unseen, and so do Cantonese for Chinese and kanji-only
-    Japanese.
-
-    What the reference shows as well is no sign: its own words of another script ("это iPhone Pro Max") are left out of
-    the count, and a language that it, too, is identified as is not wrong.
-
-    Args:
-        row: a prediction with `normalized_hypothesis` and `normalized_reference`.
-        vocabularies: words by primary language, of the whole set of predictions.
-    """
-    hypothesis, reference, target = row["normalized_hypothesis"], row["normalized_reference"], row["target_lang"]
-    if hypothesis == reference:
-        return False
-    share = _share_of_target_script(row["hypothesis"], row["reference"], language_scripts(target))
-    if share is None:
-        return False
-    if share < 0.5:
-        return True
-    if row["task"] != "asr" and row.get("source_text"):
-        source = list(normalize_text(row["source_text"], row["source_lang"]).replace(" ", ""))
-        letters = list(hypothesis.replace(" ", ""))
-        from_source = count_edits(source, letters).errors
-        from_reference = count_edits(list(reference.replace(" ", "")), letters).errors
-        if from_source < from_reference and from_source <= SOURCE_COPY_RATE * len(source):
-            return True
-    language = primary_language(target)
-    if _is_of_another_vocabulary(_words(row["hypothesis"]), language, vocabularies):
-        return True
-    if sum(map(str.isalpha, hypothesis)) < IDENTIFIABLE_LETTERS:
-        return False
-    identifier = _language_identifier(frozenset(vocabularies) | {language})
-    if identifier is None or language not in identifier.labels:
-        return False
-    identified, probability = identifier.classify(hypothesis)
-    if identified == language or probability < IDENTIFICATION_PROBABILITY:
-        return False
-    return identifier.classify(reference)[0] != identified
-
-
-def _is_of_another_vocabulary(words: Sequence[str], language: str, vocabularies: Mapping[str, set[str]]) -> bool:
-    own = sum(word in vocabularies.get(language, ()) for word in words)
-    if len(words) < TELLING_WORDS or 2 * own >= len(words):
-        return False
-    return any(known.issuperset(words) for other, known in vocabularies.items() if other != language)
-
-
-def _share_of_target_script(hypothesis: str, reference: str, scripts: frozenset[str]) -> float | None:
-    """The share of letters in `scripts`, or in words of other scripts that the reference has as well.
-
-    None where it says nothing: no letters, or a reference that is wholly in another script itself.
-    """
-    share = script_share(hypothesis, scripts)
-    if share is None or share >= 0.5:
-        return share
-    if script_share(reference, scripts) == 0:
-        return None
-    foreign = Counter(words_of_other_scripts(hypothesis, scripts))
-    strange = foreign - Counter(words_of_other_scripts(reference, scripts))
-    letters, strange_letters = (sum(map(str.isalpha, "".join(words.elements()))) for words in (foreign, strange))
-    return 1 - (1 - share) * strange_letters / letters
 
 
 def check_prediction(row: Mapping) -> None:
@@ -277,7 +160,7 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
         check_prediction(row)
     rows = [dict(row) for row in rows]
     _check_once(rows)
-    vocabularies = _vocabularies(rows)
+    vocabularies = vocabularies_of(rows)
     for row in rows:
         language = row["target_lang"]
         for side in ("reference", "hypothesis"):
