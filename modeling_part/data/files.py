@@ -45,6 +45,34 @@ def filled_once(folder: Path) -> Iterator[Path | None]:
         partial.rename(folder)
 
 
+class StrictHeader(tarfile.TarInfo):
+    """A member's header; one that is damaged or not there, which `tarfile` takes for the end of the archive, is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "StrictHeader":
+        """The next header; EOFHeaderError at the blocks that end an archive."""
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive that was opened as a stream, with [`StrictHeader`].
+
+    Raises:
+        tarfile.ReadError: it breaks off, or another archive follows its end.
+    """
+    for member in tar:
+        yield member
+        tar.members = []  # of millions
+    while block := tar.fileobj.read(tarfile.RECORDSIZE):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("more follows its end: were archives put one after the other?")
+
+
 def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
     """Unpack the files of a tar archive into `folder`, which is there when all of them are.
 
@@ -58,8 +86,8 @@ def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
     """
     names = set()
     try:
-        with filled_once(folder) as partial, tarfile.open(archive, "r|*") as tar:
-            for member in tar if partial else ():
+        with filled_once(folder) as partial, tarfile.open(archive, "r|*", tarinfo=StrictHeader) as tar:
+            for member in members_of(tar) if partial else ():
                 if member.isfile():
                     member.name = Path(member.name).name if flat else member.name
                     if member.name in names:
@@ -128,7 +156,7 @@ def _check_text(path: Path, line: bytes) -> None:
     """Raise `CorpusError` if a file that begins with this line is no UTF-8 text at all."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise CorpusError(f"{path} is UTF-16; convert it with `iconv -f utf-16 -t utf-8`")
-    if line.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")):
+    if line.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         raise CorpusError(f"{path} is compressed; unpack it")
     if b"\0" in line:
         raise CorpusError(f"{path} is no text: its first line holds NUL bytes")

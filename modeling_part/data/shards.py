@@ -14,7 +14,7 @@ from lzma import LZMAError
 from typing import TYPE_CHECKING
 
 from .addresses import errors_at
-from .files import parse_json
+from .files import StrictHeader, members_of, parse_json
 from .rows import BrokenRowError, CorpusError
 
 
@@ -48,20 +48,24 @@ def samples_in(shards: Sequence[str]) -> Iterator[dict]:
     Raises:
         CorpusError: an archive cannot be read to its end.
     """
-    import datasets
+    from datasets.utils.file_utils import xopen
 
     for shard in shards:
         sample: dict = {}
         try:
-            with errors_at(shard):
-                for name, file in datasets.StreamingDownloadManager().iter_archive(shard):
-                    if not (parts := _NAME.fullmatch(name)):
+            with (
+                errors_at(shard),
+                xopen(shard, "rb", block_size=0) as stored,  # 0: in one request
+                tarfile.open(fileobj=stored, mode="r|*", tarinfo=StrictHeader) as tar,
+            ):
+                for member in members_of(tar):
+                    if not member.isreg() or not (parts := _NAME.fullmatch(member.name)):
                         continue
                     if sample and sample["__key__"] != parts[1]:
                         yield sample
                         sample = {}
                     sample = sample or {"__key__": parts[1], "__url__": shard, _FILES: []}
-                    sample[_FILES].append({"ending": parts[2], "content": file.read()})
+                    sample[_FILES].append({"ending": parts[2], "content": tar.extractfile(member).read()})
         except (OSError, EOFError, zlib.error, LZMAError, tarfile.TarError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CorpusError(f"dataset: {shard} could not be read ({reason}). Is it whole?") from error

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import sys
 import tarfile
 
@@ -466,6 +467,19 @@ def test_a_damaged_shar_is_named(cuts, tmp_path):
     archive = next(tmp_path.glob("recording.000000.tar"))
     archive.write_bytes(archive.read_bytes()[:3000])
     with pytest.raises(CorpusError, match=r"lhotse: the Shar in .* is damaged"):
+        read("lhotse", tmp_path)
+
+
+@pytest.mark.parametrize("shorter", ["recording.000000.tar", "cuts.000000.jsonl.gz"])
+def test_a_shar_of_which_one_part_is_shorter_loses_no_cuts(cuts, tmp_path, shorter):
+    cuts.to_shar(tmp_path, fields={"recording": "flac"}, shard_size=2, warn_unused_fields=False)
+    (tmp_path / "other").mkdir()
+    cuts.subset(first=1).to_shar(tmp_path / "other", fields={"recording": "flac"}, warn_unused_fields=False)
+    (tmp_path / "other" / shorter).rename(tmp_path / shorter)
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(
+        CorpusError, match=r"is damaged \(ValueError: cuts\.000000\.jsonl\.gz has \d cuts, recording.*tar \d"
+    ):
         read("lhotse", tmp_path)
 
 

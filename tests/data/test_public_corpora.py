@@ -1,6 +1,7 @@
 """Readers of the public corpora against tiny replicas of their published layouts, with real mp3, wav, opus and ogg."""
 
 import csv
+import gzip
 import io
 import json
 import shutil
@@ -340,6 +341,13 @@ def test_an_archive_that_would_lose_files_or_is_cut_off_is_refused(fleurs_archiv
         for folder in ("a", "b"):
             tar.addfile(tarfile.TarInfo(f"{folder}/70.wav"))
     with pytest.raises(CorpusError, match="two files named 70"):
+        read("fleurs", fleurs_archives, split="dev", languages=["de"])
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("70.wav"))
+        tar.addfile(tarfile.TarInfo("71.wav"))
+    plain = gzip.decompress(archive.read_bytes())
+    archive.write_bytes(gzip.compress(plain[:512] + b"x" * 512 + plain[1024:]))  # of which tar sees one file
+    with pytest.raises(CorpusError, match=r"dev\.tar\.gz could not be unpacked .* invalid header"):
         read("fleurs", fleurs_archives, split="dev", languages=["de"])
     archive.write_bytes(archive.read_bytes()[:20])
     with pytest.raises(CorpusError, match=r"dev\.tar\.gz could not be unpacked"):

@@ -101,6 +101,31 @@ def test_what_shards_do_not_hold_is_said_before_they_are_read(tmp_path, streamin
         read(tmp_path, streaming)
 
 
+def end_of(data: bytes) -> int:
+    """Where the blocks that end an archive begin."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        last = tar.getmembers()[-1]
+    return last.offset_data + -(-last.size // 512) * 512
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("damaged", "told"),
+    [
+        (lambda data, place: data[:place], "empty header"),
+        (lambda data, place: data[: place - 1024] + b"x" * 200 + data[place - 824 :], "invalid header"),
+        (lambda data, place: data[: place - 1024] + bytes(512) + data[place - 512 :], "more follows its end"),
+        (lambda data, place: data + data, "more follows its end"),
+    ],
+)
+def test_what_tar_would_take_for_the_end_of_a_shard_loses_no_samples(tmp_path, damaged, told, streaming):
+    shard = tmp_path / "train-000000.tar"
+    write_shard(shard, samples())
+    shard.write_bytes(damaged(shard.read_bytes(), end_of(shard.read_bytes())))
+    with pytest.raises(CorpusError, match=rf"train-000000\.tar could not be read \(ReadError: {told}"):
+        read(tmp_path, streaming)
+
+
 def test_each_part_of_a_stream_of_shards_has_its_own(tmp_path):
     from modeling_part.data.streaming import read_share
 

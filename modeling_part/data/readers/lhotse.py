@@ -13,7 +13,7 @@ from ...prompts_part import code_of
 from ..addresses import is_address
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, fits
-from ..files import OnBroken, read_jsonl
+from ..files import OnBroken, StrictHeader, read_jsonl, text_lines
 from ..records import check_columns, rows_of
 from ..rows import BrokenRowError, CorpusError, language_code
 
@@ -91,12 +91,25 @@ def open_cuts(path: Path, on_broken: OnBroken) -> Iterator[tuple[str, "Cut"]]:
     if not list(path.glob("cuts.*.jsonl*")):
         raise CorpusError(f"lhotse: {path} holds no Shar (cuts.000000.jsonl.gz beside recording.000000.tar)")
     try:
+        check_shar(path)
         for cut in CutSet.from_shar(in_dir=path, shuffle_shards=False):
             yield f"{path}, cut {cut.id}", cut
     except (OSError, *NOT_A_CUT, EOFError, zlib.error, tarfile.TarError) as error:
+        reason = " ".join(str(error).split())
         raise CorpusError(
-            f"lhotse: the Shar in {path} is damaged ({type(error).__name__}: {error}). Is it whole?"
+            f"lhotse: the Shar in {path} is damaged ({type(error).__name__}: {reason}). Is it whole?"
         ) from error
+
+
+def check_shar(folder: Path) -> None:
+    """Raise ValueError where an archive holds more or fewer things than there are cuts: lhotse stops where one ends."""
+    for cuts in sorted(folder.glob("cuts.*.jsonl*")):
+        count = sum(bool(line.strip()) for _, line in text_lines(cuts))
+        for archive in sorted(folder.glob(f"*.{cuts.name.split('.')[1]}.tar*")):
+            with tarfile.open(archive, tarinfo=StrictHeader) as tar:
+                stored = len(tar.getnames()) / 2  # beside each thing is what is said of it
+            if stored != count:
+                raise ValueError(f"{cuts.name} has {count} cuts, {archive.name} {stored:g}")
 
 
 def sound_of(cut: "Cut") -> str | bytes:
