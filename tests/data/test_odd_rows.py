@@ -355,6 +355,8 @@ def test_an_audiofolder_with_odd_records_is_read_without_them(tmp_path):
         ("data/train", "data/test", "data/metadata.csv"),
         ("train", "test", "metadata.csv"),
         ("en/train-clean-100", "en/test-clean", "{}/metadata.csv"),
+        ("training", "evaluation", "{}/metadata.csv"),
+        ("Train", "Test", "metadata.csv"),
     ],
 )
 def test_splits_of_an_audiofolder_are_those_of_its_folders(tmp_path, train, test, table, streaming):
@@ -371,6 +373,30 @@ def test_splits_of_an_audiofolder_are_those_of_its_folders(tmp_path, train, test
         assert [(row["text"], row["id"]) for row in rows] == [(folder, "a")]
     with pytest.raises(CorpusError, match=r"no metadata.jsonl or metadata.csv for the split 'dev'"):
         read_corpora([{**spec, "split": "dev"}])
+
+
+def test_a_folder_named_after_a_format_is_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("parquet", "others"):
+        (tmp_path / folder).mkdir()
+        record = {"audio": {"path": None, "bytes": encoded(tone(1.0))}, "text": folder}
+        datasets.Dataset.from_list([record]).to_parquet(f"{folder}/train.parquet")
+    for streaming in (False, True):
+        spec = {"reader": "dataset", "path": "parquet", "tasks": ["asr"], "languages": ["en"], "streaming": streaming}
+        rows, _ = read_corpora([spec])
+        assert [row["text"] for row in rows] == ["parquet"]
+
+
+def test_a_split_in_capitals_is_not_trained_on(tmp_path):
+    for split in ("Train", "Test"):
+        record = {"audio": {"path": None, "bytes": encoded(tone(1.0))}, "text": split}
+        datasets.Dataset.from_list([record]).to_parquet(tmp_path / f"{split}-00000.parquet")
+    spec = {"reader": "dataset", "path": str(tmp_path), "tasks": ["asr"], "languages": ["en"]}
+    with pytest.raises(CorpusError, match=r"Test-00000\.parquet in .* would be read as 'train'"):
+        read_corpora([spec])
+    for split in ("Train", "Test"):
+        rows, _ = read_corpora([{**spec, "data_files": f"{split}-*.parquet"}])
+        assert rows["text"][:] == [split]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
@@ -391,6 +417,13 @@ def test_another_row_under_a_known_id_is_broken(clips):
         read_lines(clips, records, max_bad_fraction=0.05)
     dataset, _ = read_lines(clips, records, max_bad_fraction=0.1)
     assert len(dataset) == 11 and dataset[3]["text"] == "Texte a3."
+
+
+@pytest.mark.parametrize("column", ["prompt", "context"])
+def test_another_question_about_a_clip_is_another_row(clips, column):
+    records = [asr("a", **{column: question}) for question in ("Is it a man?", "Is it English?")]
+    with pytest.raises(CorpusError, match="1 row: id of another row; give each its own"):
+        read_lines(clips, records, max_bad_fraction=0)
 
 
 def test_a_row_that_is_there_again_is_left_out_and_reported(clips):

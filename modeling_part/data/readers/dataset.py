@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # ending -> what `datasets` reads it with
 OF_REPOSITORIES = ("config", "revision", "data_files")  # settings that choose among its files, or a folder's
-SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+SPLIT_NAMES = {  # those by which `datasets` knows them, ours first
+    "train": ("train", "training"),
+    "dev": ("dev", "validation", "valid", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 def read_dataset(
@@ -158,8 +162,11 @@ def open_dataset(
         return datasets.Dataset.from_list(complete, on_mixed_types="use_json")
     refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
-    builder = datasets.load_dataset_builder(str(path), name=config, data_files=files)
+    # As a whole path: `parquet` alone is what reads such files, of the working folder and all below it.
+    builder = datasets.load_dataset_builder(os.path.abspath(path), name=config, data_files=files)
     refuse_to_stream(spec, builder.name)
+    if not data_files:
+        refuse_other_cases(spec, [os.path.relpath(one, path) for one in builder.config.data_files.get("train", ())])
     if builder.name == "webdataset":
         return open_shards(builder.config.data_files[split_name(builder.config.data_files, spec)])
     found = builder.as_streaming_dataset()
@@ -259,6 +266,8 @@ def hub_files(
     split = split_name(builder.config.data_files, spec)
     addresses = list(builder.config.data_files[split])
     places = [HfFileSystem().resolve_path(address) for address in addresses]
+    if split == "train" and not data_files:
+        refuse_other_cases(spec, [place.path_in_repo for place in places])
     return HubFiles(builder.name, split, places[0].revision, [place.path_in_repo for place in places], addresses)
 
 
@@ -361,14 +370,29 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
     return records
 
 
+def refuse_other_cases(spec: CorpusSpec, files: Iterable[str]) -> None:
+    """Raise `CorpusError` where a file of training is named after another split, but for its case: Test.parquet.
+
+    `datasets` takes what it knows no split of for training.
+    """
+    for name in files:
+        place = split_place(Path(name), SPLIT_NAMES["train"])
+        if place and not place[1] and place[0].name != place[0].name.lower():
+            raise CorpusError(
+                f"{spec.reader}: {name} in {spec.path} would be read as 'train', as `datasets` knows splits by names in lower "
+                "case alone: rename it, or say with `data_files` which files are the split's"
+            )
+
+
 def split_place(place: Path, asked: Sequence[str]) -> tuple[Path, bool] | None:
     """The folder in a path that is named after a split, as `datasets` reads names, and whether it is one of `asked`.
 
-    None: none is. `train`, `data/train` and `train-clean-100` are the split train; what lies outside a corpus is of none.
+    None: none is. `Train`, `data/train` and `train-clean-100` are the split train; what lies outside a corpus is of none.
     """
     known = {name for names in SPLIT_NAMES.values() for name in names}
+    asked = {name.lower() for name in asked}
     for number, part in enumerate(place.parts, start=1):
-        words = {part, *re.split(r"[-._ \d]+", part)}
+        words = {part.lower(), *re.split(r"[-._ \d]+", part.lower())}
         if part == os.pardir:
             return None
         if words & {*asked, *known}:
