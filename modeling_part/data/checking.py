@@ -249,7 +249,9 @@ class Admission:
         if self._seen is None:
             return None
         key = hash((row["corpus"], row["task"], row["source_lang"], row["target_lang"], row["id"]))
-        content = f"{row['text']}\n{row['source_text']}\n{row['start']} {row['end']}"
+        content = (
+            f"{row['text']}\n{row['source_text']}\n{row['start']} {row['end']}\n{row['prompt']}\n{row['context']}"
+        )
         audio = row["audio"] or {}
         sound = audio.get("bytes") or (audio.get("path") or "").encode()
         # One byte, which Python keeps once, tells enough of a row that is left out in any case.

@@ -54,7 +54,7 @@ def expanded(entry: Mapping) -> list[Mapping]:
     own_names = entry.get("own_names") or {}
     if not isinstance(own_names, Mapping) or not all(isinstance(name, str) for name in own_names.values()):
         raise CorpusError(f"{where}: 'own_names' must map codes of languages to names, not {own_names!r}")
-    own_names = {code_of(code): name for code, name in own_names.items()}
+    own_names = {code_of(code): own_names[key] for key in own_names for code in names_of("own_names", [key], where)}
     rest = {key: value for key, value in entry.items() if key != "own_names"}
     if not used:
         if own_names:

@@ -47,6 +47,8 @@ def test_languages_and_directions_are_filled_in():
     ]
     entry = {"reader": "manifest", "path": "data/{language}.jsonl", "languages": "German"}
     assert expanded(entry) == [{"reader": "manifest", "path": "data/de.jsonl", "languages": ["de"]}]
+    entry |= {"languages": [False], "own_names": {False: "nb_no"}}  # `no` of YAML
+    assert expanded(entry) == [{"reader": "manifest", "path": "data/nb_no.jsonl", "languages": ["no"]}]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,18 @@ def test_common_voice_in_a_folder_of_another_language_is_refused(tmp_path):
     assert set(read("common_voice", tmp_path)[0]["source_lang"]) == {"sv"}
 
 
+def test_a_link_to_a_locale_of_common_voice_has_its_own_name(tmp_path):
+    common_voice(tmp_path / "disk", "cv-20", "15", {"train": [("a.mp3", "Eins", 1.0)]})
+    table = tmp_path / "disk" / "cv-20" / "train.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\tcv-20\t", "\t\t"), encoding="utf-8")
+    (tmp_path / "voices").mkdir()
+    (tmp_path / "voices" / "de").symlink_to(tmp_path / "disk" / "cv-20")
+    assert set(read("common_voice", tmp_path / "voices")[0]["source_lang"]) == {"de"}
+    (tmp_path / "disk" / "cv-20").rename(tmp_path / "disk" / "fr")
+    (tmp_path / "mine").symlink_to(tmp_path / "disk" / "fr")
+    assert set(read("common_voice", tmp_path / "mine")[0]["source_lang"]) == {"fr"}
+
+
 def test_spontaneous_speech_is_another_format_than_common_voice(tmp_path):
     (tmp_path / "sps-corpus-1.0-tr" / "audios").mkdir(parents=True)
     (tmp_path / "sps-corpus-1.0-tr" / "ss-corpus-tr.tsv").write_text("client_id\taudio_file\ttranscription\n")
@@ -332,6 +344,25 @@ def test_damaged_fleurs_parquet_is_named(fleurs_parquet):
     file = fleurs_parquet / "de_de" / "validation" / "0000.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CorpusError, match=r"fleurs: .* could not be read"):
+        read("fleurs", fleurs_parquet, split="dev", languages=["de"])
+
+
+def test_odd_records_of_fleurs_parquet_are_counted(fleurs_parquet):
+    file = fleurs_parquet / "de_de" / "validation" / "0000.parquet"
+    whole = datasets.Dataset.from_parquet(str(file)).to_list()
+    more = [{"id": None}, {"path": None}, {"num_samples": None}]
+    more += [{"path": "/cache/lost.wav", "audio": None}, {"path": "/cache/gone.wav", "audio": {"bytes": None}}]
+    datasets.Dataset.from_list(whole + [{**whole[0], **changed} for changed in more]).to_parquet(file)
+    dataset, report = read("fleurs", fleurs_parquet, split="dev", languages=["de"], max_bad_fraction=0.9)
+    assert len(dataset) == len(whole)
+    dropped = report["dropped"]["fleurs"]
+    assert {reason: entry["broken"] for reason, entry in dropped.items()} == {
+        "no id, num_samples, path in a record": 3,
+        "audio file not found": 2,
+    }
+    shutil.rmtree(fleurs_parquet / "de_de" / "validation" / "audio")
+    datasets.Dataset.from_list([*whole, {**whole[0], "audio": {"bytes": encoded(tone(2.0))}}]).to_parquet(file)
+    with pytest.raises(CorpusError, match="two recordings named"):
         read("fleurs", fleurs_parquet, split="dev", languages=["de"])
 
 

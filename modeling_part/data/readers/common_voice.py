@@ -150,7 +150,7 @@ def locale_folders(root: Path, split: str) -> dict[str, Path]:
     for _ in range(FOLDERS_DEEP + 1):
         for folder in level:
             if (folder / f"{split}.tsv").is_file():
-                locale = folder.resolve().name
+                locale = (root.resolve() if folder == root else folder).name  # a link to a locale has its own name
                 if locale in folders:
                     raise CorpusError(
                         f"common_voice: {locale} is there twice, in {folders[locale]} and {folder}; give one as `path`"

@@ -13,6 +13,9 @@ from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_
 from .dataset import SPLIT_NAMES, errors_of_dataset, errors_of_hub, is_hub_id, refuse_settings
 
 
+NEEDED = {"id": int, "num_samples": int, "path": str}  # columns of each record in parquet, beside its text
+
+
 def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = None) -> Iterator[dict]:
     """asr, s2tt and mt rows of FLEURS; the same sentence has the same number in all languages.
 
@@ -116,7 +119,14 @@ def fleurs_records(
         columns = ["id", "num_samples", "path", "raw_transcription", *more]
         for path in sorted(table.glob("*.parquet")):
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
-                yield from batch.to_pylist()
+                for record in batch.to_pylist():
+                    if all(isinstance(record[column], kind) for column, kind in NEEDED.items()):
+                        yield record
+                    else:
+                        fault = BrokenRowError(
+                            f"no {', '.join(NEEDED)} in a record", repr(record["raw_transcription"])
+                        )
+                        handle(on_broken, str(path), fault)
         return
     for line_number, line in text_lines(table, on_broken):
         fields = line.split("\t")
@@ -143,12 +153,24 @@ def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path
             unpack_tar(archive, audio)
     return [
         (record["id"], audio / Path(record["path"]).name, record["raw_transcription"], record["num_samples"] / 16000)
-        for record in fleurs_records(root, name, split, on_broken=lambda where, error: None)  # counted with the texts
+        for record in fleurs_records(root, name, split, on_broken=_counted_with_texts)
     ]
 
 
 def unpack_parquet(root: Path, name: str, split: str, folder: Path) -> None:
     """Write the audio in FLEURS's parquet files to files, so that the rows of many directions need not repeat it."""
+    names: set[str] = set()
     with filled_once(folder) as partial:
-        for record in fleurs_records(root, name, split, ["audio"]) if partial else ():
-            (partial / Path(record["path"]).name).write_bytes(record["audio"]["bytes"])
+        for record in fleurs_records(root, name, split, ["audio"], _counted_with_texts) if partial else ():
+            sound = (record["audio"] or {}).get("bytes")
+            if sound is None:  # counted as a file that is not found
+                continue
+            file = partial / Path(record["path"]).name
+            if file.name in names and file.read_bytes() != sound:
+                raise CorpusError(f"fleurs: {folder.parent} holds two recordings named {file.name}")
+            names.add(file.name)
+            file.write_bytes(sound)
+
+
+def _counted_with_texts(where: str, error: BrokenRowError) -> None:
+    """Of a row that is broken, once more."""
