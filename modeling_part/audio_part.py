@@ -294,7 +294,7 @@ class _Source(NamedTuple):
 
     def seekable_before(self, file: "soundfile.SoundFile", begin: int) -> int:
         """A sample before `begin` from which decoding gives the samples of the whole file there."""
-        if self.mp3 is not None:  # frames take bits from those before them
+        if self.mp3 is not None or file.subtype == "MPEG_LAYER_III":  # frames take bits from those before them
             return max(0, begin - round(LEAD * file.samplerate))
         if file.subtype == "VORBIS" and begin:  # libsndfile comes to a wrong place in the last page
             return max(0, min(begin, last_page_begin(self.content) - 1) - round(LEAD * file.samplerate))

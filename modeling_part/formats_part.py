@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -274,6 +274,19 @@ def _nameless(content: str | bytes) -> Iterator[BinaryIO]:
         yield nameless
 
 
+def _stated_by_media(container: Any) -> float | None:
+    """Seconds of sound that the headers of media, opened with PyAV, state; pictures may go on beyond its end.
+
+    None: they say nothing. Of bare AAC frames FFmpeg guesses by the bit rate of the first, which may be silent.
+    """
+    stream = container.streams.audio[0]
+    whole = None if container.duration is None else container.duration / 1_000_000
+    own = None if stream.duration is None else float(stream.duration * stream.time_base)
+    if container.format.name == "aac" or (own is None and container.streams.video):
+        return None
+    return min((one for one in (own, whole) if one is not None), default=None)
+
+
 def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np.ndarray, int, float | None]:
     """Mono samples, rate, and the length that the header states, of anything that FFmpeg decodes.
 
@@ -298,7 +311,7 @@ def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np
         ):
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
-            stated = None if container.duration is None else container.duration / 1_000_000
+            stated = _stated_by_media(container)
             if longest is not None and stated is not None and stated > longest:
                 raise MediaTooLongError(stated)
             blocks, samples = [], 0

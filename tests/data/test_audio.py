@@ -633,6 +633,53 @@ def test_damaged_recordings_of_phones_and_browsers_are_named(content):
             read(content)
 
 
+def media(samples: np.ndarray, format: str, codec: str, pictures: int = 0) -> bytes:
+    """Samples of 16 kHz as FFmpeg writes them, maybe with pictures, ten a second."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=RATE, layout="mono")
+        if pictures:
+            video = container.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p")
+            for number in range(pictures):
+                picture = av.VideoFrame(64, 64, "yuv420p")
+                picture.pts = number
+                container.mux(video.encode(picture))
+            container.mux(video.encode(None))
+        sound = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        sound.sample_rate = RATE
+        form = stream.codec_context.codec.audio_formats[0].name
+        resampler = av.AudioResampler(format=form, rate=RATE, frame_size=stream.codec_context.frame_size or None)
+        for one in (*resampler.resample(sound), *resampler.resample(None), None):
+            container.mux(stream.encode(one))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("silence", "format", "pictures"), [(4.0, "adts", 0), (0.0, "mp4", 60), (0.0, "matroska", 60), (0.0, "mp4", 10)]
+)
+def test_media_are_as_long_as_their_sound(silence, format, pictures):
+    pytest.importorskip("av")
+    samples = np.concatenate([np.zeros(round(silence * RATE), "float32"), voice(3.0)])
+    clip = media(samples, format, "aac", pictures)
+    assert len(load_audio(clip)) / RATE == pytest.approx(silence + 3.0, abs=0.15)
+    assert audio_seconds(clip, longest=10.0) == pytest.approx(silence + 3.0, abs=0.15)
+    if format != "matroska":
+        with pytest.raises(AudioError):
+            audio_seconds(clip[: len(clip) // 2])
+
+
+def test_a_piece_of_mp3_in_a_wav_file_is_that_piece_of_the_whole():
+    pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    clip = media((voice(8.0) * rng.uniform(0.5, 1, 8 * RATE)).astype("float32"), "wav", "libmp3lame")
+    for start in (1.0, 4.31, 7.0):
+        piece = load_audio(clip, RATE, start, start + 0.5)
+        whole = load_audio(clip)[round(start * RATE) : round((start + 0.5) * RATE)]
+        np.testing.assert_allclose(piece, whole, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["m4a", "webm"])
 def test_what_phones_and_browsers_record_is_decoded_with_av(tmp_path, kind):
     av = pytest.importorskip("av")
