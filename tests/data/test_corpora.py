@@ -98,6 +98,7 @@ def test_a_row_may_say_what_is_asked_of_it(clips):
         (asr("a", audio=None), "an asr row needs 'audio'"),
         (asr("a", audio=""), "an asr row needs 'audio'"),
         ({**MT, "audio": "clips/a.flac"}, "an mt row has a 'source_text' and no 'audio'"),
+        (asr("a", translation="One."), "a row with a 'translation' is s2tt or mt; leave 'translation' or 'task' out"),
         (asr("a", context=7), "'context' must be a text, or left out|7"),
         (asr("a", context=["Anna", None]), "'context' must be a text or a list of words|None"),
         (asr("a", prompt=["Anna"]), "'prompt' must be a text, or left out|['Anna']"),

@@ -110,6 +110,10 @@ def completed(record: dict, number: int, language: str | None = None, target_lan
     if "translation" in row:
         if "source_text" in row:
             raise BrokenRowError("with a 'translation', 'text' is the transcript; leave 'source_text' out")
+        if row.get("task") in ("asr", "text"):  # the translation would be trained as what was said
+            raise BrokenRowError(
+                "a row with a 'translation' is s2tt or mt; leave 'translation' or 'task' out", row["task"]
+            )
         row |= {"text": row.pop("translation"), **({"source_text": row["text"]} if "text" in row else {})}
         row.setdefault("task", "s2tt" if "audio" in row else "mt")
     if "task" not in row:
