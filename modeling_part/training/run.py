@@ -25,7 +25,7 @@ from .lock import only_run_in
 from .recorded_settings import base_models, hyperparameters
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
 from .set_aside import FORCED
-from .sources import check_sources, files_of_start
+from .sources import check_sources, check_weights, files_of_start
 from .stage_run import StageRun, predict_and_score
 from .trackers import check_trackers
 
@@ -81,6 +81,7 @@ class Run:
         build_augmentation(self.recipe.data.augmentation)
         if args.stage is not None and args.stage not in names:
             raise ValueError(f"Unknown stage {args.stage!r}; the recipe's stages are {names}.")
+        self._check_start()
         if args.cache_encoder_outputs:
             refuse_augmentation(self.recipe.data.augmentation)
         check_corpora(self.recipe)
@@ -93,6 +94,16 @@ class Run:
         starts = args.stage in (None, first.plan.name) and (args.force or not (first.folder / "stage.json").is_file())
         if starts and not args.dry_run:  # which loads the parts, if need be for the plan alone, and says so itself
             check_sources(self.recipe.model)
+
+    def _check_start(self) -> None:
+        """Raise ValueError where the recipe's `checkpoint` is what a stage of the run replaces: it could start but once."""
+        start = Path(self.recipe.model.checkpoint or "").resolve()
+        for stage in self.stages if self.recipe.model.checkpoint else ():
+            if start.is_relative_to(stage.folder.resolve()):
+                raise ValueError(
+                    f"`checkpoint` is {self.recipe.model.checkpoint!r}, of the stage {stage.plan.name!r} that this run trains "
+                    "itself and would replace: set another `output_dir`, or give the stages of the plan other names."
+                )
 
     def check(self, rows: Rows) -> None:
         """What would otherwise fail after hours: no data, a language without normaliser, ids twice.
@@ -174,6 +185,7 @@ class Run:
             return True
         record = read_stage_json(stage.folder)
         now = {
+            "parent": None if stage.parent is None else stage.parent.name,
             "seed": self.recipe.training.seed,
             "hyperparameters": hyperparameters(stage.plan, record["hyperparameters"].get("num_steps"), self.recipe),
             "base_models": base_models(self.recipe.model),
@@ -219,6 +231,7 @@ def predict_checkpoint(recipe: Recipe) -> None:
             f"({', '.join(stages)}) with `--stage`, or give another `--output_dir`."
         )
     with only_run_in(folder):
+        check_weights(checkpoint, "Put the file back, or give another `--checkpoint` or `--stage`.")
         rows = load_test_rows(recipe)
         check_languages_of(rows)
         check_prompts([rows], PARTProcessor.from_pretrained(checkpoint))

@@ -95,11 +95,16 @@ def _check_folder(setting: str, folder: Path) -> None:
         elif of_run and any(folder.glob("checkpoint-*")):
             fix = "It is that of a stage that is not finished: finish it with `--resume true`, or give another."
         raise FileNotFoundError(f"`{setting}` is '{folder}', which has no config.json. {fix}")
+    check_weights(folder, f"Put the file back, or give another `{setting}`.")
+
+
+def check_weights(folder: Path, fix: str) -> None:
+    """Raise CheckpointError where the weights of a stage, or of a checkpoint in one, are not those that were saved."""
     if (folder / "stage.json").is_file() and PartialState().is_main_process:
         record = read_stage_json(folder)
         if files := record.get("files"):  # those of a checkpoint in a stage are also of its optimizer
             record["files"] = {name: files[name] for name in files if name.startswith("model")}
-        check_files(folder, record, f"Put the file back, or give another `{setting}`.")
+        check_files(folder, record, fix)
 
 
 def files_of_start(folder: Path) -> dict[str, dict]:

@@ -262,6 +262,12 @@ class TestFinished:
         assert "Stage adapter was trained with other data or settings than the recipe has now" in caplog.text
         assert "weight_decay was 0.0, now 0.5" in caplog.text
 
+    def test_another_stage_before_a_finished_one_is_told(self, run, caplog):
+        with caplog.at_level(logging.WARNING):
+            run(stages=[{"name": "encoder", "max_steps": 2}])
+        assert "Stage encoder was trained with other data or settings" in caplog.text
+        assert "parent was 'adapter', now None" in caplog.text
+
     def test_other_rows_or_parts_than_a_finished_stages_are_told(self, made, run, tmp_path, caplog):
         lines = made.corpus["train"].read_text(encoding="utf-8").splitlines()
         fewer = made.corpus["train"].with_name("fewer.jsonl")
@@ -476,6 +482,16 @@ class TestBeforeTraining:
         with pytest.raises((ValueError, OSError), match=message):
             run("--force", **mistake)
 
+    @pytest.mark.parametrize("start", ["encoder", "encoder/checkpoint-2"])
+    def test_a_start_that_the_run_would_replace(self, run, start, monkeypatch):
+        (run.folder / start).mkdir(exist_ok=True)
+        before = content(run.folder)
+        monkeypatch.setattr("train_part.load_rows", lambda *args, **kwargs: pytest.fail("it reads data"))
+        parts = {"audio_model": None, "language_model": None, "adapter": None}
+        with pytest.raises(ValueError, match="of the stage 'encoder' that this run trains itself"):
+            run("--force", checkpoint=str(run.folder / start), stages=[{"name": "encoder", "max_steps": 2}], **parts)
+        assert content(run.folder) == before
+
     @pytest.mark.parametrize("name", ["adapter_conv_stride", "revision_audio"])
     def test_an_adapter_that_a_checkpoint_does_not_have(self, run, made, name):
         held = json.loads((made.run / "adapter" / "config.json").read_text())
@@ -544,6 +560,13 @@ class TestLock:
         with pytest.raises(FolderInUseError):
             train_part.main([str(made.recipe), "--output_dir", str(tmp_path / "run")])
         assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+
+    def test_damaged_weights_are_not_scored(self, run, monkeypatch):
+        path = run.folder / "encoder" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+        monkeypatch.setattr("modeling_part.training.run.load_test_rows", lambda recipe: pytest.fail("it reads"))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            run("--do_predict", "true", "--stage", "encoder")
 
     def test_so_does_predicting_before_it_reads_anything(self, run, monkeypatch):
         monkeypatch.setattr("modeling_part.training.run.load_test_rows", lambda recipe: pytest.fail("it reads"))
