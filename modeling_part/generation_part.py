@@ -126,6 +126,10 @@ class AudioGenerationMixin(GenerationMixin):
             return False
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)
         stops = settings.stop_strings is not None or settings.max_time is not None
+        # transformers splits the states of a pass over several tokens wrongly, or fails to.
+        wants_states = settings.return_dict_in_generate and (
+            settings.output_hidden_states or settings.output_attentions
+        )
         return (
             settings.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.GREEDY_SEARCH
             and (settings.num_return_sequences or 1) == 1
@@ -133,7 +137,9 @@ class AudioGenerationMixin(GenerationMixin):
             and settings.cache_implementation in (None, "dynamic")
             and settings.prefill_chunk_size is None
             and settings.guidance_scale in (None, 1)  # it keeps a cache of its own, which nothing takes back
+            and settings.watermarking_config is None  # SynthID's counts steps
             and not stops
+            and not wants_states
             and not self.model.language_model._is_stateful
         )
 

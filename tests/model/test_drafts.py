@@ -6,7 +6,7 @@ import tiny_training
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import LogitsProcessor, LogitsProcessorList, SynthIDTextWatermarkingConfig, TextStreamer
 
 from modeling_part import PARTPipeline
 from modeling_part.drafts_part import FIRST_SIZE, DraftCandidates
@@ -197,6 +197,7 @@ def test_relaxed_acceptance_takes_what_is_probable_enough(model_and_processor, c
         {"prompt_lookup_num_tokens": 3},
         {"guidance_scale": 1.5},
         {"max_time": 100.0},
+        {"watermarking_config": SynthIDTextWatermarkingConfig(ngram_len=3, keys=[1, 2, 3])},
         {"num_beams": 2, "num_return_sequences": 2},
     ],
     ids=str,
@@ -209,6 +210,19 @@ def test_other_ways_of_decoding_stay_as_they_are(model_and_processor, clips, mon
     expected = model.generate(**inputs, max_new_tokens=6, **options)
     torch.manual_seed(0)
     assert torch.equal(model.generate(**inputs, max_new_tokens=6, ctc_draft=True, **options), expected)
+
+
+@pytest.mark.parametrize("states", ["hidden_states", "attentions"])
+def test_states_of_each_step_are_those_without_a_draft(model_and_processor, clips, monkeypatch, states):
+    model, processor = model_and_processor
+    inputs = processor(clips[0])
+    settings = {**inputs, "max_new_tokens": 6, "return_dict_in_generate": True, f"output_{states}": True}
+    settings |= {"eos_token_id": None}
+    expected = model.generate(**settings)
+    write_draft(monkeypatch, model, expected.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+    given = model.generate(**settings, ctc_draft=True)
+    assert torch.equal(given.sequences, expected.sequences)
+    torch.testing.assert_close(given[states], expected[states])
 
 
 def test_what_differs_by_row_does_so_beside_drafts(model_and_processor, clips):
