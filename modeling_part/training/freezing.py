@@ -12,6 +12,9 @@ from ..recipes.stages import PARTS, Stage, part_of
 
 _ENCODER_LAYER = r"^model\.audio_tower\.(?:encoder\.)?layers\.(\d+)\."
 
+# Encoders whose `layer_norm` runs before their layers, as that of wav2vec2's family without `do_stable_layer_norm` does.
+_NORM_BEFORE_LAYERS = ("data2vec-audio",)
+
 # Whisper's and Qwen2-Audio's positions are fixed sinusoids, not parameters to learn; the mask embedding is of wav2vec2's own
 # SpecAugment, which PART switches off: it would never get a gradient.
 _NEVER_TRAINED = re.compile(r"^model\.audio_tower\.(?:embed_positions\.|masked_spec_embed$)")
@@ -44,10 +47,11 @@ def _top_encoder_patterns(model: nn.Module, layers: int) -> list[str]:
             "the whole encoder (`encoder_layers: null`)."
         )
     top = "|".join(str(index) for index in sorted(indices)[-layers:])
-    return [
-        rf"^model\.audio_tower\.(?:encoder\.)?layers\.(?:{top})\.",
-        r"^model\.audio_tower\.(?:encoder\.)?layer_norm\.",
-    ]
+    patterns = [rf"^model\.audio_tower\.(?:encoder\.)?layers\.(?:{top})\."]
+    config = model.config.audio_config
+    if config.model_type not in _NORM_BEFORE_LAYERS and getattr(config, "do_stable_layer_norm", True):
+        patterns.append(r"^model\.audio_tower\.(?:encoder\.)?layer_norm\.")
+    return patterns
 
 
 def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import copy
 
+import architectures
 import pytest
 import tiny_training
 import torch
@@ -74,6 +75,23 @@ def test_encoder_top_finds_the_layers_of_every_encoder(kind):
     }
     assert indices == {str(max(map(int, total)))}
     assert len(named) < len(list(model.model.audio_tower.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wav2vec2_group", "hubert_group", "data2vec", "conformer", "whisper"])
+def test_encoder_top_trains_nothing_that_runs_before_its_layers(kind):
+    """Some encoders of wav2vec2's family have the norm that others have at their end before their first layer."""
+    model = architectures.build(kind)
+    set_trainable(build_plan([{"name": "encoder_top", "encoder_layers": 1}])[0], model)
+    order, tower = [], model.model.audio_tower
+    for name, module in tower.named_modules():
+        parameters = list(module.parameters(recurse=False))
+        if parameters:
+            trains = parameters[0].requires_grad
+            module.register_forward_pre_hook(lambda *_, name=name, trains=trains: order.append((trains, name)))
+    clips = architectures.random_clips(kind, [90])
+    model.get_audio_features(*architectures.batch_clips(kind, clips))
+    trained = [trains for trains, _ in order]
+    assert any(trained) and all(trained[trained.index(True) :]), order
 
 
 def test_more_layers_than_there_are_trains_all(model):
