@@ -121,7 +121,9 @@ def _share(
         return batches.eval_collator(swap_clips(chosen) if swap else chosen) | {"rows": chosen}
 
     rounds = math.ceil(len(planned) / args.world_size)
-    loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate, pin_memory=args.dataloader_pin_memory)
+    # With a generator of its own: the draws of training's dropout are those that they are without an evaluation.
+    options_of_loader = {"pin_memory": args.dataloader_pin_memory, "generator": torch.Generator()}
+    loader = DataLoader(rows, batch_sampler=mine, collate_fn=collate, **options_of_loader)
     sums, of_several, last = DevSums(), DevSums(), None
     for index, batch in enumerate(_padded(loader, rounds)):
         batch = last if batch is None else batch

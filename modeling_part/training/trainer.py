@@ -186,7 +186,8 @@ class PARTTrainer(Trainer):
             "worker_init_fn": _in_a_group_of_its_own,
         }
         if self.batches.is_streamed:  # a stream deals its batches to the ranks itself
-            return DataLoader(self.batches.sampler, batch_size=None, **options)
+            # The loader draws a seed after `Trainer` has put back what is drawn next: not from the same generator.
+            return DataLoader(self.batches.sampler, batch_size=None, generator=torch.Generator(), **options)
         batches = NumberedBatches(self.batches.sampler)
         return self.accelerator.prepare(DataLoader(NumberedRows(self.train_dataset), batch_sampler=batches, **options))
 

@@ -22,7 +22,10 @@ from transformers import TrainerCallback, TrainingArguments
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.batches import Progress
+from modeling_part.data.budget import Budget
 from modeling_part.data.collator import PARTCollator
+from modeling_part.data.row_tokens import count_row_tokens
+from modeling_part.data.streaming import StreamingTaskBatches
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
 from modeling_part.recipes.user_errors import UserError
 from modeling_part.training import dry_run as dry_run_module
@@ -794,6 +797,55 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, text_kind, tuning
     assert not tiny_training.changed(tiny_training.snapshot(whole.model), tiny_training.snapshot(resumed.model))
     tail = [entry["loss"] for entry in whole.state.log_history if entry["step"] > 3 and "loss" in entry]
     assert [entry["loss"] for entry in resumed.state.log_history if entry["step"] > 3 and "loss" in entry] == tail
+
+
+class _StopBefore(TrainerCallback):
+    """Asks for a stop while a step runs."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.trainer = step, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.trainer.stopping.request(signal.SIGTERM)
+
+
+def test_a_stop_where_an_evaluation_was_due_changes_no_bit_of_dropout(shared, tmp_path):
+    """The evaluation is left out, and what it would draw from the generator of training is nothing."""
+    dev = tiny_training.tiny_dataset(count=2, seed=5)
+    options = {"eval_dataset": dev, "eval_strategy": "steps", "eval_steps": 2, "steps": 4}
+    stage = tiny_training.joint_stage(lora_dropout=0.3)
+    whole = build(shared, tmp_path / "whole", stage, **options)
+    whole.train()
+    stop = _StopBefore(2)
+    stop.trainer = build(shared, tmp_path / "run", stage, callbacks=[stop], **options)
+    stop.trainer.train()
+    assert stop.trainer.state.global_step == 2
+    resumed = build(shared, tmp_path / "run", stage, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert not tiny_training.changed(tiny_training.snapshot(whole.model), tiny_training.snapshot(resumed.model))
+
+
+def test_a_resumed_stream_has_the_dropout_that_it_would_have_had(shared, tmp_path):
+    rows = list(tiny_training.tiny_dataset())
+
+    def trainer(folder, begin: int):
+        options = {"steps": 4, "save_strategy": "steps", "save_steps": 2, "ignore_data_skip": True}
+        made = build(shared, folder, tiny_training.joint_stage(lora_dropout=0.3), **options)
+        stream = StreamingTaskBatches(
+            {task: [row for row in rows if row["task"] == task] for task in made.stage.tasks},
+            made.stage.tasks,
+            lambda row: count_row_tokens(row, made.processing_class),
+            Budget(60.0, 4000, 3),
+            steps=range(begin, 4),
+        )
+        made.batches = replace(made.batches, sampler=stream, train_rows=stream)
+        return made
+
+    whole, resumed = trainer(tmp_path / "whole", 0), trainer(tmp_path / "again", 2)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert not tiny_training.changed(tiny_training.snapshot(whole.model), tiny_training.snapshot(resumed.model))
 
 
 def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
