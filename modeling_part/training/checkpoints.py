@@ -127,10 +127,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step, default=None)
 
 
-def remove_oldest(folder: Path, limit: int | None) -> None:
-    """Keep the newest `limit` checkpoints of a stage; what only begins with such a name is the user's."""
+def remove_oldest(folder: Path, limit: int | None, best_step: int | None = None) -> None:
+    """Keep the newest `limit` checkpoints of a stage; what only begins with such a name is the user's.
+
+    That of `best_step` is among those kept, and where one alone is, beside it: the newest is there to go on from.
+    """
     checkpoints = sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step)
-    for path in checkpoints[:-limit] if limit else ():
+    best = [path for path in checkpoints[:-1] if checkpoint_step(path) == best_step]
+    others = [path for path in checkpoints if path not in best]
+    for path in others[: -max(1, limit - len(best))] if limit else ():
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -101,6 +102,8 @@ class PARTTrainer(Trainer):
             let_flex_attention_autocast()
         self._filters_losses = args.logging_nan_inf_filter
         args.logging_nan_inf_filter = False  # done by `training_step`: `Trainer` waits for each loss to look at it
+        # Done by `_save_checkpoint`: `Trainer` would end with removing all but the best, from which it cannot go on.
+        self._checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         if args.torch_compile:
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, COMPILED_VARIANTS)
         super().__init__(
@@ -438,12 +441,15 @@ class PARTTrainer(Trainer):
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint is not None and self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
         if self.args.should_save:
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             earlier = self.batches.progress.history
             steps = self.state.global_step - sum(steps for _, steps in earlier)
             history = [*earlier, (self.args.world_size * self.args.gradient_accumulation_steps, steps)]
             publish_checkpoint(staged, final, history, self.on_save)
-            remove_oldest(run_folder, self.args.save_total_limit)
+            remove_oldest(run_folder, self._checkpoints_kept, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -18,7 +18,7 @@ import tiny_training
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from modeling_part import PARTForSpeechSeq2Seq, PARTProcessor
 from modeling_part.data.batches import Progress
@@ -846,6 +846,24 @@ def test_a_resumed_stream_has_the_dropout_that_it_would_have_had(shared, tmp_pat
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert not tiny_training.changed(tiny_training.snapshot(whole.model), tiny_training.snapshot(resumed.model))
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [2, 5]), (2, [2, 5]), (3, [2, 4, 5])])
+def test_the_best_checkpoint_is_kept_where_the_state_says(shared, tmp_path, limit, kept):
+    """`EarlyStoppingCallback` (and the schedule by plateaus) compare evaluations."""
+    told = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+    trainer = build(
+        shared, tmp_path, tiny_training.joint_stage(), eval_dataset=tiny_training.tiny_dataset(count=1), steps=6,
+        save_strategy="steps", save_steps=1, save_total_limit=limit, eval_strategy="steps", eval_steps=1,
+        metric_for_best_model="told", greater_is_better=False, callbacks=[EarlyStoppingCallback(3)],
+    )  # fmt: skip
+    trainer.generation_monitor = lambda *_: {"told": next(told)}
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in kept]
+    for step in kept:
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
 
 
 def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
