@@ -32,8 +32,9 @@ def cues(answer: Mapping) -> list[Cue]:
         text = chunk["text"]
         last = found[-1] if found else Cue(0.0, 0.0, "")
         start = last.end if start is None else start
-        # Its window's words have no times: until the next word that has, but no longer than it is read.
-        if end is None:
+        # No times, as its window's words have none, or no time at all, which no player shows: until the next word that
+        # has, but no longer than it is read.
+        if end is None or end <= start:
             starts = (one["timestamp"][0] for one in answer["chunks"][number + 1 :])
             following = next((one for one in starts if one is not None), math.inf)
             end = max(start, min(following, start + len(text) * LONGEST / CHARACTERS))

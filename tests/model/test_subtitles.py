@@ -56,6 +56,16 @@ def test_words_without_times_are_shown_as_long_as_they_are_read():
     ]
 
 
+def test_a_word_of_no_time_is_shown_all_the_same():
+    chunks = [
+        {"text": "Yes.", "timestamp": (1.06, 1.06)},
+        {"text": " No.", "timestamp": (1.2, 1.2)},
+        {"text": " One.", "timestamp": (9.0, 9.5)},
+    ]
+    shown = [(one.start, one.end) for one in cues({"text": "Yes. No. One.", "chunks": chunks})]
+    assert shown == [(1.06, 1.2), (1.2, 1.2 + len(" No.") * LONGEST / CHARACTERS), (9.0, 9.5)]
+
+
 WORDS = st.lists(
     st.tuples(
         st.sampled_from(["one", "two.", "tree,", "a" * 30, "end?"]),
