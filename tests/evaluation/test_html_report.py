@@ -351,6 +351,10 @@ class TestAlignments:
         assert (probabilities >= 0).all() and (probabilities <= 1).all()
         assert {*found["path"]} <= {-1, *range(len(found["tokens"]))}
         assert found["language"] == "en" and found["tokens"] == ["a"]
+        # What looks like a special token is text, as CTC has learned it.
+        row["text"] = "<s>"
+        processor.tokenizer.add_special_tokens({"extra_special_tokens": ["<s>"]})
+        assert align_clip(model, processor, row)["tokens"] == ["<", "s", ">"]
 
     def test_one_clip_of_each_language_and_none_that_is_long(self):
         rows = [
