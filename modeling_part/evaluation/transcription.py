@@ -96,6 +96,8 @@ class Readable:
         for number, file in enumerate(self.files):
             try:
                 waveform = self.pipe.processor.waveform(str(file), None)
+                if len(waveform) < 0.1 * rate:  # some encoders give no audio token of so little
+                    self.pipe.processor.extract_features(waveform)
             except (AudioError, OSError, ValueError) as error:
                 self.failed[number] = str(error)
                 continue
@@ -106,6 +108,20 @@ class Readable:
 def printable(path: Path) -> str:
     """A path as any terminal takes it: bytes of a name that are no UTF-8 become escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def print_text(text: str) -> None:
+    """Print a text whatever the encoding of the output: what it has not becomes escapes, which is said."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(
+            f"The output's encoding, {encoding}, has not all characters of this text, which are escapes in it: set "
+            "PYTHONIOENCODING=utf-8, or write files with --output_format.",
+            file=sys.stderr,
+        )
 
 
 def transcribe_files(
@@ -154,7 +170,7 @@ def transcribe_files(
         for done, answer in enumerate(pipe(iter(readable), **options)):
             at = chosen[readable.read[done]]
             if not formats:
-                print(answer["text"] if len(files) == 1 else f"{printable(files[at])}\t{answer['text']}", flush=True)
+                print_text(answer["text"] if len(files) == 1 else f"{printable(files[at])}\t{answer['text']}")
             for form, path in zip(formats, places[at], strict=True) if formats else ():
                 if path.exists() and not overwrite:
                     continue

@@ -1,5 +1,6 @@
 """`part transcribe`: many files, formats, what is done already, what cannot be read."""
 
+import io
 import json
 import os
 import sys
@@ -13,9 +14,16 @@ import torch
 import transformers
 from transformers import pipeline
 
+from modeling_part import PARTPipeline
 from modeling_part.__main__ import main
 from modeling_part.evaluation import transcription
-from modeling_part.evaluation.transcription import find_files, longest_first, output_paths, transcribe_files
+from modeling_part.evaluation.transcription import (
+    find_files,
+    longest_first,
+    output_paths,
+    print_text,
+    transcribe_files,
+)
 
 
 RATE = 16_000
@@ -127,6 +135,26 @@ def test_a_file_that_the_system_refuses_costs_itself_alone(pipe, folder, monkeyp
     failed = transcribe_files(pipe, find_files([str(folder)]), formats=["srt"], batch_size=3)
     assert names(failed) == ["bad.mp3"] and error.strerror in failed[folder / "bad.mp3"]
     assert sorted(names(folder.rglob("*.srt"))) == ["a.srt", "b.srt", "c.srt"]
+
+
+def test_a_file_too_short_for_an_audio_token_costs_itself_alone(folder):
+    model, processor = tiny_training.tiny_model(audio_kind="qwen2_audio")  # which gives none of two feature steps
+    soundfile.write(folder / "b.flac", np.full(RATE // 40, 0.1), RATE)
+    pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=3, device="cpu")
+    files = find_files([str(folder)])
+    failed = transcribe_files(pipe, files, formats=["txt"])
+    assert names(failed) == ["b.flac", "bad.mp3"] and "too short for one audio token" in failed[folder / "b.flac"]
+    assert sorted(names(folder.rglob("*.txt"))) == ["a.txt", "c.txt", "notes.txt"]
+
+
+def test_a_text_that_the_output_cannot_take_is_printed_in_escapes_and_the_rest_as_it_is(monkeypatch, capsys):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", output)
+    for text in ("caf\xe9", "\u0434\u0430", "one"):
+        print_text(text)
+    assert output.buffer.getvalue().splitlines() == [b"caf\xe9", rb"\u0434\u0430", b"one"]
+    said = capsys.readouterr().err
+    assert said.count("encoding, latin-1, has not all") == 1 and "PYTHONIOENCODING=utf-8" in said
 
 
 def test_whatever_measuring_a_file_raises_the_others_are_measured(folder, monkeypatch):
