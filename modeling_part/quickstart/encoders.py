@@ -13,6 +13,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 import yaml
@@ -109,7 +110,10 @@ def convert_encoder(source: str | Path, folder: str | Path, revision: str | None
 def read_sense_voice(folder: Path) -> tuple[SenseVoiceEncoder, PARTFbankFeatureExtractor]:
     """Encoder and features of FunASR's folder of SenseVoice-Small."""
     with open(folder / "config.yaml", encoding="utf-8") as file:
-        settings = yaml.safe_load(file)
+        try:
+            settings = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{folder / 'config.yaml'} is no YAML: fetch it again. ({error})") from error
     check_settings(settings, folder / "config.yaml")
     features = {ours: settings["frontend_conf"][theirs] for theirs, ours in FEATURE_SETTINGS.items()}
     stack = features["feature_size"] * features["num_frames_lfr"]
@@ -141,7 +145,7 @@ def check_settings(settings: Mapping, path: Path) -> None:
     for name, allowed in EXPECTED.items():
         value = settings
         for key in name.split("."):
-            value = (value or {}).get(key)
+            value = value.get(key) if isinstance(value, Mapping) else None
         if value not in allowed:
             raise ValueError(
                 f"{path}: `{name}` is {value!r}, not {allowed[0]!r}. Only SenseVoice-Small can be converted; of "
@@ -151,7 +155,8 @@ def check_settings(settings: Mapping, path: Path) -> None:
         ("encoder_conf", {**ENCODER_SETTINGS, "num_blocks": ""}),
         ("frontend_conf", FEATURE_SETTINGS),
     ):
-        if missing := sorted(names.keys() - settings.get(section, {}).keys()):
+        given = settings.get(section)
+        if missing := sorted(names.keys() - (given.keys() if isinstance(given, Mapping) else set())):
             raise ValueError(f"{path}: `{section}` does not say {', '.join(missing)}.")
     if not settings["encoder_conf"]["tp_blocks"]:
         raise ValueError(f"{path}: `encoder_conf.tp_blocks` is 0, and SenseVoice-Small ends with such blocks.")
@@ -173,10 +178,21 @@ def read_cmvn(path: Path, size: int) -> dict[str, list[float]]:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `model.pt`, of which nothing but tensors is read."""
+    damage = (
+        f"{path} is no checkpoint of torch, or not all of it: fetch it again (in a clone of a repository by "
+        "`git lfs pull`)."
+    )
+    with open(path, "rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, and of pickles, which torch wrote before
+            raise ValueError(damage)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors, and is not read: it could run code. ({error})") from error
+    except (EOFError, LookupError, RuntimeError) as error:
+        raise ValueError(f"{damage} ({error})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name: take that of the checkpoint.")
     for key in ("state_dict", "model_state_dict", "model"):  # as FunASR unpacks it
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -186,7 +202,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def rename_tensors(theirs: Mapping[str, torch.Tensor], blocks: int, layers: int) -> dict[str, torch.Tensor]:
     """FunASR's tensors under transformers' names; those of the CTC head are left out."""
     ours = {}
-    if "embed.weight" in theirs:
+    if len(theirs.get("embed.weight", ())) > max(QUERY_ROWS):
         ours["query_embeddings.weight"] = theirs["embed.weight"][list(QUERY_ROWS)]
     norms = {"after_norm": blocks - 1, "tp_norm": layers - 1}
     first = {"encoders0": 0, "encoders": 1, "tp_encoders": blocks}

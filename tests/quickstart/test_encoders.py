@@ -1,5 +1,6 @@
 """SenseVoice-Small's encoder out of FunASR's checkpoint: frame by frame what FunASR itself gives."""
 
+import io
 import json
 import os
 import sys
@@ -154,6 +155,21 @@ class TestFunAsrNano:
         assert not (tmp_path / "encoder").exists()
 
 
+def saved(content, **options) -> bytes:
+    """What `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def test_weights_as_older_versions_of_torch_saved_them(folder, tmp_path):
+    older = sense_voice.write_checkpoint(tmp_path / "source")
+    (older / "model.pt").write_bytes(saved(sense_voice.tensors(), _use_new_zipfile_serialization=False))
+    convert_encoder(older, tmp_path / "encoder")
+    written = [(one / "model.safetensors").read_bytes() for one in (folder, tmp_path / "encoder")]
+    assert written[0] == written[1]
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("section", "name", "value", "message"),
@@ -193,6 +209,26 @@ class TestRefusals:
             "1 of another",
         ):
             assert part in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("model.pt", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
+            ("model.pt", lambda _: b"", "no checkpoint of torch, or not all of it"),
+            ("model.pt", lambda whole: whole[:-2000], "no checkpoint of torch, or not all of it"),
+            ("model.pt", lambda _: saved([torch.ones(2)]), "holds a list, not tensors by name"),
+            ("model.pt", lambda _: saved({"embed.weight": torch.ones(3, 560)}), "are not those of SenseVoiceEncoder"),
+            ("config.yaml", lambda _: b"model: [", "config.yaml is no YAML"),
+            ("config.yaml", lambda _: b"- SenseVoiceSmall", "`model` is None"),
+            ("config.yaml", lambda whole: whole + b"encoder_conf: small\n", "`encoder_conf` does not say"),
+            ("config.yaml", lambda whole: whole + b"frontend_conf:\n", "`frontend_conf` does not say"),
+        ],
+    )
+    def test_files_that_are_damaged_or_others(self, tmp_path, name, change, message):
+        path = sense_voice.write_checkpoint(tmp_path / "source") / name
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(ValueError, match=message):
+            convert_encoder(tmp_path / "source", tmp_path / "encoder")
 
     def test_a_pickle_that_runs_code_is_not_opened(self, tmp_path):
         class Stranger:
