@@ -66,7 +66,7 @@ def add_evaluation(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument(
         "reports", type=Path, nargs="+", metavar="REPORT", help="report.json with predictions.jsonl, or their folder"
     )
-    add_seed(verb, "of the paired bootstrap")
+    add_seed(verb, "of bootstrap and randomisation")
     summary = "gather the stages of a run into report.html, report.md, report.json and loss.png"
     verb = add_verb(verbs, report, summary, only_beside={"device": "analyses"})
     verb.add_argument(

@@ -1,8 +1,9 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Systems side by side on the same utterances, with paired bootstrap significance."""
+"""Systems side by side on the same utterances, and whether they differ by more than chance."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..data.rows import group_name
 from .bootstrap import (
     bootstrap_sums,
+    exchanged_differences,
     interval,
     paired_p_value,
     ratio_statistics,
@@ -63,19 +65,38 @@ def _load_systems(report_paths: Sequence[Path]) -> tuple[dict[str, list[dict]], 
     return {name: [rows[key] for key in common] for name, rows in zip(names, by_key, strict=True)}, counted[0]
 
 
+# By system: a measure, its values over the bootstrap samples, and its differences from the first system's, as they are and
+# with answers exchanged.
+Figures = dict[str, tuple[float, np.ndarray, np.ndarray]]
+
+
 def _measure(
-    rows: Sequence[Mapping], measure: str, *, samples: int, seed: Sequence[int], bleu_tokenizer: str | None
-) -> tuple[float, np.ndarray]:
-    """A measure of one system on one group, and its values over the bootstrap samples."""
+    systems: Mapping[str, Sequence[Mapping]],
+    measure: str,
+    *,
+    samples: int,
+    seed: Sequence[int],
+    bleu_tokenizer: str | None,
+) -> Figures:
+    """A measure of all systems on one group."""
     if measure == "error_rate":
-        statistics = edit_statistics(rows)
-        sums = bootstrap_sums(statistics, samples=samples, seed=seed)
-        return float(ratio_statistics(statistics.sum(axis=0, keepdims=True))[0]), ratio_statistics(sums)
-    metric = bleu_metric(rows[0]["target_lang"], bleu_tokenizer)
-    hypotheses, references = (composed([row[side] for row in rows]) for side in ("hypothesis", "reference"))
-    statistics = sufficient_statistics(metric, hypotheses, references)
-    sums = bootstrap_sums(statistics, samples=samples, seed=seed)
-    return float(score_statistics(metric, statistics.sum(axis=0, keepdims=True))[0]), score_statistics(metric, sums)
+        score, counts = ratio_statistics, {name: edit_statistics(rows) for name, rows in systems.items()}
+    else:
+        metric = bleu_metric(next(iter(systems.values()))[0]["target_lang"], bleu_tokenizer)
+        score, counts = partial(score_statistics, metric), {}
+        for name, rows in systems.items():
+            texts = (composed([row[side] for row in rows]) for side in ("hypothesis", "reference"))
+            counts[name] = sufficient_statistics(metric, *texts)
+    first = next(iter(counts.values()))
+    drawn = {"samples": samples, "seed": seed}
+    return {
+        name: (
+            float(score(statistics.sum(axis=0, keepdims=True))[0]),
+            score(bootstrap_sums(statistics, **drawn)),
+            exchanged_differences(score, first, statistics, **drawn),
+        )
+        for name, statistics in counts.items()
+    }
 
 
 def compare_predictions(
@@ -89,8 +110,8 @@ def compare_predictions(
 
     Args:
         systems: annotated predictions by system name, the same rows in the same order.
-        samples: bootstrap samples; each draws the same utterances for all systems.
-        seed: seed of the drawing.
+        samples: of the bootstrap, each of which draws the same utterances for all systems, and of the randomisation.
+        seed: of both.
         bleu_tokenizer: as in `scoring.score`.
 
     Returns:
@@ -106,29 +127,17 @@ def compare_predictions(
     averages: dict[tuple[str, str], list] = defaultdict(list)
     for index, (group, members) in enumerate(sorted(positions.items())):
         task = group.split("/")[0]
+        in_group = {name: [rows[position] for position in members] for name, rows in systems.items()}
         measures = [] if task == "asr" else ["bleu"]
-        if edit_statistics([systems[first][position] for position in members])[:, 1].any():
+        if edit_statistics(in_group[first])[:, 1].any():
             measures.append("error_rate")  # without a single reference word there is no rate
         for measure in measures:
-            figures = {
-                name: _measure(
-                    [rows[position] for position in members],
-                    measure,
-                    samples=samples,
-                    seed=(seed, index),
-                    bleu_tokenizer=bleu_tokenizer,
-                )
-                for name, rows in systems.items()
-            }
+            figures = _measure(in_group, measure, samples=samples, seed=(seed, index), bleu_tokenizer=bleu_tokenizer)
             averages[task, measure].append((len(members), figures))
             results.append(_comparison(group, measure, len(members), figures, first, others))
     for (task, measure), parts in averages.items():
         figures = {
-            name: (
-                float(np.mean([part[name][0] for _, part in parts])),
-                np.mean([part[name][1] for _, part in parts], axis=0),
-            )
-            for name in systems
+            name: tuple(np.mean([part[name][at] for _, part in parts], axis=0) for at in range(3)) for name in systems
         }
         utterances = sum(count for count, _ in parts)
         results.append(_comparison(f"{task}, average", measure, utterances, figures, first, others))
@@ -136,21 +145,17 @@ def compare_predictions(
 
 
 def _comparison(
-    group: str,
-    measure: str,
-    utterances: int,
-    figures: Mapping[str, tuple[float, np.ndarray]],
-    first: str,
-    others: Sequence[str],
+    group: str, measure: str, utterances: int, figures: Figures, first: str, others: Sequence[str]
 ) -> dict:
-    systems = {name: {"value": value, "interval": interval(samples)} for name, (value, samples) in figures.items()}
+    systems = {
+        name: {"value": float(value), "interval": interval(samples)} for name, (value, samples, _) in figures.items()
+    }
     for name in others:
-        difference = figures[name][0] - figures[first][0]
-        resampled = figures[name][1] - figures[first][1]
+        _, samples, exchanged = figures[name]
         systems[name].update(
-            difference=difference,
-            difference_interval=interval(resampled),
-            p_value=paired_p_value(difference, resampled[~np.isnan(resampled)]),
+            difference=float(exchanged[0]),
+            difference_interval=interval(samples - figures[first][1]),
+            p_value=paired_p_value(exchanged),
         )
     return {"group": group, "measure": measure, "utterances": utterances, "systems": systems}
 
@@ -161,8 +166,8 @@ def compare(report_paths: Sequence[str | Path], *, samples: int = 1000, seed: in
     Args:
         report_paths: `report.json` files, each with its `predictions.jsonl` beside it, or their folders; the first is the
             baseline.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
+        samples: of bootstrap and randomisation.
+        seed: of both.
 
     Raises:
         FileNotFoundError: a report or its predictions are missing.
@@ -185,7 +190,7 @@ def compare(report_paths: Sequence[str | Path], *, samples: int = 1000, seed: in
         rows.append([result["group"], label, str(result["utterances"]), *cells])
     print_table("Comparison", ["group", "measure", "utterances", first, *others], rows)
     print(
-        f"In brackets: difference from {first} and its two-sided p (paired bootstrap, {samples} samples, seed {seed}; "
+        f"In brackets: difference from {first} and its two-sided p (approximate randomisation, {samples} samples, seed {seed}; "
         f"* below {SIGNIFICANT}; not corrected for the number of comparisons)."
     )
     return results

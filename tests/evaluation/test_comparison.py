@@ -74,6 +74,14 @@ def test_pairing_makes_a_small_consistent_gain_visible():
     assert result["better"]["p_value"] < 0.01
 
 
+def test_one_utterance_tells_nothing():
+    """The bootstrap draws the same one again and again, and would be certain."""
+    rows = {name: system(seed, 0.5, count=1) for seed, name in enumerate(("first", "other"))}
+    results = compare_predictions(rows, samples=100)
+    assert any(result["systems"]["other"]["difference"] for result in results)
+    assert {result["systems"]["other"]["p_value"] for result in results if result["utterances"] == 1} == {1}
+
+
 def test_groups_without_reference_words_are_left_out():
     row = {"id": "1", "corpus": "made", "task": "asr", "source_lang": "en", "target_lang": "en", "hypothesis": "a"}
     rows = annotate([{**row, "reference": "..."}])

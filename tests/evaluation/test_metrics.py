@@ -1,6 +1,7 @@
 """Edit counts, BLEU and the bootstrap against hand-written loops, jiwer, sacrebleu and a known distribution."""
 
 import socket
+from functools import partial
 
 import jiwer
 import numpy as np
@@ -12,6 +13,7 @@ from sacrebleu.significance import PairedTest
 
 from modeling_part.evaluation.bootstrap import (
     bootstrap_sums,
+    exchanged_differences,
     interval,
     paired_p_value,
     ratio_statistics,
@@ -181,36 +183,38 @@ def test_paired_p_value_agrees_with_sacrebleus_randomisation_test():
         n_samples=4000,
     )()
     theirs = scores["BLEU"][1]
-    values, resampled = [], []
-    for system in (first, second):
-        statistics = sufficient_statistics(metric, system, references)
-        values.append(score_statistics(metric, statistics.sum(axis=0, keepdims=True))[0])
-        resampled.append(score_statistics(metric, bootstrap_sums(statistics, samples=2000, seed=5)))
-    assert values[1] == pytest.approx(theirs.score)
-    assert paired_p_value(values[1] - values[0], resampled[1] - resampled[0]) == pytest.approx(
-        theirs.p_value, abs=0.05
-    )
+    statistics = [sufficient_statistics(metric, system, references) for system in (first, second)]
+    differences = exchanged_differences(partial(score_statistics, metric), *statistics, samples=4000, seed=5)
+    scores = [score_statistics(metric, one.sum(axis=0, keepdims=True))[0] for one in statistics]
+    assert scores[1] == pytest.approx(theirs.score) and differences[0] == scores[1] - scores[0]
+    assert paired_p_value(differences) == pytest.approx(theirs.p_value, abs=0.03)
 
 
-def test_paired_p_value_is_rarely_small_between_equal_systems():
+@pytest.mark.parametrize("utterances", [1, 2, 5, 12, 300])
+def test_paired_p_value_is_rarely_small_between_equal_systems(utterances):
+    """However few utterances there are: a bootstrap finds a difference on one utterance in most cases."""
     generator = np.random.default_rng(2)
     significant = 0
     for seed in range(200):
-        difference = generator.binomial(10, 0.2, size=(2, 300))
-        units = np.full(300, 10)
-        rates, resampled = [], []
-        for errors in difference:
-            statistics = np.stack([errors, units], axis=1)
-            rates.append(errors.sum() / units.sum())
-            resampled.append(ratio_statistics(bootstrap_sums(statistics, samples=300, seed=seed)))
-        significant += paired_p_value(rates[1] - rates[0], resampled[1] - resampled[0]) < 0.05
-    assert 2 <= significant <= 20  # 10 expected of 200
+        errors = generator.binomial(10, 0.2, size=(2, utterances))
+        statistics = [np.stack([of_one, np.full(utterances, 10)], axis=1) for of_one in errors]
+        differences = exchanged_differences(ratio_statistics, *statistics, samples=300, seed=seed)
+        significant += paired_p_value(differences) < 0.05
+    assert significant <= 20  # 10 expected of 200
+    assert significant >= 2 or utterances < 12  # of fewer, no exchange is so rare
+
+
+def test_exchanged_answers_are_all_that_few_utterances_can_give():
+    first, other = np.array([[1, 10], [4, 10]]), np.array([[3, 10], [0, 10]])
+    differences = exchanged_differences(ratio_statistics, first, other, samples=200, seed=0)
+    assert differences[0] == pytest.approx(-0.1) and len(differences) == 201
+    assert {round(one, 6) for one in differences} == {-0.1, -0.3, 0.3, 0.1}
 
 
 def test_paired_p_value_of_equal_and_of_far_systems():
-    assert paired_p_value(0.0, np.zeros(999)) == 1.0
-    assert paired_p_value(5.0, np.random.default_rng(0).normal(5, 1, 999)) < 0.01
-    assert paired_p_value(0.1, np.random.default_rng(0).normal(0.1, 1, 999)) > 0.8
+    assert paired_p_value(np.zeros(1000)) == 1.0
+    assert paired_p_value(np.r_[5.0, np.random.default_rng(0).normal(0, 1, 999)]) == 0.001
+    assert paired_p_value(np.r_[0.1, np.random.default_rng(0).normal(0, 1, 999)]) > 0.8
 
 
 def test_modules_need_no_network(monkeypatch):
