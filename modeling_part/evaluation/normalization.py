@@ -22,7 +22,8 @@ become spaces) with these differences:
 - All apostrophes are one: straight, typographic, modifier letters, accents that stand alone. It is a letter inside the
   words of the languages in `APOSTROPHE_LETTERS` (Ukrainian, Uzbek, Hawaiian, ...) and punctuation in the others.
 - All decimal digits are written 0 to 9, whatever the script.
-- Turkish and Azerbaijani letters are lowered by their own rule (I to ı, İ to i).
+- Turkish and Azerbaijani letters are lowered by their own rule (I to ı, İ to i); the dot that other programs leave on the
+  i of İ is removed.
 - Letters that keyboards exchange are one: `TYPED_ALIKE`.
 
 "English" is Whisper's English normaliser with its list of British spellings, after the same first steps, and one
@@ -127,6 +128,8 @@ ARABIC_AND_SYRIAC_MARKS = regex.compile(
     r"[\p{Mn}&&[\u0610-\u061A\u064B-\u065F\u0670\u06D6-\u06ED\u0711\u0730-\u074A\u0898-\u089F\u08CA-\u08FF]]", regex.V1
 )
 HEBREW_MARKS = regex.compile(r"[\p{Mn}&&[\u0591-\u05C7]]", regex.V1)
+# A dot on i or j, which have one: what lowering İ leaves where the language is not known, and Lithuanian under accents.
+SECOND_DOT = regex.compile("(?<=\\p{Soft_Dotted})\u0307")
 CYRILLIC_STRESS = regex.compile(r"(?<=\p{Script=Cyrillic})[\u0300\u0301]")
 # ... the lines that stretch a word (Arabic's, N'Ko's, Mongolian's), and Armenian's signs of a question, of stress and of
 # exclamation, which stand within the word.
@@ -301,6 +304,7 @@ def _normalize_basic(text: str, language: str) -> str:
         text = text.replace("I", "ı").replace("İ", "i")
     text = IN_BRACKETS.sub("", text.lower())
     text = _one_form(_one_form(text).lower())  # what was removed may have kept a letter and its mark apart
+    text = unicodedata.normalize("NFC", SECOND_DOT.sub("", text))
     text = CYRILLIC_STRESS.sub("", NEVER_LETTERS.sub("", ARABIC_AND_SYRIAC_MARKS.sub("", text)))
     if language != "yi":
         text = HEBREW_MARKS.sub("", text)
