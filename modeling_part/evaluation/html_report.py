@@ -11,6 +11,7 @@ import jinja2
 from .. import __version__
 from ..recipes.files import read_json
 from ..recipes.stage_files import files_of
+from .normalization import normalize_text
 from .pictures import picture_uri, plot_alignment, plot_calibration, plot_curves, plot_losses, plot_scores
 from .reports import normalizer_notes
 from .run_files import is_number, read_launches
@@ -165,17 +166,31 @@ def _sign_rows(scored: Sequence[Mapping]) -> list[list[str]]:
 
 
 def _with_answers(stages: Sequence[Mapping]) -> list[tuple[Mapping, list[dict]]]:
-    """Stages that answered, with their annotated predictions; those in the file are, unless somebody wrote it by hand."""
-    return [
-        (stage, rows if all(map(_is_annotated, rows)) else annotate(rows))
-        for stage in stages
-        if (rows := stage["predictions"])
-    ]
+    """Stages that answered, with their predictions as they are counted, as the file has them.
+
+    Where it does not they are annotated anew: rows that are written or corrected by hand, those of an earlier version, and
+    texts that the report compares in simplified characters.
+    """
+    answered = []
+    for stage in stages:
+        rows = stage["predictions"]
+        settings = {"simplify_chinese": bool(stage["report"] and stage["report"]["settings"]["simplify_chinese"])}
+        if not all(_is_annotated(row, **settings) for row in rows):
+            rows = annotate(rows, **settings)
+        if rows:
+            answered.append((stage, rows))
+    return answered
 
 
-def _is_annotated(row: Mapping) -> bool:
-    texts = (row.get("normalized_reference"), row.get("normalized_hypothesis"))
-    return is_number(row.get("error_rate")) and all(isinstance(text, str) for text in texts) and set(SIGNS) <= set(row)
+def _is_annotated(row: Mapping, **settings: bool) -> bool:
+    return (
+        is_number(row.get("error_rate"))
+        and set(SIGNS) <= set(row)
+        and all(
+            row.get(f"normalized_{side}") == normalize_text(row[side], row["target_lang"], **settings)
+            for side in ("reference", "hypothesis")
+        )
+    )
 
 
 def _utterances(answered: Sequence[tuple[Mapping, Sequence[Mapping]]], clips: Clips) -> list[dict]:

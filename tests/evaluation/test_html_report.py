@@ -204,6 +204,14 @@ class TestPage:
         text = stage_report(predicted).read_text(encoding="utf-8")
         assert "the run&#39;s folder has no such row of test data" in text and not Page(text).named("audio")
 
+    def test_what_was_corrected_by_hand_is_counted_anew(self, tmp_path):
+        """The page shows which labels may be wrong; of a corrected one it showed the errors of the old text."""
+        (row,) = annotate([prediction(1, reference="the cut", hypothesis="the cat")])
+        write_predictions([{**row, "reference": "the cat"}], tmp_path / "predictions.jsonl")
+        page = Page(stage_report(tmp_path).read_text(encoding="utf-8"))
+        assert [one["data-errors"] for one in page.named("tr") if "data-errors" in one] == ["0.0"]
+        assert len(page.named("del")) == len(page.named("ins")) == 1  # of the sentence that explains them
+
     def test_an_unevaluated_run_says_so(self, tmp_path, capsys):
         (tmp_path / "adapter").mkdir()
         (tmp_path / "adapter" / "stage.json").write_text('{"parent": null}')
