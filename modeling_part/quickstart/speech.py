@@ -94,10 +94,14 @@ def download_package(folder: Path, name: str) -> Path:
                 (part / "partial").mkdir(parents=True, exist_ok=True)
             command += ["-o", f"Dir::State::lists={lists.resolve()}", "-o", f"Dir::Cache={cache.resolve()}"]
             run([*command, "update"], folder)
-        run([*command, "download", name], folder)
+        partial = folder / "partial"  # where it is interrupted, apt-get leaves what it has under the whole file's name
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        run([*command, "download", name], partial)
     except CorpusError as error:
         raise CorpusError(f"{error}\n{elsewhere(name)}") from error
-    return find_package(folder, name)
+    whole = find_package(partial, name)
+    return whole.rename(folder / whole.name)
 
 
 def elsewhere(*names: str) -> str:
@@ -112,7 +116,10 @@ def unpack_package(archive: Path, folder: Path) -> None:
             f"{archive.name} needs dpkg-deb (package dpkg) to be unpacked; without it, leave --packages out to use "
             "the release tarballs instead."
         )
-    run(["dpkg-deb", "-x", str(archive.resolve()), str(folder.resolve())], folder)
+    try:
+        run(["dpkg-deb", "-x", str(archive.resolve()), str(folder.resolve())], folder)
+    except CorpusError as error:
+        raise CorpusError(f"{error}\n{archive} may be cut off: delete it to fetch it again.") from error
 
 
 def run(command: list[str], folder: Path) -> None:

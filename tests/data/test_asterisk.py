@@ -389,6 +389,29 @@ def test_a_tarball_cannot_write_outside_its_folder(tmp_path):
         asterisk.unpack_tarball(tmp_path / "cut.tar.gz", tmp_path / "inside")
 
 
+def test_a_download_that_was_interrupted_is_begun_again(tmp_path, monkeypatch):
+    """apt-get writes under the file's own name: half of a package was taken for the whole, each time."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "apt-cache").write_text("#!/bin/sh\n", encoding="utf-8")
+    for content, status in (("half", 1), ("whole", 0)):
+        script = f"#!/bin/sh\nprintf {content} > asterisk-core-sounds-en_1_all.deb\nexit {status}\n"
+        (tools / "apt-get").write_text(script, encoding="utf-8")
+        for tool in tools.iterdir():
+            tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+        if status:
+            with pytest.raises(CorpusError, match="apt-get"):
+                asterisk.download_package(tmp_path, "asterisk-core-sounds-en")
+        else:
+            found = asterisk.download_package(tmp_path, "asterisk-core-sounds-en")
+    assert found.parent == tmp_path and found.read_text(encoding="utf-8") == "whole"
+    (tools / "dpkg-deb").write_text("#!/bin/sh\nexit 2\n", encoding="utf-8")
+    (tools / "dpkg-deb").chmod(0o755)
+    with pytest.raises(CorpusError, match=r"_1_all\.deb may be cut off: delete it to fetch it again"):
+        asterisk.unpack_package(found, tmp_path)
+
+
 def test_apt_brings_its_own_lists_where_the_system_has_none(packages, tmp_path, monkeypatch):
     """With stand-ins for apt-cache (knows no package) and apt-get (records what it is asked)."""
     tools = tmp_path / "bin"
