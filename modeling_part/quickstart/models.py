@@ -386,7 +386,7 @@ def is_complete(folder: Path, wheels: Sequence[Wheel]) -> bool:
     try:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         weights = file_sha256(folder / "model.safetensors")
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a record that is no JSON, or no text
         return False
     return record == _record(wheels, weights)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -362,6 +363,14 @@ class TestCommand:
         (own / "model.safetensors").unlink()  # an empty folder is nobody's
         main(command)
         assert (own / "model.safetensors").read_bytes() == b"weights"
+        (own / "conversion.json").write_bytes(b"\xff")  # a damaged record: made again
+        main(command)
+        assert len(conversions) == 2
+        shutil.rmtree(own)
+        own.write_text("a file of that name")
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "was not made by this command" in capsys.readouterr().err
 
     def test_failure_is_one_line_and_leaves_nothing(self, conversions, tmp_path, capsys):
         with pytest.raises(SystemExit):
