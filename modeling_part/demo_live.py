@@ -43,7 +43,7 @@ class Recording:
             AudioError: no speech has such a rate; resampling it would not end.
         """
         rate = check_rate(rate, "The recording")
-        if self.seconds >= self.longest:
+        if self.seconds >= self.longest or not samples.size:
             return
         self.seconds += len(samples) / rate
         if np.issubdtype(samples.dtype, np.integer):

@@ -63,6 +63,7 @@ def test_all_that_has_come_since_is_one_piece_and_the_last_one_may_come_after_th
     pieces = iter(recording)
     assert len(next(pieces)) == 32_000
     recording.end()
+    recording.add(RATE, np.zeros((0, 2), dtype=np.int16))  # a piece may hold nothing
     recording.add(RATE, sound[32_000:])
     np.testing.assert_allclose(np.concatenate(list(pieces)), sound[32_000:], atol=1e-6)
 
