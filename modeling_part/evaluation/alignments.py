@@ -35,7 +35,7 @@ def align_clip(model, processor, row: Mapping) -> dict:
     waveform = load_clip(row, processor.sampling_rate)
     inputs = processor(waveform, task="asr", source_lang=row["source_lang"]).to(model.device, model.dtype)
     embeds = model.get_audio_features(inputs["input_features"], inputs.get("input_features_mask")).pooler_output
-    ids, _ = processor.text_tokens(text)
+    ids = processor.text_ids(text)
     with model.loaded_alignment_head() as (head, embeddings):
         log_probs, path = align_tokens(head, embeds, ids, embeddings)
     return {
