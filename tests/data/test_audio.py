@@ -672,9 +672,9 @@ def test_media_are_as_long_as_their_sound(silence, format, pictures):
 
 def test_a_piece_of_mp3_in_a_wav_file_is_that_piece_of_the_whole():
     pytest.importorskip("av")
-    rng = np.random.default_rng(0)
-    clip = media((voice(8.0) * rng.uniform(0.5, 1, 8 * RATE)).astype("float32"), "wav", "libmp3lame")
-    for start in (1.0, 4.31, 7.0):
+    noise = 0.3 * np.random.default_rng(0).standard_normal(4 * RATE)  # frames of which take bits from others
+    clip = media(noise.astype("float32"), "wav", "libmp3lame")
+    for start in (1.0, 2.0, 2.5):
         piece = load_audio(clip, RATE, start, start + 0.5)
         whole = load_audio(clip)[round(start * RATE) : round((start + 0.5) * RATE)]
         np.testing.assert_allclose(piece, whole, atol=1e-4)
