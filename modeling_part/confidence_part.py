@@ -28,10 +28,14 @@ def text_log_probs(model, processor, inputs: Mapping, texts: Sequence[str]) -> l
         texts: B answers.
 
     Returns:
-        Per text the log-probabilities of its tokens (see `PARTProcessor.text_ids`) and of its end, `(tokens + 1,)`.
+        Per text the log-probabilities of its tokens (see `PARTProcessor.text_ids`) and of its end, `(tokens + 1,)`; NaN of what is past
+        the positions that the language model has learned.
     """
     device, width = model.device, inputs["input_ids"].shape[1]
     answers = [[*processor.text_ids(text), processor.tokenizer.eos_token_id] for text in texts]
+    sizes = [len(answer) for answer in answers]
+    if (limit := model.model.position_limit) is not None:  # as long an answer has no place for its end
+        answers = [answer[: max(1, limit - width)] for answer in answers]
     longest = max(map(len, answers))
     ids = torch.full((len(texts), width + longest), processor.tokenizer.pad_token_id, device=device)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -51,7 +55,8 @@ def text_log_probs(model, processor, inputs: Mapping, texts: Sequence[str]) -> l
         use_cache=False,
         **others,
     )
-    return np.split(-output.token_losses.cpu().numpy(), np.cumsum([len(answer) for answer in answers])[:-1])
+    found = np.split(-output.token_losses.cpu().numpy(), np.cumsum([len(answer) for answer in answers])[:-1])
+    return [np.pad(one, (0, size - len(one)), constant_values=np.nan) for one, size in zip(found, sizes, strict=True)]
 
 
 def answer_confidence(

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from .alignment_part import heard_text
@@ -48,7 +49,7 @@ def language_log_probs(
     audio = PARTAudioOutput(pooler_output=audio_embeds.repeat(len(rows), 1))
     prompts |= {"mm_encoder_outputs": {"audio": audio}}
     log_probs = text_log_probs(model, processor, prompts, [text] * len(rows))
-    return {code: float(one.sum()) for code, one in zip(languages, log_probs, strict=True)}
+    return {code: float(np.nansum(one)) for code, one in zip(languages, log_probs, strict=True)}
 
 
 def spoken_language(of_windows: Sequence[Mapping[str, float]]) -> dict:

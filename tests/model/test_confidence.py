@@ -117,3 +117,22 @@ def test_translations_and_models_without_a_head_have_the_language_model_s(pipe, 
     model, processor = tiny_training.tiny_model()
     bare = PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=8, device="cpu")
     assert bare(clips[0], return_confidence=True)["confidence"]["ctc"] is None
+
+
+def test_an_answer_up_to_the_last_learned_position_has_its_confidence(pipe, clips, monkeypatch):
+    limit = pipe.processor(clips[0])["input_ids"].shape[1] + 4
+    expected = pipe(clips[0], return_confidence=True, max_new_tokens=4, generate_kwargs={"eos_token_id": None})
+    monkeypatch.setattr(pipe.model.model, "position_limit", limit)
+    monkeypatch.setattr(
+        pipe.processor, "text_tokens", lambda text: ([50, 60, 70, 80], [(0, 1), (1, 2), (2, 3), (3, 4)])
+    )
+    monkeypatch.setattr(pipe.processor, "batch_decode", lambda *_, **__: ["abcd"])
+    given = pipe(clips[0], return_confidence=True, generate_kwargs={"eos_token_id": None, "max_new_tokens": 9})
+    assert given["cut_off"] == expected["cut_off"] and 0 < given["confidence"]["language_model"] < 1
+    shorter = pipe.model.model.position_limit - 1
+    monkeypatch.setattr(pipe.model.model, "position_limit", shorter)
+    assert pipe(clips[0], return_confidence=True, generate_kwargs={"max_new_tokens": 9})["confidence"] == {
+        "language_model": None,
+        "ctc": given["confidence"]["ctc"],
+        "product": given["confidence"]["ctc"],
+    }
