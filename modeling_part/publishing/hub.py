@@ -38,7 +38,7 @@ from ..recipes.files import CheckpointError, to_json
 from ..recipes.stage_record import read_stage_json
 from .cards import stage_tag
 from .contents import is_published, prepare
-from .privacy import without_secrets
+from .privacy import own_token, without_secrets
 from .remote_code import code_files
 
 
@@ -133,6 +133,7 @@ def open_hub(repo_id: str, token: str | None = None) -> HfApi:
 
     Raises:
         PublishingError: `repo_id` is no name of a repository, or `token` cannot be one.
+        CheckpointError: there is no `token`, and the user's own cannot be read.
     """
     token = _checked_token(token)
     _check_repo_id(repo_id)
@@ -313,6 +314,7 @@ def _check_repo_id(repo_id: str) -> None:
 def _checked_token(token: str | None) -> str | None:
     """A token without spaces or line breaks around it; what cannot be one is refused, and never printed."""
     if token is None:
+        own_token()  # which says what it cannot read
         return None
     if not isinstance(token, str):
         raise PublishingError(f"The token is a {type(token).__name__}, but must be text such as hf_***.")

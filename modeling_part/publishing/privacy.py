@@ -7,12 +7,13 @@ guesses by entropy and by words such as "password" are left out: they would take
 
 import functools
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 
 from ..recipes.files import CheckpointError
 
@@ -76,6 +77,8 @@ SECRETS = {
     "a password in an address": re.compile(r"\w+://[^\s/:@]+:[^\s/@]+@"),
 }
 
+SHORTEST_TOKEN = 8  # HF_TOKEN=1 or =token, set for a mirror that asks for none, is no secret
+
 # Plugins of detect-secrets that guess: by entropy, by words, and addresses of the Internet.
 GUESSES = {"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector", "KeywordDetector"}
 
@@ -95,7 +98,7 @@ def without_local_paths(value: T, folder: Path) -> T:
     if WHOLE_PATH.fullmatch(value):
         return _last_part(value)
     for root in _local_roots(folder):
-        value = re.sub(re.escape(root) + r"(?=[/\\]|\b)[/\\]?", "", value)
+        value = re.sub(rf"{root}[/\\]?", "", value)
     for pattern in (FILE_ADDRESS, REMOTE_PATH):
         value = pattern.sub(lambda found: _last_part(found[0]), value)
     value = PATH_WITHIN.sub(lambda found: _last_part(found[1]) if _is_local(found[1]) else found[0], value)
@@ -109,7 +112,7 @@ def check_nothing_private(name: str, text: str, folder: Path) -> None:
         CheckpointError: names file and finding, never the secret.
     """
     found = secrets_in(text)
-    found += [f"the local path {root}" for root in _local_roots(folder) if re.search(re.escape(root) + r"\b", text)]
+    found += [f"the local path {path[0]}" for root in _local_roots(folder) if (path := re.search(root, text))]
     found += [f"the local path {path}" for path in PATH_WITHIN.findall(text) if _is_local(path)][:3]
     # In JSON and in templates a backslash of a path is written twice, and one alone begins "\n".
     slash = r"(?:\\\\|/)" if name.endswith((".json", ".jinja")) else r"[\\/]"
@@ -149,12 +152,23 @@ def check_vocabulary(name: str, content: bytes, folder: Path) -> None:
 def secrets_in(text: str) -> list[str]:
     """What kinds of secrets a text holds, such as "a GitHub token"; the user's own token of the Hub among them."""
     found = [what for what, pattern in SECRETS.items() if pattern.search(text)]
-    token = get_token()
-    if token and token in text:
+    token = own_token() or ""
+    if len(token) >= SHORTEST_TOKEN and token in text:
         found.append("your Hugging Face token")
     if found:
         return found
     return [f"a secret ({one.secret_type})" for one in _detectors() if any(one.analyze_string(text))]
+
+
+def own_token() -> str | None:
+    """The user's token of the Hub, from HF_TOKEN or where `hf auth login` keeps it; None where there is none."""
+    try:
+        return get_token()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"The token of the Hub in {constants.HF_TOKEN_PATH} cannot be read ({error}). Run `hf auth login` again, or set "
+            "HF_TOKEN."
+        ) from None
 
 
 def without_secrets(text: str, token: str | None = None) -> str:
@@ -184,6 +198,16 @@ def _last_part(path: str) -> str:
 
 
 def _local_roots(folder: Path) -> list[str]:
-    """Folders of this machine that no published text may name, the longest first; never one as short as `/`."""
-    roots = {Path.home(), Path.cwd(), folder.resolve(), folder.resolve().parent, Path(tempfile.gettempdir())}
-    return sorted({str(root) for root in roots if len(root.parts) > 1}, key=len, reverse=True)
+    """Patterns of folders of this machine that no published text may name, the longest first; never one as short as `/`."""
+    roots = {
+        Path(os.path.expanduser("~")),
+        Path.cwd(),
+        folder.resolve(),
+        folder.resolve().parent,
+        Path(tempfile.gettempdir()),
+    }
+    longest_first = sorted((root for root in roots if len(root.parts) > 1), key=lambda root: -len(str(root)))
+    # After a word a short one is not that folder: `/whisper` within "openai/whisper-base".
+    return [
+        ("" if len(root.parts) > 2 else r"(?<![\w.-])") + re.escape(str(root)) + r"(?!\w)" for root in longest_first
+    ]

@@ -508,6 +508,22 @@ def test_what_is_no_path_stays(text):
     assert without_local_paths(text, Path("x")) == text
 
 
+@pytest.mark.parametrize("name", ["whisper", "Qwen2"])
+def test_a_working_folder_named_like_a_model_takes_nothing_from_its_name(monkeypatch, name):
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/", name))
+    for text in ("openai/whisper-base", "Qwen/Qwen2.5-1.5B"):
+        assert without_local_paths(text, Path("x")) == text
+        check_nothing_private("README.md", text, Path("x"))
+    assert without_local_paths(f"trained by /{name}/run.sh", Path("x")) == "trained by run.sh"
+    with pytest.raises(CheckpointError, match=f"holds the local path /{name},"):
+        check_nothing_private("README.md", f"data in /{name}/clips", Path("x"))
+
+
+def test_a_word_in_place_of_a_token_is_no_secret(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "1")
+    check_nothing_private("config.json", '{"adapter_conv_stride": 1}', Path("x"))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Against a Hub
 # ----------------------------------------------------------------------------------------------------------------------
@@ -758,6 +774,18 @@ def test_an_odd_token_of_the_environment_is_one_error_and_not_printed(hub, check
         publish(checkpoint, REPO)
     assert "aaaa" not in str(refusal.value) and "é" not in str(refusal.value)
     assert "Check the network" not in str(refusal.value) and hub.repositories == {}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeh\0f\0_\0", None])
+def test_a_file_of_the_token_that_cannot_be_read_is_named(hub, checkpoint, monkeypatch, tmp_path, content):
+    path = tmp_path / "token"
+    path.mkdir() if content is None else path.write_bytes(content)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(path))
+    for call in (publish, preview):
+        with pytest.raises(CheckpointError, match=rf"{path} cannot be read .*Run `hf auth login` again"):
+            call(checkpoint, REPO)
+    assert hub.received == 0
 
 
 def test_white_space_around_a_token_is_nothing(hub, checkpoint):
