@@ -140,7 +140,7 @@ class AudioGenerationMixin(GenerationMixin):
             and settings.watermarking_config is None  # SynthID's counts steps
             and not stops
             and not wants_states
-            and not self.model.language_model._is_stateful
+            and not self._is_stateful
         )
 
     def _get_candidate_generator(

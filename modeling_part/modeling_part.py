@@ -280,6 +280,7 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
         self.lm_head = causal_lm.get_output_embeddings()
         self.alignment_head = None if config.alignment_scale is None else PARTAlignmentHead(config)
         self._tied_weights_keys = tied_weights_keys(causal_lm)
+        self._is_stateful = causal_lm._is_stateful  # `generate` takes nothing back of its cache then
         # transformers finds the loss by class name, and ours is not in its table.
         self.loss_type = "ForCausalLM"
         self.post_init()  # takes over what the part ignores

@@ -33,6 +33,15 @@ class PARTPreTrainedModel(PreTrainedModel):
     strict_loading: ClassVar[bool] = True
     keys_of_heads: ClassVar[tuple[str, ...]] = ()  # tensors of a whole checkpoint that a class has no use for
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: all is initialised by `transformers.initialization`, which leaves alone what was loaded.
+
+        In other custom code transformers does not ask modules without weights of their own to initialise anything, and the
+        buffers that Falcon-H1's model gives to its layers, which no checkpoint holds, would be what the memory held.
+        """
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PARTOutputNorm):

@@ -28,6 +28,7 @@ from named_models import (
 from tiny_training import wav_bytes
 from transformers import pipeline
 
+from modeling_part import PARTForSpeechSeq2Seq
 from modeling_part.layout_part import batch_layout
 from modeling_part.publishing.remote_code import add_remote_code
 
@@ -76,6 +77,11 @@ def test_a_language_model_from_sound_to_text(kind, tmp_path):
     assert isinstance(pipe(wav_bytes(SOUND))["text"], str)
     inputs = processor([wav_bytes(SOUND), wav_bytes(SOUND[:12_000])], text=["one two", "one"])
     loss = model(**inputs).loss
+    loaded = PARTForSpeechSeq2Seq.from_pretrained(folder)
+    for (name, buffer), (_, other) in zip(model.named_buffers(), loaded.named_buffers(), strict=True):
+        assert torch.equal(other, buffer), name  # also those that no checkpoint holds
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     layout = batch_layout(inputs, processor.audio_token_id)  # as in training: the mask of some is made from it
     torch.testing.assert_close(model(**inputs, layout=layout).loss, loss, rtol=1e-6, atol=1e-6)
     loss.backward()

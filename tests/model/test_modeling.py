@@ -28,6 +28,7 @@ from architectures import (
     tokens_of,
     training_batch,
 )
+from named_models import text_config
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, FalconH1Config, GenerationConfig
@@ -385,6 +386,15 @@ class TestGeneration:
         assert generated(model, alone, prompt_lookup_num_tokens=2) == expected
         for seed in (0, 1):  # an assistant that always agrees, and one that hardly does
             assert generated(model, alone, assistant_model=build(text=text, seed=seed)) == expected
+
+    def test_speculation_is_refused_where_the_language_model_takes_nothing_back(self, monkeypatch):
+        """As by the language model itself: tokens that were proposed and refused stay in its state."""
+        monkeypatch.setitem(TEXT_CONFIGS, "falcon_h1", lambda: text_config("falcon_h1"))
+        model = build(text="falcon_h1")
+        alone = row_of(inputs_of(model, "whisper", random_clips("whisper", LENGTHS)), 0)
+        for given in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": build()}):
+            with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+                generated(model, alone, **given)
 
     def test_going_on_from_a_cache(self, model, inputs):
         alone = row_of(inputs, 0)
