@@ -10,7 +10,7 @@ from ..data.batches import Batches
 from ..prompts_part import TEXT_TASKS
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.stages import Stage
-from ..recipes.trainer_settings import REFUSED
+from ..recipes.trainer_settings import REFUSED, REFUSED_VALUES
 
 
 # Arguments of `Trainer`.
@@ -18,6 +18,9 @@ WITHOUT_EFFECT = {
     "compute_metrics": "the dev answers are scored by `generation_monitor` (`predict_with_generate` of a recipe)",
     "preprocess_logits_for_metrics": "no logits are kept; leave it out",
     "compute_loss_func": "the loss is the model's own, weighted by the stage's `losses`",
+    "train_dataset": "rows are those of `batches`; plan batches of yours",
+    "eval_dataset": "dev rows are those of `batches`; plan batches with yours",
+    "data_collator": "the collator is that of `batches`",
     "optimizer_cls_and_kwargs": "learning rates are per part; set `optim` and `optim_args`, or give `optimizers`",
 }
 # Fields of `TrainingArguments`, with the value that changes nothing.
@@ -51,6 +54,9 @@ def refuse_wrong_settings(args: PARTTrainingArguments, stage: Stage, options: Ma
     for name, harmless in NOT_FOLLOWED.items():
         if (value := getattr(args, name)) != harmless:
             raise ValueError(f"`{name}` is {value!r}, which is not supported: {REFUSED[name]}.")
+    for start, instead in REFUSED_VALUES["optim"].items():
+        if args.optim.value.startswith(start):
+            raise ValueError(f"`optim` is {args.optim.value!r}, which is not supported: {instead}.")
     if args.push_to_hub:
         raise ValueError(f"`push_to_hub` is not followed while a stage trains. {PUBLISH_INSTEAD}")
     if args.n_gpu > 1:

@@ -578,6 +578,8 @@ def test_out_of_memory_elsewhere_names_the_phase_and_the_way_out(shared, tmp_pat
         ({"average_tokens_across_devices": False}, "weighs tokens by rank"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}, "load_best_model"),
+        ({"optim": "schedule_free_adamw"}, "weights while it trains are not those to evaluate and save"),
+        ({"optim": "galore_adamw"}, "past the task gate"),
         ({"auto_find_batch_size": True}, "filled up to `max_audio_seconds`"),
         ({"per_device_train_batch_size": 2}, "filled up to `max_audio_seconds`"),
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` is"),
