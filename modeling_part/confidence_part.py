@@ -28,8 +28,8 @@ def text_log_probs(model, processor, inputs: Mapping, texts: Sequence[str]) -> l
         texts: B answers.
 
     Returns:
-        Per text the log-probabilities of its tokens (see `PARTProcessor.text_ids`) and of its end, `(tokens + 1,)`; NaN of what is past
-        the positions that the language model has learned.
+        Per text the log-probabilities of its tokens (see `PARTProcessor.text_ids`) and of its end, `(tokens + 1,)`; NaN of
+        what is past the positions that the language model has learned.
     """
     device, width = model.device, inputs["input_ids"].shape[1]
     answers = [[*processor.text_ids(text), processor.tokenizer.eos_token_id] for text in texts]

@@ -115,6 +115,17 @@ def read_log_history(folder: Path) -> list[dict]:
     return history
 
 
+def training_seconds(history: Sequence[Mapping]) -> float | None:
+    """How long a stage has trained, by the lines of its log; None where none says it.
+
+    `train_runtime` is of the last start alone, with its evaluations; each line's `seconds` are of its steps.
+    """
+    of_steps, of_starts = (
+        [entry[name] for entry in history if is_number(entry.get(name))] for name in ("seconds", "train_runtime")
+    )
+    return max(sum(of_steps), sum(of_starts)) if of_steps or of_starts else None
+
+
 def choose_examples(predictions: Sequence[Mapping]) -> list[dict]:
     """A few pairs, each of another group, that differ in task and languages; the same ones for every stage of a run.
 
@@ -207,7 +218,6 @@ def read_stage(folder: Path) -> dict:
     predictions = folder / PREDICTIONS_FILE
     rows = _read_predictions(predictions) if predictions.exists() else []
     lines = [entry for entry in history if is_number(entry.get("step"))]
-    seconds = [entry["train_runtime"] for entry in history if is_number(entry.get("train_runtime"))]
     return {
         "name": folder.resolve().name,
         "record": record,
@@ -219,6 +229,6 @@ def read_stage(folder: Path) -> dict:
         "examples": choose_examples(rows),
         "alignments": _read_alignments(folder / ALIGNMENTS_FILE),
         "log_history": lines,
-        "seconds": sum(seconds) if seconds else None,
+        "seconds": training_seconds(history),
         "steps": max((entry["step"] for entry in lines), default=0),
     }

@@ -11,7 +11,7 @@ from ..data.checking import size_parts
 from ..data.downloads import as_lines, planned_downloads
 from ..data.expansion import corpus_specs
 from ..data.loading import check_corpora
-from ..evaluation.run_files import is_number, read_log_history
+from ..evaluation.run_files import is_number, read_log_history, training_seconds
 from ..evaluation.tables import duration
 from ..recipes.arguments import Recipe
 from .console import fold, memory_line, terminal_width
@@ -81,11 +81,12 @@ def needs_download(recipe: Recipe) -> bool:
 
 def _time_of_stage(steps: int, run: StageRun) -> str:
     """How long the stage would take at the pace of the one before it, where that is known."""
-    for entry in [] if run.parent is None else reversed(read_log_history(run.parent)):
-        pace = entry.get("train_steps_per_second")
-        if is_number(pace) and pace > 0:
-            return f"; about {duration(steps / pace)} at the pace of {run.parent.name}"
-    return ""
+    history = [] if run.parent is None else read_log_history(run.parent)
+    seconds = training_seconds(history)
+    done = max((entry["step"] for entry in history if is_number(entry.get("step"))), default=0)
+    if not seconds or not done:
+        return ""
+    return f"; about {duration(steps * seconds / done)} at the pace of {run.parent.name}"
 
 
 def _report_too_long(counts: dict[str, tuple[int, int]], trainer: PARTTrainer) -> None:

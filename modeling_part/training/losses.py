@@ -152,6 +152,7 @@ class StepStatistics:
         figures |= mean_losses(losses_over_ranks(self.divergences.sums()), "", "kl")
         figures |= {f"grad_norm/{part}": norm for part, norm in self._mean_norms().items()}
         return figures | {
+            "seconds": seconds,
             "tokens_per_second": valid / seconds,
             "audio_hours_per_second": audio / 3600 / seconds,
             "position_padding_share": 1.0 - valid / max(positions, 1),

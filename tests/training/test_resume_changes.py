@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import TrainerControl
 
 import train_part
+from modeling_part.evaluation.run_files import read_stage
+from modeling_part.evaluation.tables import duration
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_files import NotFiniteError
 from modeling_part.recipes.stage_record import read_stage_json
@@ -282,6 +284,15 @@ class TestDamage:
                 time_of_stage(9, run)
         else:
             assert time_of_stage(9, run) == ""
+
+    def test_the_time_of_a_stage_that_was_resumed_is_that_of_all_its_starts(self, tmp_path):
+        lines = [{"step": step, "loss": 1.0, "seconds": 60.0} for step in (10, 20, 30)]
+        lines.append({"step": 30, "train_runtime": 20.0, "train_steps_per_second": 1.5})
+        stage = tmp_path / "encoder"
+        stage.mkdir()
+        (stage / "log_history.json").write_text(json.dumps(lines))
+        assert read_stage(stage)["seconds"] == 180
+        assert time_of_stage(60, SimpleNamespace(parent=stage)) == f"; about {duration(360)} at the pace of encoder"
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", "3", "[[1]]", '[["a", "b"]]', "nonsense"])
     def test_a_broken_history_is_named(self, tmp_path, text):
