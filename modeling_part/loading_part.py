@@ -114,11 +114,37 @@ def greedy_generation_config(causal_lm: PreTrainedModel, tokenizer, config: PART
 def tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
     """The causal LM's tied weights under the names that they have in [`PARTForSpeechSeq2Seq`]."""
     prefix = f"{causal_lm.base_model_prefix}."
+    of_head = causal_lm.get_output_embeddings()  # BioGPT's is its `output_projection`
+    head = next((f"{path}." for path, module in causal_lm.named_modules() if module is of_head), "lm_head.")
 
     def rename(name: str) -> str:
+        if name.startswith(head):
+            return f"lm_head.{name.removeprefix(head)}"
         return f"model.language_model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
 
     return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
+
+
+@torch.no_grad()
+def check_layers(causal_lm: PreTrainedModel, name: str) -> None:
+    """Refuse a language model whose layers give no hidden states or cache of embeddings that are no token's (audio)."""
+    problem = None
+    if getattr(causal_lm.config, "text_config", None) is not None:
+        problem = "it is more than a language model (it sees images, or hears)"
+    else:
+        try:
+            embeds = causal_lm.get_input_embeddings()(torch.arange(1, 5, device=causal_lm.device)[None]) + 1
+            outputs = causal_lm.base_model(inputs_embeds=embeds)
+        except (RuntimeError, TypeError, ValueError) as error:
+            problem = f"its layers do not take embeddings that are no token's ({error})"
+        else:
+            lost = [one for one in ("last_hidden_state", "past_key_values") if not hasattr(outputs, one)]
+            problem = f"its layers give no {' and no '.join(lost)}" if lost else None
+    if problem:
+        raise ValueError(
+            f"{name!r} ({type(causal_lm).__name__}) cannot be PART's language model: {problem}. Use one of text alone, "
+            "such as Qwen2.5, Qwen3, Llama or Gemma 3 1B."
+        )
 
 
 @torch.no_grad()
@@ -154,6 +180,9 @@ def load_parts(
     tokenizer.chat_template = without_thinking(tokenizer.chat_template)
     attention = {"attn_implementation": attn_implementation}
     causal_lm = load_part(AutoModelForCausalLM, language_model, revision=revision_language, dtype=dtype, **attention)
+    runs_here = "flash" not in (attn_implementation or "")  # whose kernels need a GPU; the parts are on the CPU
+    if runs_here:
+        check_layers(causal_lm, language_model)
     encoder = load_part(
         AutoModel, audio_model, find=find_encoder, revision=revision_audio, dtype=causal_lm.dtype, **attention
     )
@@ -178,7 +207,7 @@ def load_parts(
     copy_weights(causal_lm.base_model, model.model.language_model, language_model)
     model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
     model.tie_weights()
-    if "flash" not in (attn_implementation or ""):  # whose kernels need a GPU; the parts are on the CPU here
+    if runs_here:
         check_same_logits(causal_lm, model, language_model)
     model.generation_config = greedy_generation_config(causal_lm, tokenizer, config)
     processor = PARTProcessor(

@@ -11,6 +11,7 @@ from architectures import (
     AUDIO_TOKEN,
     ENCODERS,
     LENGTHS,
+    SHAPE,
     TEXT_CONFIGS,
     assert_same_weights,
     build,
@@ -25,6 +26,9 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    BioGptConfig,
+    Gemma4TextConfig,
+    MambaConfig,
 )
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq, PARTModel, PARTProcessor
@@ -287,6 +291,44 @@ class TestFromPretrainedParts:
         )
         with pytest.raises(ValueError, match="gives other logits inside PART"):
             PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, **SETTINGS)
+
+    @pytest.mark.parametrize(
+        ("config", "told"),
+        [
+            (MambaConfig(vocab_size=264, hidden_size=32, num_hidden_layers=1, state_size=8), "no past_key_values"),
+            # A second embedding of each token goes into each layer, and audio has none.
+            (
+                Gemma4TextConfig(
+                    vocab_size=264,
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    vocab_size_per_layer_input=264,
+                    hidden_size_per_layer_input=8,
+                ),
+                "do not take embeddings that are no token's",
+            ),
+        ],
+    )
+    def test_a_language_model_that_cannot_hear_is_refused(self, config, told, tiny_parts, tmp_path):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        tiny.tiny_tokenizer().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"cannot be PART's language model: .*{told}"):
+            PARTForSpeechSeq2Seq.from_pretrained_parts(str(tiny_parts.audio_model), str(tmp_path), **SETTINGS)
+
+    def test_a_head_of_another_name(self, tiny_parts, tmp_path):
+        """BioGPT's, tied to its embeddings, is called `output_projection`."""
+        config = BioGptConfig(**SHAPE, max_position_embeddings=256)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "text")
+        tiny.tiny_tokenizer().save_pretrained(tmp_path / "text")
+        parts = (str(tiny_parts.audio_model), str(tmp_path / "text"))
+        model, _ = PARTForSpeechSeq2Seq.from_pretrained_parts(*parts, **SETTINGS)
+        model.save_pretrained(tmp_path / "part")
+        loaded = PARTForSpeechSeq2Seq.from_pretrained(tmp_path / "part")
+        assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+        assert_same_weights(loaded, model)
 
 
 DAMAGE = {
