@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,21 @@ def test_a_batch_that_does_not_fit(tmp_path):
     assert {row["memory"] for row in rows} == {None}
     assert "no, not into" in printed
     assert all(one["measured"] is None and one["met"] is None for one in figures["targets"])
+
+
+def test_a_batch_that_does_not_fit_a_gpu_names_the_memory_of_the_gpu(load, monkeypatch):
+    training, sent = load("training"), []
+
+    def too_large(case):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(training, "make_step", too_large)
+    monkeypatch.setattr(training, "peak_gib", lambda device: 23.0)
+    card = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    case = training.Case("PART", "part_sanm", 512, ((1.0,),), device="cuda")
+    training.run_alone(SimpleNamespace(send=sent.append), case, torch.get_num_threads(), 900.0)
+    assert sent == [{"loss": None, "fits": False, "peak_gib": 23.0, "limit_gib": 24.0}]
 
 
 def test_flops_tell_what_a_step_saves(run):

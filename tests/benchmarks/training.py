@@ -239,7 +239,9 @@ def run_alone(connection, case: Case, threads: int, limit_gib: float):
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in OUT_OF_MEMORY):
             raise
         fits = False
-    connection.send({"loss": loss, "fits": fits, "peak_gib": peak_gib(case.device)})
+    if case.device == "cuda":  # what did not suffice is the card's memory
+        limit_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    connection.send({"loss": loss, "fits": fits, "peak_gib": peak_gib(case.device), "limit_gib": limit_gib})
 
 
 def matmul_peak(connection, dtype: str, size: int, threads: int, device: str):
@@ -286,7 +288,7 @@ def one_after_another(cases: list[Case], args, peaks: dict[str, float]) -> list[
     for case in cases:
         limit = args.memory_gib or psutil.virtual_memory().available / 2**30 - SPARE_GIB
         worker = Worker(run_alone, case, args.threads, limit)
-        results.append(asdict(case) | worker.receive() | {"limit_gib": limit})
+        results.append(asdict(case) | worker.receive())
         worker.process.join()
     for result in results:
         known = result["fits"] and results[0]["fits"]

@@ -68,6 +68,7 @@ def waits_of_training(shared, folder, stage, **options) -> Waits:
         (tiny_training.joint_stage(tuning="full"), {}),
         (tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5}), {}),
         (tiny_training.joint_stage(losses={"nll": 1.0, "ctc": 0.5}), {"padding_free": True}),
+        (tiny_training.joint_stage(losses={"nll": 1.0, "kl": 0.5}), {}),
         (tiny_training.joint_stage(), {"padding_free": True, "gradient_checkpointing": True}),
         (Stage("adapter", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3}, losses={"ctc": 1.0}), {}),
     ],
