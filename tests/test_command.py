@@ -334,6 +334,14 @@ class TestTrain:
         main(["train", "part"])
         assert [call.config_file for call in launched] == ["my.yaml", None]
 
+    @pytest.mark.parametrize("option", ["--gradient_accumulation_steps", "--gradient-clipping"])
+    def test_an_option_of_deepspeed_is_not_taken_for_the_recipes(self, option, launched, capsys):
+        with pytest.raises(SystemExit):
+            main(["train", option, "4", "part"])
+        assert "behind the recipe" in capsys.readouterr().err and not launched
+        main(["train", "part", "--gradient_accumulation_steps", "4"])
+        assert launched[0].training_script_args == ["part", "--gradient_accumulation_steps", "4"]
+
     @pytest.mark.parametrize("words", [[], ["--seed", "7"], ["--num_processes", "2"]], ids=" ".join)
     def test_without_a_recipe_our_usage_is_printed(self, words, launched, capsys):
         with pytest.raises(SystemExit) as stopped:

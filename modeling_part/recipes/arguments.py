@@ -246,6 +246,8 @@ class PARTTrainingArguments(TrainingArguments):
                     f"`{name}` is {getattr(self, name)!r}: checkpoints and logs are written to this machine's disks alone. Give a "
                     "folder here (or one that is mounted), and copy it afterwards."
                 )
+        if self.reuse_runs is not None:
+            self.reuse_runs = [os.path.expanduser(run) for run in self.reuse_runs]
         # What the launcher passes on (accelerate_configs/cpu.yaml); bf16 on a CPU is refused without it.
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         if self.precision == "auto":

@@ -55,6 +55,11 @@ def _read(words: Sequence[str], usage: str) -> argparse.Namespace:
     (script,) = (action for action in parser._actions if action.dest == "training_script")
     script.metavar = "RECIPE"
     launch = parser.parse_args(words)
+    if launch.gradient_accumulation_steps is not None or launch.gradient_clipping is not None:
+        parser.error(
+            "--gradient_accumulation_steps and --gradient_clipping before the recipe are the launcher's, of DeepSpeed alone: "
+            "write --gradient_accumulation_steps or --max_grad_norm behind the recipe"
+        )
     launch.module, launch.training_script_args = True, [launch.training_script, *launch.training_script_args]
     launch.training_script = "train_part"
     return launch

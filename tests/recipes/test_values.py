@@ -157,6 +157,7 @@ class TestTypesAndBounds:
         (tmp_path / "encoder").mkdir()
         model = parsed(audio_model="~/encoder", language_model="~/nowhere").model
         assert (model.audio_model, model.language_model) == (str(tmp_path / "encoder"), "~/nowhere")
+        assert parsed(reuse_runs=["~/runs/part", "b"]).training.reuse_runs == [str(tmp_path / "runs" / "part"), "b"]
 
     def test_defaults_are_valid(self):
         for name, one in FIELDS.items():
