@@ -18,6 +18,7 @@ THEIRS = (
     ("safetensors", "SafetensorError"),
     ("torch", "OutOfMemoryError"),  # what has no phase of its own, such as commands that do not train
     ("torch.distributed", "DistError"),
+    ("httpx2", "InvalidURL"),  # of a proxy or HF_ENDPOINT
 )
 
 

@@ -246,6 +246,11 @@ class TestMessages:
         error = torch.distributed.DistNetworkError("The server socket has failed to listen on port 29500: EADDRINUSE")
         assert self.say(error, capsys).startswith("part: The server socket has failed to listen on port 29500")
 
+    def test_the_address_of_a_proxy_that_is_none(self, capsys):
+        assert self.say(pytest.importorskip("httpx2").InvalidURL("Invalid port: 'xx'"), capsys).startswith(
+            "part: Invalid port: 'xx'"
+        )
+
     def test_a_device_with_too_little_memory(self, capsys):
         error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         assert self.say(error, capsys).startswith("part: CUDA out of memory. Tried to allocate 2.00 GiB")
