@@ -73,6 +73,15 @@ def read_stage_json(folder: str | Path) -> dict:
     return info
 
 
+def ancestry(folder: Path) -> dict[str, dict]:
+    """The records of a finished stage and of those that it was trained from, by the name of the folder, the latest first."""
+    found: dict[str, dict] = {}
+    while folder.name not in found and (folder / "stage.json").is_file():
+        found[folder.name] = record = read_stage_json(folder)
+        folder = folder.parent / Path(record["parent"] or folder.name).name
+    return found
+
+
 def find_alike(record: Mapping, run: Path, others: Iterable[str | Path]) -> Path | None:
     """The finished stage, among other runs, that was trained exactly as a stage is about to be.
 

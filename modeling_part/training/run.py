@@ -18,7 +18,7 @@ from ..processing_part import PARTProcessor
 from ..publishing.hub import open_hub
 from ..recipes.arguments import Recipe
 from ..recipes.stage_files import check_files
-from ..recipes.stage_record import read_stage_json
+from ..recipes.stage_record import ancestry, read_stage_json
 from ..recipes.stages import build_plan
 from .checks import check_languages_named, check_languages_of, check_optimizer, check_test_rows
 from .lock import only_run_in
@@ -148,6 +148,12 @@ class Run:
                         "first (leave `--stage` out)."
                     )
                 self._check_finished(stage.parent)
+                if stage.folder.name in {Path(one["parent"] or "").name for one in ancestry(stage.parent).values()}:
+                    raise ValueError(
+                        f"Stage {stage.plan.name!r} would start from {stage.parent.name!r}, which was itself trained from an "
+                        f"earlier {stage.plan.name!r}: train that one anew first (--stage {stage.parent.name} --force), or set "
+                        "another `output_dir`."
+                    )
             yield replace(stage, restarts=restarts)
 
     def publish(self, stage: StageRun, only_missing: bool = False) -> None:
@@ -225,10 +231,12 @@ def predict_checkpoint(recipe: Recipe) -> None:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint (no config.json); give `--checkpoint` or `--stage`.")
     target = folder if named else checkpoint
-    if named and (stages := sorted(path.parent.name for path in folder.glob("*/stage.json"))):
+    found = sorted(path.parent.name for path in folder.glob("*/stage.json")) if named else []
+    if found or (named and (folder / "stage.json").is_file() and folder.resolve() != checkpoint.resolve()):
+        fix = f"name one of its stages ({', '.join(found)}) with `--stage`, or give" if found else "give"
         raise ValueError(
-            f"{folder} is the folder of a run, whose report would be replaced by that of {checkpoint}: name one of its stages "
-            f"({', '.join(stages)}) with `--stage`, or give another `--output_dir`."
+            f"{folder} is the folder of a {'run' if found else 'stage'}, whose report would be replaced by that of {checkpoint}: "
+            f"{fix} another `--output_dir`."
         )
     with only_run_in(folder):
         check_weights(checkpoint, "Put the file back, or give another `--checkpoint` or `--stage`.")

@@ -24,12 +24,12 @@ from ..evaluation.prediction import count_unanswered, predict_and_report
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..publishing.cards import stage_tag, write_card
-from ..publishing.hub import PublishingError, publish, read_tags
+from ..publishing.hub import publish, read_tags
 from ..recipes.arguments import PARTTrainingArguments, Recipe
 from ..recipes.files import CheckpointError, read_json, write_json
 from ..recipes.program import part_command
 from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, weight_files
-from ..recipes.stage_record import find_alike, read_stage_json, write_stage_json
+from ..recipes.stage_record import ancestry, find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage
 from .checkpoints import checkpoint_step, last_checkpoint, read_history
 from .checks import check_publishable
@@ -214,12 +214,8 @@ class StageRun:
 
     def _steps_before(self) -> int:
         """Optimizer steps of the stages that this one follows."""
-        steps, folder = 0, self.parent
-        while folder is not None and (folder / "stage.json").is_file():
-            record = read_stage_json(folder)
-            steps += record["hyperparameters"].get("num_steps") or 0
-            folder = self.folder.parent / record["parent"] if record.get("parent") else None
-        return steps
+        records = {} if self.parent is None else ancestry(self.parent)
+        return sum(record["hyperparameters"].get("num_steps") or 0 for record in records.values())
 
     def find_copy(self, record: Mapping, rows: Rows, args: PARTTrainingArguments) -> Path | None:
         """`--reuse_runs`: the folder of a stage of another run that was trained exactly alike; streams never are."""
@@ -338,7 +334,7 @@ class StageRun:
                 logger.warning(message, self.plan.name, args.hub_model_id, newer[0])
                 return True
             publish(self.folder, args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token)
-        except (PublishingError, CheckpointError) as error:
+        except (OSError, CheckpointError) as error:  # what publishing does not explain too, such as a full disk
             private = ["--private"] if args.hub_private_repo else []
             line = part_command("publish", str(self.folder), "--repo_id", args.hub_model_id, *private)
             logger.error("%s is trained but not published: %s Publish it later with: %s", self.folder, error, line)

@@ -27,7 +27,7 @@ import train_part
 from modeling_part.publishing.hub import PublishingError
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_files import NotFiniteError, check_files, check_finite, checksums, weight_files
-from modeling_part.recipes.stage_record import read_stage_json
+from modeling_part.recipes.stage_record import ancestry, read_stage_json
 from modeling_part.training.checkpoints import last_checkpoint
 from modeling_part.training.checks import check_test_rows
 from modeling_part.training.lock import LOCK_FILE, FolderInUseError, only_run_in
@@ -230,6 +230,23 @@ class TestFinished:
                 run(*options)
             assert str(path.parent) in str(caught.value)
 
+    def test_damaged_weights_are_not_scored(self, run, monkeypatch):
+        path = run.folder / "encoder" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+        monkeypatch.setattr("modeling_part.training.run.load_test_rows", lambda recipe: pytest.fail("it reads"))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            run("--do_predict", "true", "--stage", "encoder")
+
+    def test_the_report_of_another_stage_is_not_replaced(self, run):
+        before = content(run.folder)
+        parts = {"audio_model": None, "language_model": None, "adapter": None}
+        options = ("--do_predict", "true", "--output_dir", str(run.folder / "adapter"))
+        with pytest.raises(
+            ValueError, match=r"adapter is the folder of a stage, whose report would be replaced by that of"
+        ):
+            run(*options, checkpoint=str(run.folder / "encoder"), **parts)
+        assert content(run.folder).items() >= before.items()
+
     def test_a_record_without_checksums_is_taken_with_a_warning(self, run, caplog):
         for name in ("adapter", "encoder"):
             record = read_stage_json(run.folder / name)
@@ -267,6 +284,21 @@ class TestFinished:
             run(stages=[{"name": "encoder", "max_steps": 2}])
         assert "Stage encoder was trained with other data or settings" in caplog.text
         assert "parent was 'adapter', now None" in caplog.text
+
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_no_stage_is_trained_from_one_that_was_trained_from_it(self, run, is_there):
+        if not is_there:
+            shutil.rmtree(run.folder / "adapter")
+        turned = [{"name": name, "max_steps": 2} for name in ("encoder", "adapter")]
+        before = content(run.folder)
+        with pytest.raises(ValueError, match="'adapter' would start from 'encoder', which was itself trained from"):
+            run("--stage", "adapter", "--force", stages=turned)
+        assert content(run.folder) == before
+
+    def test_stages_that_are_each_others_parents_have_an_end(self, run):
+        record = read_stage_json(run.folder / "adapter")
+        (run.folder / "adapter" / "stage.json").write_text(json.dumps({**record, "parent": "encoder"}))
+        assert list(ancestry(run.folder / "encoder")) == ["encoder", "adapter"]
 
     def test_other_rows_or_parts_than_a_finished_stages_are_told(self, made, run, tmp_path, caplog):
         lines = made.corpus["train"].read_text(encoding="utf-8").splitlines()
@@ -561,13 +593,6 @@ class TestLock:
             train_part.main([str(made.recipe), "--output_dir", str(tmp_path / "run")])
         assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
-    def test_damaged_weights_are_not_scored(self, run, monkeypatch):
-        path = run.folder / "encoder" / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
-        monkeypatch.setattr("modeling_part.training.run.load_test_rows", lambda recipe: pytest.fail("it reads"))
-        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
-            run("--do_predict", "true", "--stage", "encoder")
-
     def test_so_does_predicting_before_it_reads_anything(self, run, monkeypatch):
         monkeypatch.setattr("modeling_part.training.run.load_test_rows", lambda recipe: pytest.fail("it reads"))
 
@@ -581,10 +606,15 @@ class TestLock:
         with pytest.raises(FolderInUseError):
             run("--do_predict", "true", "--stage", "adapter")
 
+    @pytest.mark.parametrize(
+        "error", [CheckpointError("no network."), PermissionError("Authentication error: expired")]
+    )
     @pytest.mark.parametrize("private", [True, False])
-    def test_what_could_not_be_published_is_published_later_as_it_would_have_been(self, monkeypatch, caplog, private):
+    def test_what_could_not_be_published_is_published_later_as_it_would_have_been(
+        self, monkeypatch, caplog, private, error
+    ):
         def fail(*arguments, **options):
-            raise CheckpointError("no network.")
+            raise error
 
         monkeypatch.setattr("modeling_part.training.stage_run.publish", fail)
         name = "modeling_part.training.stage_run.part_command"
