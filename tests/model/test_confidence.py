@@ -124,7 +124,8 @@ def test_an_answer_up_to_the_last_learned_position_has_its_confidence(pipe, clip
     expected = pipe(clips[0], return_confidence=True, max_new_tokens=4, generate_kwargs={"eos_token_id": None})
     monkeypatch.setattr(pipe.model.model, "position_limit", limit)
     ids, offsets = [50, 60, 70, 80], [(0, 1), (1, 2), (2, 3), (3, 4)]
-    monkeypatch.setattr(pipe.processor, "text_ids", lambda text: ids)
+    text_ids = pipe.processor.text_ids
+    monkeypatch.setattr(pipe.processor, "text_ids", lambda text: ids if text == "abcd" else text_ids(text))
     monkeypatch.setattr(pipe.processor, "text_ids_and_offsets", lambda text: (ids, offsets))
     monkeypatch.setattr(pipe.processor, "batch_decode", lambda *_, **__: ["abcd"])
     given = pipe(clips[0], return_confidence=True, generate_kwargs={"eos_token_id": None, "max_new_tokens": 9})
