@@ -68,11 +68,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 2) -> None:
     """The same table on the terminal; columns after the first `text_columns` are set flush right."""
-    table = Table(title=title, title_justify="left")
+    # Names of runs and answers may look like markup.
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     for position, name in enumerate(header):
-        table.add_column(name, justify="left" if position < text_columns else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if position < text_columns else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # a hypothesis may look like markup
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

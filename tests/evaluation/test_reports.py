@@ -18,7 +18,7 @@ from modeling_part.evaluation.reports import _report_markdown, normalizer_notes,
 from modeling_part.evaluation.run_files import read_stage
 from modeling_part.evaluation.run_report import run_report, stage_rows
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
-from modeling_part.evaluation.tables import markdown_cell, markdown_table
+from modeling_part.evaluation.tables import markdown_cell, markdown_table, print_table
 from modeling_part.recipes.files import CheckpointError
 
 
@@ -126,6 +126,13 @@ def test_run_report_prints_the_table_and_texts_that_look_like_markup(run, capsys
     assert "encoder" in printed and "s2tt BLEU" in printed and "[bold]" in printed
     assert not re.search(r"│ (asr/)?en ", printed.split("after ")[0])  # languages are in the files
     assert "warning: stage joint: asr/en got worse" in printed
+
+
+def test_a_table_whose_names_look_like_markup_is_printed_as_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table("runs/x[v2][/a]", ["group", "[b]one[/c]"], [["asr/en", "[/i]"]])
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("runs/x[v2][/a]", "[b]one[/c]", "[/i]"))
 
 
 def test_loss_curve_is_a_picture(run):
