@@ -48,20 +48,20 @@ class CountingModel:
     """Passes everything on and remembers how many rows were generated for."""
 
     def __init__(self, model):
-        self.model, self.batch_sizes, self.prompts, self.limit = model, [], [], None
+        self.counted, self.batch_sizes, self.prompts, self.limit = model, [], [], None
 
     def __getattr__(self, name):
-        return getattr(self.model, name)
+        return getattr(self.counted, name)
 
     def __call__(self, **inputs):
-        return self.model(**inputs)
+        return self.counted(**inputs)
 
     def generate(self, **inputs):
         if self.limit is not None and len(self.batch_sizes) >= self.limit:
             raise KeyboardInterrupt
         self.batch_sizes.append(len(inputs["input_ids"]))
         self.prompts += inputs["input_ids"]
-        return self.model.generate(**inputs)
+        return self.counted.generate(**inputs)
 
 
 def one_by_one(model, processor, row) -> str:
