@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..audio_part import load_clip
-from ..data.rows import group_name
+from ..data.rows import QUESTION, group_name
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from .drift import PART_PATTERNS
@@ -146,6 +146,7 @@ def _accumulate(model, processor, rows: Sequence[Mapping], batch_size: int) -> i
             source_lang=[row["source_lang"] for row in batch],
             target_lang=[row["target_lang"] for row in batch],
             text=[row["text"] for row in batch],
+            **{name: [row.get(name) for row in batch] for name in QUESTION},
         ).to(model.device, model.dtype)
         # One item per batch: the loss is the sum over tokens, and sums add up over batches.
         model(**inputs, num_items_in_batch=1).loss.backward()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
+from huggingface_hub import constants
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data.augmentation import build_augmentation
@@ -76,6 +77,11 @@ class Run:
         check_trackers(args.report_to)
         if args.push_to_hub:
             open_hub(args.hub_model_id, args.hub_token)
+            if constants.HF_HUB_OFFLINE:
+                raise ValueError(
+                    "`push_to_hub` cannot send anything with HF_HUB_OFFLINE set: unset it, or leave `push_to_hub` out and "
+                    "publish later with `part publish`."
+                )
         if not self.recipe.data.eval_data and (args.eval_strategy != IntervalStrategy.NO or args.eval_on_start):
             raise ValueError("`eval_strategy` and `eval_on_start` need `eval_data` in the recipe.")
         build_augmentation(self.recipe.data.augmentation)

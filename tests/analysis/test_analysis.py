@@ -56,6 +56,8 @@ def brute_force_gradient(model, processor, rows, chosen) -> torch.Tensor:
             source_lang=row["source_lang"],
             target_lang=row["target_lang"],
             text=row["text"],
+            prompt=row.get("prompt"),
+            context=row.get("context"),
         ).to("cpu", torch.float64)
         logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits[0, :-1]
         targets = inputs["labels"][0, 1:]
@@ -97,6 +99,14 @@ class TestGradients:
             one, other = (brute_force_gradient(model, processor, members, "adapter") for members in halves)
             candidates.append(float(torch.nn.functional.cosine_similarity(one, other, dim=0)))
         assert min(abs(found["split_half"][0] - candidate) for candidate in candidates) < 1e-5
+
+    def test_a_question_of_a_rows_own_is_asked(self, tiny_part, rows):
+        model, processor = tiny_part
+        model.requires_grad_(True)
+        asked = [row for row in rows if _group(row) == "asr/fr"][:3]
+        asked = [asked[0], {**asked[1], "prompt": "Which words are these?"}, {**asked[2], "context": "Ada\nLovelace"}]
+        found = gradient_similarity(model, processor, asked, batch_size=3)["adapter"]
+        assert found["norm"] == pytest.approx([float(brute_force_gradient(model, processor, asked, "adapter").norm())])
 
     def test_leaves_the_model_as_it_was(self, tiny_part, rows):
         model, processor = tiny_part

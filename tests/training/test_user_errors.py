@@ -137,6 +137,14 @@ def test_what_cannot_be_or_would_do_nothing_is_told_before_data_are_read(fails, 
     assert re.search(message, fails(f"{lines}\n"))
 
 
+def test_what_cannot_be_sent_is_told_before_data_are_read(fails, monkeypatch):
+    monkeypatch.setattr(train_part, "load_rows", None)
+    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", True)
+    assert "`push_to_hub` cannot send anything with HF_HUB_OFFLINE" in fails(
+        "push_to_hub: true\nhub_model_id: my/own\n"
+    )
+
+
 class TestPretrainedParts:
     @pytest.mark.parametrize("name", ["models/base/encoder", "./models", "/nowhere", "~/nowhere", "part.safetensors"])
     def test_a_path_is_no_matter_of_the_network(self, fails, name, monkeypatch):
