@@ -31,8 +31,9 @@ def compare(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """The stages of a run side by side, or one stage; with analyses where they are asked for."""
     from ..evaluation.run_report import run_report, stage_report
+    from ..evaluation.scoring import PREDICTIONS_FILE
 
-    if any((options.folder / name).is_file() for name in ("stage.json", "predictions.jsonl")):
+    if any((options.folder / name).is_file() for name in ("stage.json", PREDICTIONS_FILE)):
         if options.analyses:
             raise ValueError(
                 f"--analyses compares the stages of a run, and {options.folder} is one: give the run's folder."

@@ -443,8 +443,9 @@ class PARTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.state.best_model_checkpoint is not None and self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:  # it was written with the place that is left now
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         if self.args.should_save:
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             earlier = self.batches.progress.history
             steps = self.state.global_step - sum(steps for _, steps in earlier)
             history = [*earlier, (self.args.world_size * self.args.gradient_accumulation_steps, steps)]
