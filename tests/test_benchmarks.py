@@ -445,9 +445,9 @@ class TestEverythingThatWaitsForAGpu:
     def test_what_alignment_is_compared_with(self, load, tmp_path):
         """As many steps and clips, one thing otherwise; what is alike is not trained twice."""
         parts = {part.name: part.command for part in load("gpu").all_parts(tmp_path, "cuda", False, 79.0)}
-        for data in ("digits", "sentences"):
+        for data, gate in (("digits", "no_task_gate"), ("sentences", "task_gate")):  # the other of what the recipe has
             plans = {}
-            for name in ("aligned", "no_task_gate", "no_text_tasks", "llm_frozen", "baseline_2stage"):
+            for name in ("aligned", gate, "no_text_tasks", "llm_frozen", "baseline_2stage"):
                 words = parts[f"{data}_{name}_42"]
                 options = list(words[words.index("train") + 1 :])
                 settings = parse_recipe(options)
@@ -457,10 +457,10 @@ class TestEverythingThatWaitsForAGpu:
             steps = {name: sum(stage.max_steps for stage in plan.values()) for name, plan in plans.items()}
             assert set(steps.values()) == {steps["aligned"]}
             aligned = plans["aligned"]
-            for name in ("no_task_gate", "no_text_tasks", "llm_frozen"):
+            for name in (gate, "no_text_tasks", "llm_frozen"):
                 differ = [stage for stage in aligned if plans[name][stage] != aligned[stage]]
                 assert differ == ["joint"] and list(plans[name]) == list(aligned)
-            assert plans["no_task_gate"]["joint"].gate == "always"
+            assert {plans[name]["joint"].gate for name in ("aligned", gate)} == {"always", "task_gated"}
             for name in ("no_text_tasks", "llm_frozen", "baseline_2stage"):
                 assert all(set(stage.active_tasks) <= {"asr", "s2tt"} for stage in plans[name].values())
             for name in ("llm_frozen", "baseline_2stage"):

@@ -103,7 +103,8 @@ def benchmarks(folder: Path, device: str, tiny: bool, memory_gib: float) -> list
 def changes(data: str) -> dict[str, dict]:
     """What the aligned plan is compared with, at the same steps: the stages of each that are otherwise.
 
-    The baseline spends the steps of the stages that it leaves out in `encoder`, on both tasks with speech.
+    The gate is taken out where the plan has it and put in where it has none. The baseline spends the steps of the stages
+    that it leaves out in `encoder`, on both tasks with speech.
     """
     plan = {stage.name: stage for stage in build_plan(parse_recipe([*ALIGNED[data], *PRETRAINED]).training.stages)}
     joint = plan["joint"]
@@ -111,8 +112,9 @@ def changes(data: str) -> dict[str, dict]:
     rates = {part: joint.learning_rates[part] for part in ("adapter", "encoder")}
     steps = sum(stage.max_steps for stage in plan.values()) - plan["adapter"].max_steps
     both = {**speech, "learning_rates": rates, "losses": dict(joint.losses), "max_steps": steps}
+    gate = ("no_task_gate", "always") if joint.gate == "task_gated" else ("task_gate", "task_gated")
     return {
-        "no_task_gate": {"joint": {"gate": "always"}},
+        gate[0]: {"joint": {"gate": gate[1]}},
         "no_text_tasks": {"joint": speech},
         "llm_frozen": {"joint": {**speech, "learning_rates": rates}},
         "baseline_2stage": {**dict.fromkeys(plan), "adapter": speech, "encoder": both},
@@ -158,10 +160,10 @@ def experiments(folder: Path, packages: Path | None) -> list[Part]:
         Part("stamps", unpack, 1.0),
         Part("models", (*part, "quickstart", "models", "models"), 3.0),
         Part("digits", (*part, "quickstart", "digits", "data/asterisk", *DIGITS), 2.0, ("speech",)),
-        *(aligned(data, "42", change) for change in (None, *changed["digits"]) for data in ALIGNED),
+        *(aligned(data, "42", change) for data in ALIGNED for change in (None, *changed[data])),
         runs("digits_recipes", ablations, needs["digits"], **first),
         *(aligned("digits", seed) for seed in SEEDS[1:]),
-        *(aligned("sentences", seed, change) for seed in SEEDS[1:3] for change in (None, *changed["digits"])),
+        *(aligned("sentences", seed, change) for seed in SEEDS[1:3] for change in (None, *changed["sentences"])),
         runs("sentences_recipes", ablations, needs["sentences"], *sentences, **first),
         runs("digits_recipes_3", ablations, needs["digits"]),
         runs("sentences_recipes_3", ablations, needs["sentences"], *sentences),
