@@ -15,7 +15,7 @@ GIB = 2**30
 # What takes less.
 SMALLER_BATCHES = (
     "Lower `max_audio_seconds` (or `max_tokens` for text), raise `gradient_accumulation_steps`, or set "
-    "`gradient_checkpointing: true`."
+    "`activation_checkpointing: true`."
 )
 SMALLER_FORWARDS = "Lower `max_audio_seconds` (or `max_tokens` for text)."
 FEWER_WEIGHTS = (
