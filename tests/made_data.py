@@ -1,4 +1,4 @@
-"""Sound and rows that several test modules of the data make."""
+"""Sound, rows and small functions that several test modules share."""
 
 import io
 import json
@@ -42,3 +42,19 @@ def write_lines(path: Path, records) -> str:
 def read_lines(folder: Path, records, **settings):
     """Dataset and report of `train.jsonl` in a folder, with these records."""
     return read_corpora([{"reader": "manifest", "path": write_lines(folder / "train.jsonl", records)}], **settings)
+
+
+def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
+    """Levenshtein's recurrence."""
+    row = list(range(len(hypothesis) + 1))
+    for i, wanted in enumerate(reference, start=1):
+        previous, row[0] = row[0], i
+        for j, unit in enumerate(hypothesis, start=1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (wanted != unit))
+    return row[-1]
+
+
+def places(value, place=()) -> list[tuple]:
+    """The way to every value inside nested objects and lists."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([place] if place else []), *(found for key, item in inner for found in places(item, (*place, key)))]

@@ -32,12 +32,18 @@ def ratio_statistics(sums: np.ndarray) -> np.ndarray:
 
 
 def _resample_weights(utterances: int, samples: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
-    """How often each utterance is drawn, `(samples in this chunk, utterances)`; chunks bound the memory."""
+    """How often each utterance is drawn, `(samples in this chunk, utterances)`."""
     generator = np.random.default_rng(seed)
     probabilities = np.full(utterances, 1 / utterances)
-    chunk = max(1, 4_000_000 // utterances)
-    for start in range(0, samples, chunk):
-        yield generator.multinomial(utterances, probabilities, size=min(chunk, samples - start))
+    for size in _chunks(samples, utterances):
+        yield generator.multinomial(utterances, probabilities, size=size)
+
+
+def _chunks(samples: int, utterances: int) -> Iterator[int]:
+    """Sizes that add up to `samples`, of which each bounds the memory of draws of so many utterances."""
+    size = max(1, 4_000_000 // utterances)
+    for start in range(0, samples, size):
+        yield min(size, samples - start)
 
 
 def bootstrap_sums(statistics: np.ndarray, *, samples: int = 1000, seed: int | Sequence[int] = 0) -> np.ndarray:
@@ -83,10 +89,10 @@ def exchanged_differences(
         `(1 + samples,)`, of `other` less `first`.
     """
     generator = np.random.default_rng(seed)
-    change, chunk = other - first, max(1, 4_000_000 // len(first))
+    change = other - first
     moved = [np.zeros((1, first.shape[1]), dtype=first.dtype)]
-    for start in range(0, samples, chunk):
-        moved.append(generator.integers(0, 2, (min(chunk, samples - start), len(first))) @ change)
+    for size in _chunks(samples, len(first)):
+        moved.append(generator.integers(0, 2, (size, len(first))) @ change)
     sums = np.concatenate(moved)
     return score(other.sum(axis=0) - sums) - score(first.sum(axis=0) + sums)
 

@@ -98,9 +98,8 @@ def run_recipes(
             if status in STOPPED:
                 raise KeyboardInterrupt
             if status:
-                raise subprocess.CalledProcessError(
-                    status, f"train_part {recipe}"
-                )  # among its other words may be a token
+                # Not the whole command: among its other words may be a token.
+                raise subprocess.CalledProcessError(status, f"train_part {recipe}")
             if only_plans:
                 continue
             report = run / _last_stage(run)["name"] / "report.json"

@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 
+from .report_file import NO_FIGURES, bounds
 from .reports import answers_in_another_language
 from .tables import number, percent
 
@@ -58,7 +59,7 @@ def failure_signs(
     rates = {name: group["error_rate"] for name, group in asr.items() if group["error_rate"] is not None}
     for name, rate in rates.items():
         old = former.get(name, {}).get("error_rate")
-        if old is not None and rate - old > ASR_REGRESSION and old < _bounds(asr[name], "error_rate")[0]:
+        if old is not None and rate - old > ASR_REGRESSION and old < bounds(asr[name], "error_rate")[0]:
             warnings.append(
                 f"{name} got worse: {asr[name]['error_metric']} {percent(old)} % before, {percent(rate)} %"
             )
@@ -71,19 +72,27 @@ def failure_signs(
     median = sorted(provided.values())[len(provided) // 2] if provided else 0
     for name, group in directions.items():
         old = former.get(name, {}).get("bleu")
-        fell = old is not None and old - group["bleu"] > BLEU_LOSS and old > _bounds(group, "bleu")[1]
+        fell = old is not None and old - group["bleu"] > BLEU_LOSS and old > bounds(group, "bleu")[1]
         if fell and provided[name] >= median:
             warnings.append(f"{name} lost BLEU: {number(old)} before, {number(group['bleu'])}")
-    for name, group in after.get("unnamed", {"groups": {}})["groups"].items():
+    for name, group in after.get("unnamed", NO_FIGURES)["groups"].items():
         if group["wrong_language"] > IN_ANOTHER_LANGUAGE:
             count = answers_in_another_language(group)
             warnings.append(f"{name} is answered in another language where it is not named: {count}")
     return warnings
 
 
-def _bounds(group: Mapping, measure: str) -> list[float]:
-    """The interval of a measure; the measure itself twice where it has none."""
-    return group.get(f"{measure}_interval") or [group[measure]] * 2
+def how_to_listen(losses: Mapping | None) -> str:
+    """What to do about a stage with these `losses` that does not use its audio."""
+    if isinstance(losses, Mapping) and losses.get("ctc") and not losses.get("nll"):  # it aligns and does nothing else
+        return (
+            "It has learned which tokens are frequent and not yet where they are said. Train longer (`max_steps` or `epochs`), "
+            "or give it more audio tokens (a smaller `adapter_conv_stride`)."
+        )
+    return (
+        "It has learned what the texts look like and not yet to listen. Align first (`losses: {ctc: 1}` in a stage before "
+        "it, as in the recipe `part_aligned`), or train longer."
+    )
 
 
 def instability(log: Sequence[Mapping], warm_up: float = 0) -> dict[str, str]:

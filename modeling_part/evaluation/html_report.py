@@ -24,9 +24,8 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 logger = logging.getLogger(__name__)
 
 ANALYSES_FOLDER = "analyses"  # pictures that `part report RUN --analyses` leaves in the run's folder
-ANALYSED_FILE = (
-    "analysed.json"  # there: of each stage's folder, the size and SHA-256 of the weights that were analysed
-)
+# There: of each stage's folder, the size and SHA-256 of the weights that were analysed.
+ANALYSED_FILE = "analysed.json"
 TASK_TITLES = {"asr": "Transcription", "s2tt": "Speech translation", "mt": "Text translation"}
 SIGNS = {"empty": "no text", "looping": "looping", "wrong_language": "wrong language"}
 
@@ -90,14 +89,13 @@ def _tiles(stage: Mapping) -> list[tuple[str, str, str]]:
     for task, average in stage["report"]["macro"].items():
         groups = [group for group in stage["report"]["groups"].values() if group["task"] == task]
         metrics = " / ".join(sorted({group["error_metric"] for group in groups}))
-        kinds = [("bleu", "BLEU", number, 1)] if task != "asr" else []
-        kinds += [("error_rate", f"{metrics} %", percent, 100)]
-        for measure, label, form, scale in kinds[:1]:
-            if average.get(measure) is not None:
-                bounds = with_interval("", average.get(f"{measure}_interval"), scale).strip()
-                of = "languages" if task == "asr" else "directions"
-                title = f"{TASK_TITLES[task]}: {label}, mean of {average['groups']} {of}"
-                tiles.append((title, form(average[measure]), bounds))
+        of_asr, of_others = ("error_rate", f"{metrics} %", percent, 100), ("bleu", "BLEU", number, 1)
+        measure, label, form, scale = of_asr if task == "asr" else of_others
+        if average.get(measure) is not None:
+            bounds = with_interval("", average.get(f"{measure}_interval"), scale).strip()
+            of = "languages" if task == "asr" else "directions"
+            title = f"{TASK_TITLES[task]}: {label}, mean of {average['groups']} {of}"
+            tiles.append((title, form(average[measure]), bounds))
     return tiles
 
 
@@ -144,7 +142,7 @@ def _training_data(rows: Mapping[str, float], hours: Mapping[str, float]) -> str
 
 def _stage_line(stage: Mapping) -> dict:
     trained = {part: count for part, count in stage["record"]["trainable_parameters"].items() if count}
-    tasks = (stage["record"]["hyperparameters"].get("tasks") or {}) if stage["record"]["hyperparameters"] else {}
+    tasks = stage["record"]["hyperparameters"].get("tasks")
     return {
         "name": stage["name"],
         "trained": ", ".join(f"{part.replace('_', ' ')} ({plain_value(count)})" for part, count in trained.items()),

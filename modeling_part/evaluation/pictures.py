@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, whose backend is the caller's (a notebook's)
 
 from ..prompts_part import TASKS
+from .report_file import NO_FIGURES, bounds
 from .run_files import is_number
 
 
@@ -50,10 +51,10 @@ def curve(stages: Sequence[Mapping], name: str, scale: float = 1.0) -> list[Poin
         points = [
             (offset + entry["step"], scale * entry[name])
             for entry in stage["log_history"]
-            if is_number(entry.get(name)) and is_number(entry.get("step"))
+            if is_number(entry.get(name))
         ]
         found.append(points)
-        offset += _steps(stage)
+        offset += stage["steps"]
     return found
 
 
@@ -234,10 +235,6 @@ def _is_loss(name: str, ctc: bool, task: str | None = None, dev: bool | None = N
     return task is None or (found["task"] == task and bool(found["dev"]) == dev)
 
 
-def _steps(stage: Mapping) -> int:
-    return max((entry.get("step", 0) for entry in stage["log_history"]), default=0)
-
-
 def _draw(axes: Axes, points: Sequence[Points], label: str | None, colour: str, is_dev: bool = False) -> None:
     """One line per stage, so that no line joins the end of a stage with the beginning of the next."""
     for part in filter(None, points):
@@ -252,7 +249,7 @@ def _mark_stages(axes: Axes, stages: Sequence[Mapping]) -> None:
         axes.axvline(offset, color="0.75", linewidth=0.8)
         place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 3), "textcoords": "offset points"}
         axes.annotate(_plain(stage["name"]), (offset, 0), color="0.45", fontsize=8, **place)
-        offset += _steps(stage)
+        offset += stage["steps"]
     axes.set_xlabel("optimizer step")
     axes.set_xlim(left=0)
 
@@ -288,12 +285,12 @@ def _score_rows(stages: Sequence[Mapping], task: str, measure: str, scale: float
     """Average, then languages or directions -> {number of the stage: (value, low, high)}."""
     rows: dict[str, dict] = {}
     for number, stage in enumerate(stages):
-        report = stage["report"] or {"groups": {}, "macro": {}}
+        report = stage["report"] or NO_FIGURES
         figures = {"average": report["macro"].get(task, {})}
         figures |= {name.partition("/")[2]: group for name, group in report["groups"].items() if group["task"] == task}
         for name, found in figures.items():
             if found.get(measure) is not None:
-                low, high = found.get(f"{measure}_interval") or [found[measure]] * 2
+                low, high = bounds(found, measure)
                 rows.setdefault(name, {})[number] = (scale * found[measure], scale * low, scale * high)
     return rows
 

@@ -2,13 +2,12 @@
 """Prediction with a checkpoint: `predictions.jsonl` (and `predictions_unnamed.jsonl`), from which all figures are read off.
 
 `part score`, `part report` and `part compare` read them. Normalisation is in `normalization.py`, the measures in
-`metrics.py`, the counting in `scoring.py`, tables and pictures in `reports.py`, `run_report.py` and `comparison.py`.
+`metrics.py`, the counting in `scoring.py`, tables in `reports.py`, `run_report.py` and `comparison.py`.
 """
 
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from .scoring import (
     check_prediction,
     prediction_key,
     read_predictions,
+    refuse_same_keys,
     score,
     write_predictions,
 )
@@ -230,11 +230,7 @@ def _predict_share(
 
 def _refuse_unscorable(table: Sequence[Mapping], keys: Sequence[tuple]) -> None:
     """Raise ValueError for rows that are answered by one prediction, or have nothing to be compared with."""
-    double, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
-    if count > 1:
-        raise ValueError(
-            f"{count} rows share corpus, id, task and languages {double}; give every row an id of its own."
-        )
+    refuse_same_keys(keys, "rows", "give every row an id of its own.")
     without_text = [row["id"] for row in table if row["text"] is None]
     if without_text:
         raise ValueError(f"Rows without text to score against: {without_text[:5]} ({len(without_text)} in all).")

@@ -14,6 +14,7 @@ COUNTS = ("utterances", "failed", "hits", "substitutions", "deletions", "inserti
 SHARES = ("empty", "looping", "wrong_language")
 TEXTS = ("source_lang", "target_lang", "error_metric")
 MEASURES = ("error_rate", "bleu", "chrf")
+NO_FIGURES = {"groups": {}, "macro": {}}  # in the place of a report where nothing was scored
 
 
 def read_report(path: str | Path) -> dict:
@@ -47,6 +48,11 @@ def check_report(report: object, name: str | Path = "report") -> dict:
     for corpus, part in _mapping(report.get("corpora", {}), f"{name}: 'corpora'").items():
         _check_part(part, f"{name}: corpus {corpus!r}")
     return report
+
+
+def bounds(figures: Mapping, measure: str) -> list[float]:
+    """The interval of a measure of a group or an average; the measure itself twice where it has none."""
+    return figures.get(f"{measure}_interval") or [figures[measure]] * 2
 
 
 def _check_part(report: object, name: str) -> None:
@@ -103,11 +109,11 @@ def _check_measures(figures: Mapping, where: str) -> None:
     for key in MEASURES:
         if figures.get(key) is not None:
             _check_number(figures[key], f"{where}: {key!r}")
-        bounds = figures.get(f"{key}_interval")
-        if bounds is not None:
-            if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
-                raise CheckpointError(f"{where}: '{key}_interval' is {bounds!r}, but must be two numbers; {FIX}.")
-            for bound in bounds:
+        interval = figures.get(f"{key}_interval")
+        if interval is not None:
+            if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+                raise CheckpointError(f"{where}: '{key}_interval' is {interval!r}, but must be two numbers; {FIX}.")
+            for bound in interval:
                 _check_number(bound, f"{where}: '{key}_interval'")
         signature = figures.get(f"{key}_signature", "")
         if not isinstance(signature, str):

@@ -1,5 +1,5 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""Reports a person reads: of one set of predictions, and of all stages of a run with its loss curve and warnings."""
+"""The report of one set of predictions, as a person reads it; that of a run is in `run_report.py`."""
 
 from collections.abc import Mapping
 from pathlib import Path

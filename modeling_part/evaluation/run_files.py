@@ -24,19 +24,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def how_to_listen(losses: Mapping | None) -> str:
-    """What to do about a stage with these `losses` that does not use its audio."""
-    if isinstance(losses, Mapping) and losses.get("ctc") and not losses.get("nll"):  # it aligns and does nothing else
-        return (
-            "It has learned which tokens are frequent and not yet where they are said. Train longer (`max_steps` or `epochs`), "
-            "or give it more audio tokens (a smaller `adapter_conv_stride`)."
-        )
-    return (
-        "It has learned what the texts look like and not yet to listen. Align first (`losses: {ctc: 1}` in a stage before "
-        "it, as in the recipe `part_aligned`), or train longer."
-    )
-
-
 def read_json_if_there(path: Path) -> dict | list | None:
     """The content of a JSON file; None where there is no file."""
     return read_json(path) if path.exists() else None

@@ -10,16 +10,16 @@ from rich.text import Text
 
 from ..prompts_part import TASKS
 from ..recipes.files import write_json
-from .failure_signs import failure_signs, same_normalization
+from .failure_signs import failure_signs, how_to_listen, same_normalization
 from .html_report import write_html
 from .pictures import plot_losses, save_picture
+from .report_file import NO_FIGURES
 from .reports import answers_in_another_language, normalizer_notes
-from .run_files import how_to_listen, read_stage, stage_folders
+from .run_files import read_stage, stage_folders
 from .tables import markdown_cell, markdown_table, number, percent, print_table, with_interval
 
 
 NOT_EVALUATED = "Nothing was evaluated yet: give the recipe `eval_data` or `test_data`."
-NO_FIGURES = {"groups": {}, "macro": {}}
 UNNAMED = "not named"  # the language was not named in the prompt
 # Lines that are of no single language or direction: what the terminal shows of the table.
 WHOLE = {"", "all", "average", *TASKS, *(f"{task}_ctc" for task in TASKS)}
@@ -37,13 +37,11 @@ def stage_rows(stages: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     losses = sorted({name for stage in stages for name in stage["dev_loss"]}, key=lambda name: (name != "all", name))
     for name in losses:
         add("dev loss", name, [number(stage["dev_loss"].get(name), 3) for stage in stages])
-    languages = sorted(
-        {name for stage in stages for name in stage.get("ctc_error", ())}, key=lambda name: (name != "average", name)
-    )
-    for name in languages:
-        add("dev CTC error %", name, [percent(stage.get("ctc_error", {}).get(name)) for stage in stages])
+    names = {name for stage in stages for name in stage["ctc_error"]}
+    for name in sorted(names, key=lambda name: (name != "average", name)):
+        add("dev CTC error %", name, [percent(stage["ctc_error"].get(name)) for stage in stages])
     words = {True: "yes", False: "no"}
-    add("uses its audio", "", [words.get(stage.get("listens"), "–") for stage in stages])
+    add("uses its audio", "", [words.get(stage["listens"], "–") for stage in stages])
     reports = [stage["report"] or NO_FIGURES for stage in stages]
     unnamed = [report.get("unnamed", NO_FIGURES) for report in reports]
     for of, task, measure, title, form in (
@@ -133,7 +131,7 @@ def stage_report(folder: str | Path) -> Path:
 def _warnings(stage: Mapping, before: Mapping | None) -> list[str]:
     """The failure signs of a stage."""
     warnings = []
-    if stage.get("listens") is False:
+    if stage["listens"] is False:
         advice = how_to_listen(stage["record"]["hyperparameters"].get("losses"))
         warnings.append(f"stage {stage['name']} does not use its audio: {advice}")
     if not stage["report"]:

@@ -74,6 +74,13 @@ def prediction_key(row: Mapping) -> tuple[str, str, str, str, str]:
     return row["corpus"], row["id"], row["task"], row["source_lang"], row["target_lang"]
 
 
+def refuse_same_keys(keys: Sequence[tuple], what: str, fix: str) -> None:
+    """Raise ValueError where two of `what` have the same [`prediction_key`]."""
+    key, count = Counter(keys).most_common(1)[0] if keys else (None, 0)
+    if count > 1:
+        raise ValueError(f"{count} {what} share corpus, id, task and languages {key}; {fix}")
+
+
 def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
     """True for units that repeat their tail `LOOP_REPEATS` times or deflate by more than `LOOP_COMPRESSION_RATIO`.
 
@@ -134,15 +141,6 @@ def check_prediction(row: Mapping) -> None:
         )
 
 
-def _check_once(rows: Sequence[Mapping]) -> None:
-    key, count = Counter(map(prediction_key, rows)).most_common(1)[0] if rows else (None, 0)
-    if count > 1:
-        raise ValueError(
-            f"{count} predictions share corpus, id, task and languages {key}, and each would count; keep one of them, or "
-            "give every row an id of its own."
-        )
-
-
 def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) -> list[dict]:
     """Adds to each prediction what is counted about it.
 
@@ -159,7 +157,8 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
     for row in rows:
         check_prediction(row)
     rows = [dict(row) for row in rows]
-    _check_once(rows)
+    fix = "each would count: keep one of them, or give every row an id of its own."
+    refuse_same_keys([*map(prediction_key, rows)], "predictions", fix)
     vocabularies = vocabularies_of(rows)
     for row in rows:
         language = row["target_lang"]

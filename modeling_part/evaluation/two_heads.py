@@ -34,8 +34,8 @@ def disagreement(row: Mapping, *, simplify_chinese: bool = False) -> float | Non
     return counts.errors / max(counts.reference_units, 1)
 
 
-def most_differing(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> list[Mapping]:
-    """The transcripts on which the two heads differ most, of annotated predictions: where wrong labels are found.
+def most_differing(rows: Iterable[Mapping]) -> list[Mapping]:
+    """The `MOST_DISAGREEMENTS` transcripts on which the two heads differ most, of annotated predictions: where wrong labels are found.
 
     Of several that differ as much, those that are further from their reference come first.
     """
@@ -43,13 +43,13 @@ def most_differing(rows: Iterable[Mapping], most: int = MOST_DISAGREEMENTS) -> l
     order = ("corpus", "id", "source_lang")  # whatever order the rows come in
     return sorted(
         differing, key=lambda row: (-row["disagreement"], -row["error_rate"], *(row[name] for name in order))
-    )[:most]
+    )[:MOST_DISAGREEMENTS]
 
 
 def disagreements(rows: Iterable[Mapping]) -> list[dict]:
     """What `report.json` says of them, see [`most_differing`]."""
     fields = ("id", "corpus", "source_lang", "disagreement", "error_rate", "reference", "hypothesis", "ctc_hypothesis")
-    return [{field: row[field] for field in fields} for row in most_differing(rows, MOST_DISAGREEMENTS)]
+    return [{field: row[field] for field in fields} for row in most_differing(rows)]
 
 
 def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:
@@ -79,6 +79,3 @@ def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:
             distance = sum(one["utterances"] * abs(one["confidence"] - one["accuracy"]) for one in bins)
             found[kind] = {"bins": bins, "error": distance / len(pairs), "utterances": len(pairs)}
     return found
-
-
-__all__ = ["calibration", "disagreement", "disagreements", "most_differing"]

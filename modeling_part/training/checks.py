@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pyarrow.compute
@@ -13,7 +12,7 @@ from transformers import SchedulerType, Trainer, get_scheduler
 
 from ..data.expansion import corpus_specs
 from ..evaluation.prediction import planning_table
-from ..evaluation.scoring import check_prediction, check_scorable, prediction_key
+from ..evaluation.scoring import check_prediction, check_scorable, prediction_key, refuse_same_keys
 from ..publishing.cards import render_card
 from ..publishing.contents import check_processor
 from ..recipes.arguments import DataArguments, PARTTrainingArguments
@@ -53,24 +52,20 @@ def check_test_rows(dataset: datasets.Dataset, name: str = "test_data") -> None:
     Raises:
         ValueError: names the rows.
     """
-    keys, without_text = Counter(), []
+    keys, without_text = [], []
     for row in planning_table(dataset):
         if row["task"] == "text":
             raise ValueError(
                 f"Row {row['id']!r} of `{name}` is of the task text, whose answers nothing here can score; leave such corpora "
                 "to `train_data`."
             )
-        keys[prediction_key(row)] += 1
+        keys.append(prediction_key(row))
         if not (row["text"] or "").strip():
             without_text.append(row["id"])
         else:
             check_prediction({**row, "reference": row["text"], "hypothesis": ""})
-    double, count = keys.most_common(1)[0] if keys else (None, 0)
-    if count > 1:
-        raise ValueError(
-            f"{count} rows of `{name}` share corpus, id, task and languages {double}: their answers could not be told "
-            "apart. Give every row an id of its own, or every corpus a `name`."
-        )
+    fix = "their answers could not be told apart: give every row an id of its own, or every corpus a `name`."
+    refuse_same_keys(keys, f"rows of `{name}`", fix)
     if without_text:
         raise ValueError(
             f"{len(without_text)} rows of `{name}` have no text to score against, such as {without_text[:5]}: fill it "

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..evaluation.failure_signs import failure_signs, same_normalization
 from ..evaluation.prediction import predict_and_report
+from ..evaluation.report_file import NO_FIGURES
 from ..evaluation.run_files import read_json_if_there
 
 
@@ -112,7 +113,7 @@ def report_metrics(report: Mapping) -> dict[str, float]:
     for name, group in report["groups"].items():
         metrics[f"{name}_{group['error_metric'].lower()}"] = group["error_rate"]
         metrics |= {f"{name}_{measure}": group.get(measure) for measure in ("bleu", "chrf")}
-    unnamed = report.get("unnamed", {"groups": {}, "macro": {}})
+    unnamed = report.get("unnamed", NO_FIGURES)
     for name, group in unnamed["groups"].items():
         metrics[f"{name}_unnamed_{group['error_metric'].lower()}"] = group["error_rate"]
     for task, average in unnamed["macro"].items():

@@ -25,7 +25,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.batches import Batches
 from ..data.numbered_batches import NumberedBatches, NumberedRows
-from ..evaluation.run_files import how_to_listen
+from ..evaluation.failure_signs import how_to_listen
 from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.stages import LOSSES, Stage

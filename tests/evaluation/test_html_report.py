@@ -421,15 +421,14 @@ class TestPictures:
 
     def test_many_languages_stay_readable(self):
         entry = {"step": 1, **{f"asr/{chr(97 + at // 26)}{chr(97 + at % 26)}_loss": float(at) for at in range(60)}}
-        stage = SimpleNamespace(log_history=[entry, {**entry, "step": 2}])
-        (figure,) = pictures.plot_curves([{"name": "a", "log_history": stage.log_history}])
+        stage = {"name": "a", "steps": 2, "log_history": [entry, {**entry, "step": 2}]}
+        (figure,) = pictures.plot_curves([stage])
         (legend,) = figure.legends
         assert len(legend.get_texts()) == pictures.MOST_LINES and legend.get_title().get_text() == "highest 10 of 60"
 
 
 def test_a_log_without_losses_by_task_shows_the_whole_loss():
-    figure = pictures.plot_losses(
-        [{"name": "a", "log_history": [{"step": 1, "loss": 1.0}, {"step": 2, "eval_loss": 2.0}]}]
-    )
+    log = [{"step": 1, "loss": 1.0}, {"step": 2, "eval_loss": 2.0}]
+    figure = pictures.plot_losses([{"name": "a", "steps": 2, "log_history": log}])
     assert figure.axes[0].get_title(loc="left") == "Loss, nats per token"
-    assert pictures.plot_losses([{"name": "a", "log_history": []}]) is None
+    assert pictures.plot_losses([{"name": "a", "steps": 0, "log_history": []}]) is None

@@ -6,6 +6,7 @@ import pytest
 import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import edit_distance
 
 from modeling_part.data.rows import group_name
 from modeling_part.evaluation.normalization import normalize_text, scored_units
@@ -24,16 +25,6 @@ def prediction(reference: str, hypothesis: str, language: str = "fr", source: st
     row = {"corpus": "made", "task": "s2tt" if source else "asr", "source_lang": source or language}
     row |= {"target_lang": language, "reference": reference, "hypothesis": hypothesis}
     return {"id": f"{reference}|{hypothesis}", **row, **more}
-
-
-def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
-    """Levenshtein's recurrence."""
-    row = list(range(len(hypothesis) + 1))
-    for i, wanted in enumerate(reference, start=1):
-        previous, row[0] = row[0], i
-        for j, unit in enumerate(hypothesis, start=1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (wanted != unit))
-    return row[-1]
 
 
 ROWS = [

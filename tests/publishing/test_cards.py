@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import places
 from markdown_it import MarkdownIt
 from test_publishing import REPO, stage_info
 from tiny import REPOSITORY
@@ -322,12 +323,6 @@ def test_the_example_card_is_rendered_from_its_inputs():
     inputs = {name: json.loads((CARDS / f"example_{name}.json").read_text()) for name in ("stage", "report")}
     card = render_card(inputs["stage"], inputs["report"], repo_id="USER/part-example")
     assert card == (CARDS / "example.md").read_text()
-
-
-def places(value, place=()) -> list[tuple]:
-    """The way to every value inside nested objects and lists."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [*([place] if place else []), *(found for key, item in inner for found in places(item, (*place, key)))]
 
 
 @settings(deadline=None, max_examples=100)
