@@ -19,6 +19,7 @@ import numpy as np
 
 from .file_names_part import other_form
 from .formats_part import (
+    UNKNOWN,
     contradiction,
     decode_media,
     doubt,
@@ -54,7 +55,6 @@ LEAD = 2.0  # seconds before a piece from which a decoder comes to the samples o
 BLOCK = 1 << 20
 PADDING = 5  # frames of an MP3 file that may hold what the encoder added, which decoders leave out
 UNKNOWN_FORMAT = (1, 4)  # libsndfile's errors for a format or an encoding that it does not know
-UNKNOWN = 1 << 40  # more frames than this are those of a FLAC stream without a length
 
 
 def load_audio(

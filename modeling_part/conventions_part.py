@@ -167,7 +167,7 @@ class ConventionalProcessor(FeatureProcessor):
 
     def _beginnings(self, audio, kwargs: dict) -> list:
         """Clips cut to the encoder's window, as other processors do where a transcript is asked for, and not in silence."""
-        window = getattr(self.feature_extractor, "n_samples", None)
+        window = self.encoder_window
         rate = kwargs.get("sampling_rate") or kwargs.get("audio_kwargs", {}).get("sampling_rate") or self.sampling_rate
         if window is None:
             return audio

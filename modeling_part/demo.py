@@ -153,7 +153,7 @@ def _stream(
     for one in TASKS_OF[task]:
         windows: list[dict] = []
         options = asked_of(one, source_lang, target_lang, languages)
-        if one == "asr" and getattr(pipe.model, "alignment_head", None) is not None:
+        if one == "asr" and pipe.model.alignment_head is not None:
             options["return_timestamps"] = "word"
         criteria = {"stopping_criteria": StoppingCriteriaList([stop])}
         recording = {"raw": waveform, "sampling_rate": rate}

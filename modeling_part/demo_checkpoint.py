@@ -93,8 +93,8 @@ def language_choices(pipe: PARTPipeline, codes: list[str]) -> list[tuple[str, st
 
 def to_tell_apart(pipe: PARTPipeline, checkpoint: Checkpoint) -> list[str]:
     """The languages of which one is spoken where none is named; none where the alignment head could not tell which."""
-    has_head = getattr(pipe.model, "alignment_head", None) is not None
-    return checkpoint.languages if has_head and len(checkpoint.languages) > 1 else []
+    can_tell = pipe.model.alignment_head is not None and len(checkpoint.languages) > 1
+    return checkpoint.languages if can_tell else []
 
 
 def asked_of(task: str, source_lang: str | None, target_lang: str | None, languages: Sequence[str]) -> dict:

@@ -27,10 +27,15 @@ class FeatureProcessor(ProcessorMixin):
         """Rate that the encoder expects, Hz."""
         return self.feature_extractor.sampling_rate
 
+    @property
+    def encoder_window(self) -> int | None:
+        """Samples that the encoder hears at most (Whisper: 30 s); None where its feature extractor has no such window."""
+        return getattr(self.feature_extractor, "n_samples", None)
+
     @cached_property
     def feature_rate(self) -> float:
         """Feature steps per second (Whisper: 100), measured on silence: of a full window, or of six seconds more."""
-        rate, window = self.sampling_rate, getattr(self.feature_extractor, "n_samples", None)
+        rate, window = self.sampling_rate, self.encoder_window
         if window is not None:
             return self._steps_of_silence(window) * rate / window
         # A difference: the first and the last analysis window cost Kaldi's filter banks steps, whatever the length.
@@ -61,7 +66,7 @@ class FeatureProcessor(ProcessorMixin):
         Each clip is extracted alone: its features do not depend on what it is batched with.
         """
         waveform = self.waveform(audio, sampling_rate)
-        window = getattr(self.feature_extractor, "n_samples", None)
+        window = self.encoder_window
         if window is not None and len(waveform) > window:
             raise ValueError(
                 f"Audio of {len(waveform) / self.sampling_rate:.1f} s is longer than the encoder's window of "

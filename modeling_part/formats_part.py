@@ -56,6 +56,7 @@ _ALIKE = 0.9  # of the loudest channel's power: channels of one loudness, of whi
 _CANCELLED = 0.01  # of the loudest channel's power: two voices, or a voice on one side alone, keep a quarter and more
 _TAIL = 1 << 18  # bytes that hold at least two Ogg pages
 _LONGEST_PAGE = 10.0  # seconds
+UNKNOWN = 1 << 40  # more frames than this are those of a FLAC stream without a length
 
 
 def to_mono(samples: np.ndarray) -> np.ndarray:
@@ -100,7 +101,7 @@ def stated_seconds(file: soundfile.SoundFile, content: str | bytes) -> float | N
                 return file.frames / file.samplerate * stated / max(there, 1)
     if "truncated" in file.extra_info:
         return math.inf
-    return file.frames / file.samplerate if file.frames < 1 << 40 else None
+    return file.frames / file.samplerate if file.frames < UNKNOWN else None
 
 
 def contradiction(file: soundfile.SoundFile, content: str | bytes) -> str | None:
@@ -209,7 +210,7 @@ def early_end(file: soundfile.SoundFile, content: str | bytes, seek: bool) -> st
         page = tail[tail.rfind(b"OggS") :]
         whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
         return None if whole else "ends within an Ogg page"
-    if seek and file.format in _LENGTH_IN_HEADER and 0 < file.frames < 1 << 40:
+    if seek and file.format in _LENGTH_IN_HEADER and 0 < file.frames < UNKNOWN:
         try:
             file.seek(max(0, file.frames - _LAST_SAMPLES))
             whole = len(file.read(1)) == 1

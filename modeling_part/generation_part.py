@@ -80,7 +80,7 @@ class AudioGenerationMixin(GenerationMixin):
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)
         if settings.return_dict_in_generate:
             return None
-        audio = encoded["audio"] if encoded else self.get_audio_features(features, features_mask)
+        audio = (encoded or self._encoded(features, features_mask))["audio"]
         rows = []
         for number, embeds in enumerate(audio.pooler_output.split(counts)):
             row = {
@@ -97,26 +97,22 @@ class AudioGenerationMixin(GenerationMixin):
     def _draft(self, inputs: torch.Tensor | None = None, generation_config=None, *others, **kwargs) -> dict | None:
         """What a draft adds to the arguments of `generate`; None where there is none to be used."""
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
-        audio = (kwargs.get("mm_encoder_outputs") or {}).get("audio")
-        features = kwargs.get("input_features")
-        if (
-            self.alignment_head is None
-            or input_ids is None
-            or len(input_ids) != 1
-            or (audio is None and features is None)
-        ):
+        encoded, features = kwargs.get("mm_encoder_outputs"), kwargs.get("input_features")
+        is_one_clip = input_ids is not None and len(input_ids) == 1 and (encoded or features is not None)
+        if self.alignment_head is None or not is_one_clip or others:
             return None
-        if others or not self._can_use_drafts(generation_config, kwargs):
+        if not self._can_use_drafts(generation_config, kwargs):
             return None
-        if audio is None:
-            mask = kwargs.get("input_features_mask")
-            audio = self.get_audio_features(
-                *(None if value is None else value.to(self.device) for value in (features, mask))
-            )
+        encoded = encoded or self._encoded(features, kwargs.get("input_features_mask"))
         with self.loaded_alignment_head() as (head, embeddings):
-            best = head.best_tokens(audio.pooler_output, embeddings, head.known_tokens())
+            best = head.best_tokens(encoded["audio"].pooler_output, embeddings, head.known_tokens())
         tokens = [token for token in collapse(best.tolist()) if token != self.config.audio_token_id]
-        return {"mm_encoder_outputs": {"audio": audio}, "assistant_model": Draft(tokens, self.config)}
+        return {"mm_encoder_outputs": encoded, "assistant_model": Draft(tokens, self.config)}
+
+    def _encoded(self, features: torch.Tensor, mask: torch.Tensor | None) -> dict[str, PARTAudioOutput]:
+        """Features as `mm_encoder_outputs`."""
+        features, mask = (None if value is None else value.to(self.device) for value in (features, mask))
+        return {"audio": self.get_audio_features(features, mask)}
 
     def _can_use_drafts(self, generation_config: GenerationConfig | None, kwargs: dict) -> bool:
         """Whether assisted generation writes what `generate` would write without it."""
@@ -186,9 +182,7 @@ class AudioGenerationMixin(GenerationMixin):
         expands = max(generation_config.num_beams, generation_config.num_return_sequences) > 1
         again = expands or generation_config.prefill_chunk_size is not None or generation_config.use_cache is False
         if again and (features := model_kwargs.pop("input_features", None)) is not None:
-            mask = model_kwargs.pop("input_features_mask", None)
-            features, mask = (None if value is None else value.to(self.device) for value in (features, mask))
-            model_kwargs["mm_encoder_outputs"] = {"audio": self.get_audio_features(features, mask)}
+            model_kwargs["mm_encoder_outputs"] = self._encoded(features, model_kwargs.pop("input_features_mask", None))
         return model_kwargs
 
     def _expand_multimodal_outputs(

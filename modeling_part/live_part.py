@@ -52,8 +52,8 @@ def transcribe_live(
     """
     rate = pipe.processor.sampling_rate
     if longest is None:
-        window = getattr(pipe.processor.feature_extractor, "n_samples", 30 * rate) / rate
-        longest = options.get("chunk_length_s") or window * 2 / 3
+        window = pipe.processor.encoder_window or 30 * rate
+        longest = options.get("chunk_length_s") or window / rate * 2 / 3
     has_times = pipe.model.alignment_head is not None and task_of(options.get("task", "asr")) == "asr"
     heard = _Heard(pipe, {**options, "return_timestamps": "word" if has_times else False}, rate)
     for piece in pieces:

@@ -68,8 +68,7 @@ def read_mp3(data: bytes) -> Mp3Stream | None:
         first += _frame_length(header)
     position, frames, others = first, 0, 0
     while position is not None and position + 4 <= len(data):
-        following = int.from_bytes(data[position : position + 4], "big")
-        length = _frame_length(following) if following & _SAME == header & _SAME else 0
+        length = _length_alike(data, position, header)
         if length:
             first = position if not frames else first
             position += length
@@ -88,8 +87,7 @@ def _frames_of_another_kind(data: bytes, start: int, end: int) -> int:
     position = _next_frame(data, start, end)
     header, count = None if position is None else int.from_bytes(data[position : position + 4], "big"), 0
     while position is not None and position + 4 <= end:
-        following = int.from_bytes(data[position : position + 4], "big")
-        length = _frame_length(following) if following & _SAME == header & _SAME else 0
+        length = _length_alike(data, position, header)
         position, count = (position + length, count + 1) if length else (None, count)
     return count
 
@@ -122,6 +120,12 @@ def _frame_length(header: int) -> int:
         return 0
     samples = 144 if version == 3 else 72
     return samples * _BIT_RATES[version == 3][bit_rate] * 1000 // _RATES[version][rate] + (header >> 9 & 1)
+
+
+def _length_alike(data: bytes, position: int, header: int) -> int:
+    """Bytes of the frame that begins there; 0 if it is none of the stream with this header."""
+    found = int.from_bytes(data[position : position + 4], "big")
+    return _frame_length(found) if found & _SAME == header & _SAME else 0
 
 
 def _next_frame(data: bytes, start: int, end: int, like: int | None = None) -> int | None:

@@ -214,8 +214,7 @@ class PARTPipeline(ChunkPipeline):
             inputs = {**inputs, "array": inputs["raw"]}
         waveform = self.processor.waveform(inputs, None)
         rate = self.processor.sampling_rate
-        longest = getattr(self.processor.feature_extractor, "n_samples", None)
-        window, overlap = window_samples(chunk_length_s, stride_length_s, rate, longest)
+        window, overlap = window_samples(chunk_length_s, stride_length_s, rate, self.processor.encoder_window)
         spans = (
             speech_windows(waveform, rate, window) if voice_activity else cut_windows(len(waveform), window, overlap)
         )
@@ -269,12 +268,11 @@ class PARTPipeline(ChunkPipeline):
             # The draft may have led it there: an exact one could not.
             exact = {name: value for name, value in generate_kwargs.items() if name not in {*RELAXED, "streamer"}}
             answers, looped, cut = self._answers(inputs, exact, silent)
-        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
-        texts = [text.strip() for text in texts]
+        texts = [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
         outputs = {"text": texts, "span": spans, "is_last": is_last, "looped": looped, "cut_off": cut}
         if with_words or return_confidence:
             tasks = [row["task"] for row in rows]
-            aligned = align_answers(self.model, self.processor, inputs, outputs["text"], tasks)
+            aligned = align_answers(self.model, self.processor, inputs, texts, tasks)
         if with_words:
             outputs["words"] = [
                 word_times(one, self.processor, row["audio"]) for one, row in zip(aligned, rows, strict=True)
@@ -282,7 +280,7 @@ class PARTPipeline(ChunkPipeline):
         if return_confidence:
             outputs["confidence"] = answer_confidence(self.model, self.processor, inputs, aligned)
         if languages:
-            found = of_languages or self._language_log_probs(inputs, mask, outputs["text"], rows, languages)
+            found = of_languages or self._language_log_probs(inputs, mask, texts, rows, languages)
             outputs["languages"] = [None if nothing else one for one, nothing in zip(found, silent, strict=True)]
         return outputs if isinstance(model_inputs["row"], list) else {key: value[0] for key, value in outputs.items()}
 
@@ -341,7 +339,8 @@ class PARTPipeline(ChunkPipeline):
         else:
             answer = self._window_chunks(model_outputs)
         if "confidence" in model_outputs[0]:
-            merged = merge_units([output["text"] for output in model_outputs], self._share(model_outputs))
+            share = overlap_share([output["span"] for output in model_outputs])
+            merged = merge_units([output["text"] for output in model_outputs], share)
             of_windows: list[list] = [[] for _ in model_outputs]
             for _, window, place in merged:
                 of_windows[window].append(model_outputs[window]["confidence"][place])
@@ -355,10 +354,6 @@ class PARTPipeline(ChunkPipeline):
         if spoken := [output["languages"] for output in model_outputs if output.get("languages") is not None]:
             answer |= spoken_language(spoken)
         return answer
-
-    @staticmethod
-    def _share(model_outputs: list[dict]) -> float:
-        return overlap_share([output["span"] for output in model_outputs])
 
     def _window_chunks(self, model_outputs: list[dict]) -> dict:
         spans = [output["span"] for output in model_outputs]

@@ -10,7 +10,6 @@ from transformers import BatchFeature
 from transformers.audio_utils import AudioInput
 from transformers.processing_utils import Unpack
 
-from .audio_part import load_audio
 from .conventions_part import (
     ONLY_OF_PROMPTS,
     CallOptions,
@@ -380,4 +379,4 @@ class PARTProcessor(ConventionalProcessor):
         return {**batch, "labels": labels} if with_labels else batch
 
 
-__all__ = ["PARTProcessor", "load_audio"]
+__all__ = ["PARTProcessor"]

@@ -3,7 +3,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -102,4 +102,4 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-__all__: Sequence[str] = ["FORMATS", "Cue", "cues"]
+__all__ = ["FORMATS", "Cue", "cues"]

@@ -55,7 +55,7 @@ def speech_windows(waveform: np.ndarray, sampling_rate: int, window: int) -> lis
     samples = resample(waveform, sampling_rate, DETECTOR_RATE)
     factor = sampling_rate / DETECTOR_RATE
     found = _detector()(
-        torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)),
+        torch.from_numpy(samples),
         max_speech_duration_s=max(1.0, window / sampling_rate - 2 * PADDING_MS / 1000),
         speech_pad_ms=PADDING_MS,
     )

@@ -54,6 +54,13 @@ def tiny_model(text_kind: str = "qwen2", seed: int = 0, audio_kind: str = "whisp
         )
 
 
+def aligned_model(*args, adapter_conv_stride: int = 1, **settings):
+    """[`tiny_model`] with an alignment head to which all tokens are alike."""
+    model, processor = tiny_model(*args, adapter_conv_stride=adapter_conv_stride, **settings)
+    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    return model.eval(), processor
+
+
 def tiny_dataset(tasks=("asr", "s2tt", "mt"), count: int = 6, seed: int = 0, words=(1, 3)) -> Dataset:
     """Canonical rows with the sound inside, English and French."""
     generator = np.random.default_rng(seed)

@@ -114,9 +114,8 @@ class RowLengths:
         groups = _column(dataset, pyarrow.compute.binary_join_element_wise, GROUP, "\t").dictionary_encode()
         codes = groups.indices.to_numpy(zero_copy_only=False)
         _, first = np.unique(codes, return_index=True)
-        counts = count_tokens(
-            dataset.select(first), processor
-        )  # of all at once: each call reads the tokenizer's settings
+        # Of all at once: each call reads the tokenizer's settings.
+        counts = count_tokens(dataset.select(first), processor)
         self.prompts = np.array([*map(self._prompt, first.tolist(), counts)], dtype=int)[codes]
 
     def longest_above(self, limit: int, multiple: int) -> tuple[int | None, int]:
@@ -182,7 +181,7 @@ def _durations(dataset: datasets.Dataset, recipe: Recipe | None) -> np.ndarray:
 
 
 def _check_window(dataset: datasets.Dataset, durations: np.ndarray, processor: PARTProcessor, name: str) -> None:
-    samples = getattr(processor.feature_extractor, "n_samples", None)
+    samples = processor.encoder_window
     if samples is None:
         return
     too_long = np.flatnonzero(durations > samples / processor.sampling_rate + 0.01)

@@ -242,7 +242,7 @@ class Pipe:
     """In place of the pipeline: says what it was asked."""
 
     processor = SimpleNamespace(sampling_rate=16_000, language_names={"xx": "Xish"})
-    model = SimpleNamespace(dtype="torch.float32", num_parameters=lambda: 2_000_000)
+    model = SimpleNamespace(alignment_head=None, dtype="torch.float32", num_parameters=lambda: 2_000_000)
     device = "cpu"
 
     def __init__(self, error: Exception | None = None, text: str = "hello"):

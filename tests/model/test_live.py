@@ -24,7 +24,7 @@ class Listener:
     """Stands for a pipeline: hears a word in samples of its number, and what is cut as something else each time."""
 
     def __init__(self, has_times: bool) -> None:
-        self.processor = SimpleNamespace(sampling_rate=RATE, feature_extractor=SimpleNamespace(n_samples=6 * RATE))
+        self.processor = SimpleNamespace(sampling_rate=RATE, encoder_window=6 * RATE)
         self.model = SimpleNamespace(alignment_head=object() if has_times else None)
         self.calls, self.heard = 0, 0.0
 
@@ -137,10 +137,9 @@ def test_a_real_pipeline_ends_with_a_text(has_head):
 
 
 def test_what_a_pipeline_is_given_once_holds_for_live_audio():
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    model, processor = tiny_training.aligned_model()
     once = {"task": "s2tt", "target_lang": "fr", "chunk_length_s": 2.0, "max_new_tokens": 4}
-    pipe = PARTPipeline(model=model.eval(), processor=processor, device="cpu", **once)
+    pipe = PARTPipeline(model=model, processor=processor, device="cpu", **once)
     audio = 0.1 * np.random.default_rng(0).standard_normal(3 * 16_000).astype(np.float32)
     (*_, last) = pipe.live(cut(audio, [8000]))
     assert last.text.split() == pipe(audio)["text"].split()
@@ -156,10 +155,9 @@ def test_what_a_pipeline_is_given_once_holds_for_live_audio():
 
 
 def test_a_pipeline_made_with_the_times_of_words_translates_live_too():
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    model, processor = tiny_training.aligned_model()
     once = {"return_timestamps": "word", "max_new_tokens": 4}
-    pipe = PARTPipeline(model=model.eval(), processor=processor, device="cpu", **once)
+    pipe = PARTPipeline(model=model, processor=processor, device="cpu", **once)
     audio = 0.1 * np.random.default_rng(0).standard_normal(2 * 16_000).astype(np.float32)
     asked = {"task": "s2tt", "target_lang": "en"}
     *_, last = pipe.live(cut(audio, [8000]), **asked)
