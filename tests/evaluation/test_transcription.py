@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import tiny_training
-import torch
 import transformers
 from transformers import pipeline
 
@@ -195,8 +194,7 @@ def test_the_command_says_which_language_it_found(tiny_checkpoint, folder):
 
 def test_the_command_tells_the_trained_languages_apart_and_takes_a_run_and_a_window(folder, tmp_path, monkeypatch):
     stage = tmp_path / "run" / "joint"
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    model, processor = tiny_training.aligned_model()
     model.save_pretrained(stage), processor.save_pretrained(stage)
     rows = {"asr/en": 3, "asr/fr": 3, "s2tt/en-fr": 3, "mt/de-en": 1}
     (stage / "stage.json").write_text(json.dumps({"data": {"rows": rows}}))

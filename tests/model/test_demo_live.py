@@ -12,7 +12,6 @@ import pytest
 import soundfile
 import soxr
 import tiny_training
-import torch
 from numpy.random import default_rng
 
 from modeling_part import PARTPipeline, demo_live
@@ -34,9 +33,8 @@ def soon(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipe() -> PARTPipeline:
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    return PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=4, device="cpu")
+    model, processor = tiny_training.aligned_model()
+    return PARTPipeline(model=model, processor=processor, max_new_tokens=4, device="cpu")
 
 
 def spoken(seconds: float) -> np.ndarray:

@@ -84,9 +84,7 @@ def test_a_useless_draft_is_given_up():
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
 def model_and_processor(request):
-    model, processor = tiny_training.tiny_model(request.param)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    return model.eval(), processor
+    return tiny_training.aligned_model(request.param, adapter_conv_stride=4)
 
 
 @pytest.fixture(scope="module")

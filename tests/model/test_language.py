@@ -52,9 +52,8 @@ def test_the_language_is_the_one_whose_prompt_explains_the_text_best(pipe, clips
 
 
 def test_with_an_alignment_head_what_it_hears_is_explained(clips):
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    pipe = PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=6, device="cpu")
+    model, processor = tiny_training.aligned_model()
+    pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=6, device="cpu")
     answer = pipe(clips[0], languages=["en", "fr"])
     inputs = processor(clips[0])
     embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
@@ -76,9 +75,8 @@ def test_with_an_alignment_head_what_it_hears_is_explained(clips):
 
 
 def test_a_clip_s_features_are_computed_once(clips, monkeypatch):
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    pipe = PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=2, device="cpu")
+    model, processor = tiny_training.aligned_model()
+    pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=2, device="cpu")
     lengths, extract = [], processor.extract_features
     monkeypatch.setattr(
         processor, "extract_features", lambda clip, *args: lengths.append(len(clip)) or extract(clip, *args)

@@ -16,9 +16,8 @@ RATE = 16_000
 
 @pytest.fixture
 def pipe() -> PARTPipeline:
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    return PARTPipeline(model=model.eval(), processor=processor, max_new_tokens=4, device="cpu")
+    model, processor = tiny_training.aligned_model()
+    return PARTPipeline(model=model, processor=processor, max_new_tokens=4, device="cpu")
 
 
 def noise(seconds: float, level: float = 0.1) -> np.ndarray:

@@ -51,9 +51,7 @@ class Speech:
 
 @pytest.fixture(scope="module")
 def model_and_processor():
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    return model.eval(), processor
+    return tiny_training.aligned_model()
 
 
 @pytest.fixture

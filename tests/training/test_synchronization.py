@@ -21,16 +21,12 @@ STEPS, ACCUMULATION = 6, 2
 
 @pytest.fixture(scope="module")
 def shared():
-    model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    return model, processor
+    return tiny_training.aligned_model()
 
 
 @pytest.fixture(scope="module", params=["fun_asr_nano", "sense_voice"])
 def san_m(request):
-    model, processor = tiny_training.tiny_model(audio_kind=request.param, adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
-    return model, processor
+    return tiny_training.aligned_model(audio_kind=request.param)
 
 
 def waits_of_training(shared, folder, stage, **options) -> Waits:
