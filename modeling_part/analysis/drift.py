@@ -16,11 +16,8 @@ from safetensors import safe_open
 from ..evaluation.run_files import read_log_history
 from ..recipes.files import CheckpointError, read_json
 from ..recipes.stage_files import INDEX, shards_of
+from ..recipes.stages import PARTS
 from .files import write_result
-
-
-# What a checkpoint's tensors belong to; the rest (embeddings, blocks, head) is the language model.
-PART_PATTERNS = {"adapter": r"^(model\.adapter|alignment_head)\.", "encoder": r"^model\.audio_tower\."}
 
 
 def weight_drift(checkpoint: str | Path, since: str | Path) -> dict:
@@ -50,7 +47,7 @@ def weight_drift(checkpoint: str | Path, since: str | Path) -> dict:
         if new.shape != old.shape:
             raise ValueError(f"{name} is {tuple(new.shape)} in {checkpoint} and {tuple(old.shape)} in {since}.")
         moved = float((new - old).square().sum())
-        part = next((part for part, pattern in PART_PATTERNS.items() if re.match(pattern, name)), "language_model")
+        part = next((part for part, prefixes in PARTS.items() if name.startswith(prefixes)), "language_model")
         counts[part] += (1, int(not torch.equal(new, old)))
         layer = re.search(r"layers\.(\d+)\.", name)
         for key in (part, *([f"{part}/{int(layer[1]):02d}"] if layer else [])):

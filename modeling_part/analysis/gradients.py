@@ -21,12 +21,15 @@ from ..audio_part import load_clip
 from ..data.rows import QUESTION, group_name
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
-from .drift import PART_PATTERNS
+from ..recipes.stages import PARTS
+from ..training.freezing import NEVER_TRAINED
 from .files import load_checkpoint, read_rows, write_result
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+BLOCK = 1 << 20  # columns of the gradients that are in memory at a time
 
 
 def gradient_similarity(
@@ -51,7 +54,7 @@ def gradient_similarity(
     Args:
         model: its `requires_grad` flags are as before afterwards; gradients are dropped.
         rows: canonical rows. Text tasks reach neither encoder nor adapter and are left out.
-        parameters: `adapter`, `encoder`, or regular expressions on parameter names; one result each.
+        parameters: `adapter`, `encoder`, `language_model`, or regular expressions on parameter names; one result each.
         rows_per_group: at most so many rows of a group, drawn with `seed`.
         batch_size: rows per forward pass.
 
@@ -104,17 +107,18 @@ def _draw_groups(rows: Sequence[Mapping], rows_per_group: int, seed: int) -> dic
 
 
 def _matching(model: torch.nn.Module, chosen: str) -> list[str]:
-    pattern = PART_PATTERNS.get(chosen, chosen)
-    # Whisper's positions are fixed sinusoids: never trained, so no gradient of theirs counts.
-    names = [
-        name for name, _ in model.named_parameters() if re.search(pattern, name) and "embed_positions" not in name
+    names = [name for name, _ in model.named_parameters()]
+    matched = [
+        name
+        for name in names
+        if (name.startswith(PARTS[chosen]) if chosen in PARTS else re.search(chosen, name))
+        and not NEVER_TRAINED.match(name)
     ]
-    if not names:
+    if not matched:
         raise ValueError(
-            f"{chosen!r} matches no parameter; give adapter, encoder or a regular expression on names such as "
-            f"{next(name for name, _ in model.named_parameters())!r}."
+            f"{chosen!r} matches no parameter; give {', '.join(PARTS)} or a regular expression on names such as {names[0]!r}."
         )
-    return names
+    return matched
 
 
 @contextmanager
@@ -154,12 +158,12 @@ def _accumulate(model, processor, rows: Sequence[Mapping], batch_size: int) -> i
     return tokens
 
 
-def _gram(vectors: np.ndarray, spans: Sequence[tuple[int, int]], block: int = 1 << 20) -> np.ndarray:
+def _gram(vectors: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """`(V, P)` -> `(V, V)` inner products over the columns in `spans`, in float64, block by block."""
     gram = np.zeros((len(vectors), len(vectors)))
     for first, last in spans:
-        for start in range(first, last, block):
-            piece = np.asarray(vectors[:, start : min(start + block, last)], dtype=np.float64)
+        for start in range(first, last, BLOCK):
+            piece = np.asarray(vectors[:, start : min(start + BLOCK, last)], dtype=np.float64)
             gram += piece @ piece.T
     return gram
 

@@ -215,21 +215,18 @@ def retrieval(
     return {**means, "directions": directions}
 
 
-def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
-    """Linear centred kernel alignment of `(n, width)` and `(n, other width)` (Kornblith et al. 2019, arXiv:1905.00414).
-
-    1 where the two are equal up to rotation and scale, 0 where they have nothing in common. Rises with width / n even
-    for unrelated vectors: read it beside its shuffled value. 0 where one does not vary.
-    """
-    return _kernel_alignment(_centred_gram(one), _centred_gram(other))
-
-
-def _centred_gram(vectors: np.ndarray) -> np.ndarray:
+def centred_gram(vectors: np.ndarray) -> np.ndarray:
+    """`(n, width)` -> `(n, n)` inner products of the vectors less their mean."""
     centred = vectors - vectors.mean(0)
     return centred @ centred.T
 
 
-def _kernel_alignment(one: np.ndarray, other: np.ndarray) -> float:
+def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
+    """Linear centred kernel alignment of two [`centred_gram`] `(n, n)` (Kornblith et al. 2019, arXiv:1905.00414).
+
+    1 where the vectors are equal up to rotation and scale, 0 where they have nothing in common. Rises with width / n even
+    for unrelated vectors: read it beside its shuffled value. 0 where one does not vary.
+    """
     norm = np.linalg.norm(one) * np.linalg.norm(other)
     return float((one * other).sum() / norm) if norm else 0.0
 
@@ -255,11 +252,11 @@ def similarity_between_languages(
                 matched[free] = query
         if len(matched) < FEWEST_PAIRS:
             continue
-        one, other = _centred_gram(vectors[list(matched.values())]), _centred_gram(vectors[list(matched)])
+        one, other = centred_gram(vectors[list(matched.values())]), centred_gram(vectors[list(matched)])
         orders = [generator.permutation(len(matched)) for _ in range(SHUFFLES)]
-        shuffled = [_kernel_alignment(one, other[np.ix_(order, order)]) for order in orders]
+        shuffled = [linear_cka(one, other[np.ix_(order, order)]) for order in orders]
         found["-".join(sorted((source, target)))] = {
-            "cka": _kernel_alignment(one, other),
+            "cka": linear_cka(one, other),
             "shuffled": float(np.mean(shuffled)),
             "pairs": len(matched),
         }

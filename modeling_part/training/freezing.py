@@ -17,7 +17,7 @@ _NORM_BEFORE_LAYERS = ("data2vec-audio",)
 
 # Whisper's and Qwen2-Audio's positions are fixed sinusoids, not parameters to learn; the mask embedding is of wav2vec2's own
 # SpecAugment, which PART switches off: it would never get a gradient.
-_NEVER_TRAINED = re.compile(r"^model\.audio_tower\.(?:embed_positions\.|masked_spec_embed$)")
+NEVER_TRAINED = re.compile(r"^model\.audio_tower\.(?:embed_positions\.|masked_spec_embed$)")
 
 
 def trainable_patterns(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
@@ -61,27 +61,21 @@ def set_trainable(stage: Stage, model: nn.Module) -> dict[str, list[str]]:
         Names of the trainable parameters of each part.
 
     Raises:
-        ValueError: a pattern matches no parameter.
+        ValueError: no parameter of a part matches.
     """
     names = {}
     model.requires_grad_(False)
+    parameters = {
+        name: one for name, one in model.named_parameters(remove_duplicate=False) if not NEVER_TRAINED.match(name)
+    }
     for part, patterns in trainable_patterns(stage, model).items():
-        names[part] = []
-        for pattern in patterns:
-            matched = [
-                name
-                for name, _ in model.named_parameters(remove_duplicate=False)
-                if re.match(pattern, name) and not _NEVER_TRAINED.match(name)
-            ]
-            # `lm_head` may be the tied embeddings, a trailing norm may be absent: only a whole part may not be.
-            names[part] += matched
+        names[part] = [name for pattern in patterns for name in parameters if re.match(pattern, name)]
+        # `lm_head` may be the tied embeddings, a trailing norm may be absent: only a whole part may not be.
         if not names[part]:
             raise ValueError(
                 f"Stage {stage.name!r}: no parameter of the model matches {patterns} ({part}); nothing would train."
             )
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for part_names in names.values():
-        for name in part_names:
+        for name in names[part]:
             parameters[name].requires_grad_(True)
     return names
 

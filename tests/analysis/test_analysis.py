@@ -19,6 +19,7 @@ from modeling_part.analysis.files import read_rows
 from modeling_part.analysis.gradients import gradient_similarity
 from modeling_part.analysis.probes import (
     Clip,
+    centred_gram,
     gather_clips,
     language_accuracy,
     linear_cka,
@@ -252,16 +253,17 @@ class TestCKA:
         generator = np.random.default_rng(seed)
         x, y = generator.standard_normal((n, width)) + 3.0, generator.standard_normal((n, other))
         expected = hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
-        assert linear_cka(x, y) == pytest.approx(expected, abs=1e-9)
+        assert linear_cka(centred_gram(x), centred_gram(y)) == pytest.approx(expected, abs=1e-9)
 
     def test_unchanged_by_rotation_scale_and_offset(self):
         generator = np.random.default_rng(0)
         x = generator.standard_normal((20, 6))
         rotation, _ = np.linalg.qr(generator.standard_normal((6, 6)))
-        assert linear_cka(x, 3.0 * x @ rotation + 5.0) == pytest.approx(1.0)
+        assert linear_cka(centred_gram(x), centred_gram(3.0 * x @ rotation + 5.0)) == pytest.approx(1.0)
 
     def test_a_constant_side_is_zero(self):
-        assert linear_cka(np.ones((5, 2)), np.random.default_rng(0).standard_normal((5, 2))) == 0.0
+        other = np.random.default_rng(0).standard_normal((5, 2))
+        assert linear_cka(centred_gram(np.ones((5, 2))), centred_gram(other)) == 0.0
 
     def test_parallel_languages_against_shuffled_ones(self):
         clips = toy_clips(60)
