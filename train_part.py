@@ -83,7 +83,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     set_seed(args.seed)  # then load, then LoRA: the order of the random draws
     model, processor = load_model(stage.parent, recipe.model)
     counts = partial(count_transcript_tokens, rows, processor)
-    trainable = prepare_model(model, stage.plan, recipe, counts, is_first=not stage.is_aligned)
+    trainable = prepare_model(model, stage.plan, recipe, counts, is_aligned=stage.is_aligned)
     checkpoint, progress = stage.find_checkpoint(args)
     batches = with_fractions(stage.plan, lambda plan: plan_batches(plan, rows, processor, recipe, progress))
     check_lengths(model, processor, rows, recipe)

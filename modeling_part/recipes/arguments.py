@@ -73,6 +73,12 @@ class ModelArguments:
         if self.checkpoint is None and (self.audio_model is None or self.language_model is None):
             raise ValueError("Name `audio_model` and `language_model`, or a PART `checkpoint`, in the recipe.")
 
+    @property
+    def starts_from(self) -> dict[str, str]:
+        """What the first stage starts from, by the name of its setting: the checkpoint, or the two pretrained parts."""
+        names = ("audio_model", "language_model") if self.checkpoint is None else ("checkpoint",)
+        return {name: getattr(self, name) for name in names}
+
 
 # What `adapter` may hold: fields of `PARTConfig`, and where the two parts come from.
 _PARTS_OF_CONFIG = ("audio_config", "text_config", "audio_token_id", "alignment_scale")

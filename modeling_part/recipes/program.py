@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 NAME = "part"
+COMMAND = "PART_COMMAND"  # environment variable: how `part train` was called, whose process the trainer may replace
 
 
 def part_command(*words: str) -> str:

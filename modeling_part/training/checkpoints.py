@@ -3,8 +3,9 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from ..recipes.stage_files import INDEX, LORA_FOLDER, check_finite, checksums, s
 from ..recipes.stage_record import write_stage_json
 from ..recipes.stages import Stage
 from .lora import load_lora, save_lora, split_lora, transposed_lora
-from .set_aside import is_checkpoint
 
 
 FORMER_LORA_FILE = "lora.safetensors"  # what was written before November 2026
@@ -80,7 +80,7 @@ def restore_weights(model: nn.Module, folder: Path, stage: Stage) -> None:
         )
 
 
-def publish_checkpoint(
+def complete_checkpoint(
     staged: Path, final: Path, history: Sequence[tuple[int, int]], on_save: Callable[[Path], None] | None
 ) -> None:
     """Add what PART keeps to a checkpoint that was written aside, and rename it: from now on it is resumed from."""
@@ -122,9 +122,29 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def has_checkpoint_name(path: Path) -> bool:
+    """Whether a folder is called as the checkpoints inside a stage are."""
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a whole checkpoint inside a stage; `checkpoint-best` and the like are the user's."""
+    return has_checkpoint_name(path) and (path / "trainer_state.json").is_file()
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The whole checkpoints inside a stage's folder, the oldest first; one that was only half written is not among them."""
+    return sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint inside a stage's folder; one that was only half written is not looked at."""
-    return max(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step, default=None)
+    """The newest whole checkpoint inside a stage's folder."""
+    return next(reversed(checkpoints_in(folder)), None)
+
+
+def size_of(checkpoints: Iterable[Path]) -> int:
+    """Bytes of all files in these folders."""
+    return sum(path.stat().st_size for one in checkpoints for path in one.rglob("*") if path.is_file())
 
 
 def remove_oldest(folder: Path, limit: int | None, best_step: int | None = None) -> None:
@@ -132,7 +152,7 @@ def remove_oldest(folder: Path, limit: int | None, best_step: int | None = None)
 
     That of `best_step` is among those kept, and where one alone is, beside it: the newest is there to go on from.
     """
-    checkpoints = sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=checkpoint_step)
+    checkpoints = checkpoints_in(folder)
     best = [path for path in checkpoints[:-1] if checkpoint_step(path) == best_step]
     others = [path for path in checkpoints if path not in best]
     for path in others[: -max(1, limit - len(best))] if limit else ():

@@ -166,9 +166,7 @@ def estimate_steps(stage: Stage, later: Sequence[Stage], batches: Batches, rows:
 
 def log_parts(logs: Mapping[str, float], stage: Stage) -> list[str]:
     """What a line of the log says between its step and the time that is left."""
-    parts = []
-    losses = [_losses(logs, task) for task in TASKS]
-    parts.append("loss " + (" ".join(filter(None, losses)) or f"{logs['loss']:.3f}"))
+    parts = [f"loss {_losses_of_tasks(logs) or format(logs['loss'], '.3f')}"]
     if "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.1e}")
     if logs.get("audio_hours_per_second"):
@@ -183,6 +181,10 @@ def _losses(logs: Mapping[str, float], task: str) -> str:
     if found[0] is None:
         return "" if found[1] is None else f"{task} CTC {found[1]:.3f}"
     return f"{task} {found[0]:.3f}" + ("" if found[1] is None else f" (CTC {found[1]:.3f})")
+
+
+def _losses_of_tasks(figures: Mapping[str, float]) -> str:
+    return " ".join(filter(None, (_losses(figures, task) for task in TASKS)))
 
 
 def figures_with_table(title: str, figures: Mapping[str, float], width: int | None) -> str:
@@ -207,7 +209,7 @@ def write_total(logs: Mapping[str, float]) -> None:
 
 
 def _means(figures: Mapping[str, float]) -> list[str]:
-    losses = " ".join(filter(None, (_losses(figures, task) for task in TASKS)))
+    losses = _losses_of_tasks(figures)
     parts = [f"loss {losses}"] if losses else []
     rates = {"CTC WER": "ctc_error_rate", "asr errors": "asr_error_rate", "unnamed": "asr_unnamed_error_rate"}
     parts += [f"{name} {100 * figures[key]:.1f} %" for name, key in rates.items() if key in figures]

@@ -17,7 +17,7 @@ from ..data.batches import Batches
 from ..data.row_tokens import transcript
 from ..evaluation.metrics import count_text_edits
 from ..prompts_part import TASKS, TEXT_TASKS
-from .losses import GroupLosses, LossSums, add_losses, add_output, mean_losses
+from .losses import GroupLosses, LossSums, add_output, add_sums, mean_losses
 
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ class DevSums:
 
     def add(self, other: "DevSums") -> None:
         """Add the sums of other batches."""
-        add_losses(self.answers, other.answers)
-        add_losses(self.alignment, other.alignment)
-        _add_errors(self.errors, other.errors)
+        add_sums(self.answers, other.answers)
+        add_sums(self.alignment, other.alignment)
+        add_sums(self.errors, other.errors)
 
     def over_ranks(self) -> "DevSums":
         """The sums of all ranks; every rank must make the call."""
@@ -170,7 +170,7 @@ def greedy_errors(rows: Sequence[dict], info: dict, inputs: dict, outputs: dict,
         hypothesis = trainer.processing_class.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True)
         reference = transcript(row["task"], row["text"], row["source_text"])
         counts = count_text_edits(reference, hypothesis, language)
-        _add_errors(errors, {language: (counts.errors, counts.reference_units)})
+        add_sums(errors, {language: (counts.errors, counts.reference_units)})
     return errors
 
 
@@ -198,12 +198,6 @@ def listens(trainer: Trainer, batches: Batches, options: dict, own: DevSums) -> 
     if own_loss is None or other is None:  # CTC alone, of translations without transcript
         return None
     return {"own_clip_loss": own_loss, "other_clip_loss": other, "listens": other - own_loss > LEAST_GAIN}
-
-
-def _add_errors(total: Errors, errors: Errors) -> None:
-    for language, (wrong, units) in errors.items():
-        before = total.get(language, (0, 0))
-        total[language] = (before[0] + wrong, before[1] + units)
 
 
 def _padded(items: DataLoader, size: int) -> Iterator:

@@ -17,8 +17,8 @@ from ..recipes.arguments import Recipe
 from .console import fold, memory_line, terminal_width
 from .freezing import parameters_per_part, trainable_per_part
 from .memory import SMALLER_FORWARDS, enough_memory, estimate_memory
-from .run import StageRun
 from .sources import check_sources, planned_parts
+from .stage_run import StageRun
 from .trainer import PARTTrainer
 
 

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing import api as multiprocessing
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from ..recipes.program import part_command
+from ..recipes.program import COMMAND, part_command
 
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs"
@@ -35,7 +35,7 @@ def launch_recipe(words: Sequence[str], usage: str) -> None:
     if not has_config and not torch.accelerator.is_available():
         launch.config_file = str(CONFIGS / "cpu.yaml")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds: ranks that save are not killed after 30
-    os.environ["PART_COMMAND"] = part_command("train", *words)
+    os.environ[COMMAND] = part_command("train", *words)
     launcher.simple_launcher = _become
     # They would warn of every value that they chose, and of every signal: the run says both in a line.
     for name in (launcher.__name__, agent.__name__, multiprocessing.__name__):

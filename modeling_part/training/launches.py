@@ -18,11 +18,11 @@ from ..evaluation.run_files import LAUNCHES_FILE, read_launches
 from ..publishing.privacy import without_secrets
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.files import write_json
+from ..recipes.program import COMMAND
 from ..recipes.user_errors import mistakes_in_one_message, take_debug
 
 
 INDENT = " " * 9  # below the time that begins a line of the log
-COMMAND = "PART_COMMAND"  # how `part train` was called, which this process has replaced
 
 
 def record_launch(folder: Path, args: PARTTrainingArguments) -> None:

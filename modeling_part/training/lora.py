@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..recipes.stages import Stage
 
@@ -39,7 +40,6 @@ def add_lora(stage: Stage, model: nn.Module, autocast: bool = False) -> None:
     """
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers.pytorch_utils import Conv1D
 
     language_model = model.model.language_model
     # Explicit names: a pattern such as `q_proj` would also match the encoder and the adapter.
@@ -114,8 +114,6 @@ def _peft_config(stage: Stage, targets: Collection[str], transposed: Collection[
 
 def transposed_lora(model: nn.Module) -> set[str]:
     """Names of the layers under LoRA that keep their weight as `(in, out)`: GPT-2's `Conv1D`."""
-    from transformers.pytorch_utils import Conv1D
-
     return {name.removesuffix(".base_layer") for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
 

@@ -3,6 +3,7 @@
 
 import math
 import time
+from collections.abc import Hashable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -42,7 +43,7 @@ class LossSums:
         losses = dict(self._sums)
         for group, row_nats, tokens in zip(self._groups, self._row_nats(), self._tokens, strict=True):
             if tokens and math.isfinite(row_nats):  # skipped steps are counted apart
-                add_losses(losses, {group: (row_nats, tokens)})
+                add_sums(losses, {group: (row_nats, tokens)})
         return losses
 
     def not_finite(self) -> list[int]:
@@ -59,19 +60,20 @@ def row_sums(token_losses: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return torch.stack([row.sum() for row in token_losses.split(counts)])
 
 
-def add_losses(total: GroupLosses, losses: GroupLosses) -> None:
-    """Add `losses` to `total`, in place."""
-    for group, (nats, tokens) in losses.items():
-        before = total.get(group, (0.0, 0))
-        total[group] = (before[0] + nats, before[1] + tokens)
+def add_sums(total: dict, sums: Mapping[Hashable, tuple[float, int]]) -> None:
+    """Add `sums` (nats and tokens by group, errors and units by language) to those of `total`, in place."""
+    for key, (one, other) in sums.items():
+        before = total.get(key, (0, 0))
+        total[key] = (before[0] + one, before[1] + other)
 
 
-def losses_over_ranks(losses: GroupLosses) -> GroupLosses:
-    """The sums of all ranks, which may have met different languages."""
-    total: GroupLosses = {}
-    for one in gather_object([losses]):
-        add_losses(total, one)
-    return total
+def losses_over_ranks(losses: list[GroupLosses]) -> list[GroupLosses]:
+    """The sums of all ranks, which may have met different languages, of each kind of loss."""
+    totals: list[GroupLosses] = [{} for _ in losses]
+    for of_rank in gather_object([losses]):
+        for total, one in zip(totals, of_rank, strict=True):
+            add_sums(total, one)
+    return totals
 
 
 def mean_losses(losses: GroupLosses, prefix: str, name: str = "loss") -> dict[str, float]:
@@ -147,9 +149,10 @@ class StepStatistics:
             totals = accelerator.reduce(totals.to(accelerator.device, dtype), "sum").cpu()
         seconds = time.perf_counter() - self.since
         positions, valid, audio, padded = totals.tolist()
-        figures = mean_losses(losses_over_ranks(self.losses.sums()), "")
-        figures |= mean_losses(losses_over_ranks(self.ctc_losses.sums()), "", "ctc_loss")
-        figures |= mean_losses(losses_over_ranks(self.divergences.sums()), "", "kl")
+        sums = [one.sums() for one in (self.losses, self.ctc_losses, self.divergences)]
+        figures = {}
+        for name, total in zip(("loss", "ctc_loss", "kl"), losses_over_ranks(sums), strict=True):
+            figures |= mean_losses(total, "", name)
         figures |= {f"grad_norm/{part}": norm for part, norm in self._mean_norms().items()}
         return figures | {
             "seconds": seconds,

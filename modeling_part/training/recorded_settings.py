@@ -52,10 +52,10 @@ def base_models(model_args: ModelArguments) -> dict[str, str]:
 
     A folder is recorded with its whole path: `models/whisper-base` could be taken for a repository of the Hub later.
     """
-    names = {"audio_model": model_args.audio_model, "language_model": model_args.language_model}
-    if model_args.checkpoint is not None:
-        names = {"checkpoint": model_args.checkpoint}
-    return {part: str(Path(name).resolve()) if Path(name).is_dir() else name for part, name in names.items()}
+    return {
+        setting: str(Path(name).resolve()) if Path(name).is_dir() else name
+        for setting, name in model_args.starts_from.items()
+    }
 
 
 def hyperparameters(stage: Stage, num_steps: int, recipe: Recipe) -> dict:

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from .checkpoints import is_checkpoint
 from .monitoring import DEV_FOLDER
 
 
@@ -30,16 +31,6 @@ def written_by_training(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if WRITTEN.fullmatch(path.name) or is_checkpoint(path) or is_dev(path)]
     return sorted(found, key=lambda path: (path.name != "stage.json", path.name))
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a whole checkpoint inside a stage; `checkpoint-best` and the like are the user's."""
-    return has_checkpoint_name(path) and (path / "trainer_state.json").is_file()
-
-
-def has_checkpoint_name(path: Path) -> bool:
-    """Whether a folder is called as the checkpoints inside a stage are."""
-    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
 
 
 def is_dev(path: Path) -> bool:

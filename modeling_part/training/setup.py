@@ -94,7 +94,7 @@ def prepare_model(
     stage: Stage,
     recipe: Recipe,
     token_counts: Callable[[int], torch.Tensor] | None = None,
-    is_first: bool = False,
+    is_aligned: bool = True,
 ) -> dict[str, list[str]]:
     """Add the alignment head and LoRA where the stage uses them, freeze what it does not train, and give that its dtype.
 
@@ -103,7 +103,7 @@ def prepare_model(
         stage: to train.
         recipe: of the run.
         token_counts: gives `(V,)` counts of the tokens in the training transcripts, for V; asked where a head is new.
-        is_first: no stage before it has CTC: a head that the recipe's `checkpoint` brings counts this run's transcripts.
+        is_aligned: a stage before it has CTC; if none has, a head that the recipe's `checkpoint` brings counts anew.
 
     Returns:
         Names of the trainable parameters of each part.
@@ -111,7 +111,7 @@ def prepare_model(
     Raises:
         ValueError: a part has no parameters to train, or `padding_free` would mix the rows.
     """
-    if stage.losses.get("ctc") and (is_first or model.alignment_head is None):
+    if stage.losses.get("ctc") and not (is_aligned and model.alignment_head is not None):
         counts = token_counts(model.config.text_config.vocab_size)
         if model.alignment_head is None:
             model.add_alignment_head(counts)

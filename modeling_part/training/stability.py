@@ -1,8 +1,8 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""A stage whose losses are not finite any more; and a warning when a stage that trains the language model becomes unstable: its loss spikes, or its gradients keep growing."""
+"""Unstable training: a warning where losses spike or gradients keep growing, an error where they are not finite."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from transformers import TrainerCallback
 
@@ -47,7 +47,8 @@ class StabilityCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         warm = self.stage.warmup_ratio * state.max_steps
-        for name, sign in instability(training_log(state.log_history), warm_up=warm).items():
+        of_training = [entry for entry in state.log_history if "loss" in entry and "step" in entry]
+        for name, sign in instability(of_training, warm_up=warm).items():
             if name not in self._said:
                 self._said.add(name)
                 logger.warning("Step %d: %s. %s", state.global_step, sign, self._advice())
@@ -58,8 +59,3 @@ class StabilityCallback(TrainerCallback):
             f"Training is unstable: lower the learning rates of stage {self.stage.name!r} ({rates}), or raise its "
             f"`warmup_ratio` ({self.stage.warmup_ratio:g})"
         )
-
-
-def training_log(history: Sequence[Mapping]) -> list[Mapping]:
-    """The entries of a log that are about training steps."""
-    return [entry for entry in history if "loss" in entry and "step" in entry]

@@ -31,23 +31,23 @@ from ..recipes.program import part_command
 from ..recipes.stage_files import LORA_FOLDER, check_files, check_finite, checksums, weight_files
 from ..recipes.stage_record import ancestry, find_alike, read_stage_json, write_stage_json
 from ..recipes.stages import Stage
-from .checkpoints import checkpoint_step, last_checkpoint, read_history
+from .checkpoints import (
+    checkpoint_step,
+    checkpoints_in,
+    has_checkpoint_name,
+    last_checkpoint,
+    read_history,
+    size_of,
+)
 from .checks import check_publishable
 from .console import figures_with_table, terminal_width, write_total
 from .freezing import trainable_per_part
 from .launches import INDENT, command
+from .memory import GIB
 from .monitoring import GenerationMonitor, report_metrics
 from .recorded_settings import base_models, hyperparameters
 from .resuming import why_none_is_alike
-from .set_aside import (
-    has_checkpoint_name,
-    is_checkpoint,
-    is_dev,
-    mark_for_training,
-    remove_set_aside,
-    set_aside,
-    written_by_training,
-)
+from .set_aside import is_dev, mark_for_training, remove_set_aside, set_aside, written_by_training
 from .sources import files_of_start
 from .trackers import continue_trackers, end_trackers, show_test
 from .trainer import PARTTrainer
@@ -193,13 +193,12 @@ class StageRun:
         checkpoints = int(self.predicts) if args.save_strategy == "no" else 1 + (args.save_total_limit or 1)
         needed = weights * (1 + checkpoints) + 8 * trained * checkpoints
         if not self.restarts:  # those of an interrupted run are there already, and replaced one by one
-            there = [path for path in self.folder.glob("checkpoint-*") if is_checkpoint(path)]
-            needed -= sum(path.stat().st_size for one in there for path in one.rglob("*") if path.is_file())
+            needed -= size_of(checkpoints_in(self.folder))
         free = shutil.disk_usage(self.folder.parent).free
         if free < needed:
             raise OSError(
-                f"Stage {self.plan.name!r} writes up to {needed / 2**30:.1f} GiB into {self.folder}, and "
-                f"{free / 2**30:.1f} GiB are free: make room, set another `output_dir`, or lower `save_total_limit`."
+                f"Stage {self.plan.name!r} writes up to {needed / GIB:.1f} GiB into {self.folder}, and "
+                f"{free / GIB:.1f} GiB are free: make room, set another `output_dir`, or lower `save_total_limit`."
             )
 
     def begin(self, trainer: PARTTrainer) -> None:
@@ -293,11 +292,11 @@ class StageRun:
 
     def _say_what_stays(self) -> None:
         """Checkpoints inside a finished stage, with their optimizers, are of no use to the run any more."""
-        checkpoints = sorted(filter(is_checkpoint, self.folder.glob("checkpoint-*")), key=checkpoint_step)
-        size = sum(path.stat().st_size for one in checkpoints for path in one.rglob("*") if path.is_file())
-        if checkpoints:
+        if checkpoints := checkpoints_in(self.folder):
             message = "Its %d checkpoints inside (%.2f GiB) are needed no more; remove them with: %s"
-            logger.info(message, len(checkpoints), size / 2**30, shlex.join(["rm", "-r", *map(str, checkpoints)]))
+            logger.info(
+                message, len(checkpoints), size_of(checkpoints) / GIB, shlex.join(["rm", "-r", *map(str, checkpoints)])
+            )
 
     def _predict(
         self, rows: Rows, args: PARTTrainingArguments, device, accelerator: Accelerator | None = None

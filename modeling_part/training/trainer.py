@@ -30,8 +30,7 @@ from ..prompts_part import TASKS, TEXT_TASKS
 from ..recipes.arguments import PARTTrainingArguments
 from ..recipes.stages import LOSSES, Stage
 from .broken_rows import BrokenRows
-from .buffers import whole_on_every_rank
-from .checkpoints import INCOMPLETE, publish_checkpoint, remove_oldest, restore_weights, save_weights
+from .checkpoints import INCOMPLETE, complete_checkpoint, remove_oldest, restore_weights, save_weights
 from .dev_loss import DevSums, dev_sums, listens
 from .freezing import LanguageModelGate, frozen_modules, gradient_norms
 from .kernels import COMPILED_VARIANTS, let_flex_attention_autocast, use_liger_kernels
@@ -41,7 +40,7 @@ from .memory import FEWER_WEIGHTS, SMALLER_BATCHES, SMALLER_FORWARDS, enough_mem
 from .refusals import PUBLISH_INSTEAD, has_unused_parameters, refuse_other_batches, refuse_wrong_settings
 from .stability import NonFiniteTrainingError
 from .stopping import StopCallback
-from .wrappers import keep_sums_in_float32, refuse_wrong_wrappers
+from .wrappers import keep_sums_in_float32, refuse_wrong_wrappers, whole_on_every_rank
 
 
 logger = logging.getLogger(__name__)
@@ -230,25 +229,21 @@ class PARTTrainer(Trainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """One group per part, with and without weight decay, at the stage's learning rates."""
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
-            parameters = dict(model.named_parameters())  # tied weights once
-            groups = []
-            for part, names in self.trainable_names.items():
-                for decay in (True, False):
-                    chosen = [parameters[name] for name in names if name in parameters and (name in decayed) == decay]
-                    if chosen:
-                        groups.append(
-                            {
-                                "params": chosen,
-                                "lr": self.stage.learning_rates[part],
-                                "weight_decay": self.args.weight_decay if decay else 0.0,
-                                "part": part,
-                            }
-                        )
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(groups, **options)
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        parameters = dict(model.named_parameters())  # tied weights once
+        groups = []
+        for part, names in self.trainable_names.items():
+            group = {"lr": self.stage.learning_rates[part], "part": part}
+            for decay in (True, False):
+                chosen = [parameters[name] for name in names if name in parameters and (name in decayed) == decay]
+                if chosen:
+                    weight_decay = self.args.weight_decay if decay else 0.0
+                    groups.append({"params": chosen, "weight_decay": weight_decay, **group})
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -449,7 +444,7 @@ class PARTTrainer(Trainer):
             earlier = self.batches.progress.history
             steps = self.state.global_step - sum(steps for _, steps in earlier)
             history = [*earlier, (self.args.world_size * self.args.gradient_accumulation_steps, steps)]
-            publish_checkpoint(staged, final, history, self.on_save)
+            complete_checkpoint(staged, final, history, self.on_save)
             remove_oldest(run_folder, self._checkpoints_kept, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
 

@@ -147,8 +147,7 @@ def test_greedy_ctc_among_some_tokens_is_that_of_a_vocabulary_of_these():
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
 def aligned(request):
     """A tiny model with a head, untied and tied, its processor and a batch of transcription."""
-    model, processor = tiny_training.tiny_model(request.param, adapter_conv_stride=1)
-    model.add_alignment_head(torch.ones(model.config.text_config.vocab_size))
+    model, processor = tiny_training.aligned_model(request.param)
     rows = [row for row in tiny_training.tiny_dataset() if row["task"] == "asr"][:3]
     batch = PARTCollator(processor, with_transcripts=True)(rows)
     batch.pop("batch_info")
@@ -255,8 +254,8 @@ def test_a_checkpoints_head_counts_the_tokens_of_the_new_run():
     stage = Stage("joint", tasks={"asr": 1.0}, learning_rates={"adapter": 1e-3}, losses={"nll": 1.0, "ctc": 0.5})
     recipe = Recipe(ModelArguments(checkpoint="tiny"), DataArguments(), PARTTrainingArguments(use_cpu=True))
     blank = model.alignment_head.blank.clone()
-    for is_first, frequent in ((False, 5), (True, 7)):
-        prepare_model(model, stage, recipe, lambda _: after, is_first=is_first)
+    for is_aligned, frequent in ((True, 5), (False, 7)):
+        prepare_model(model, stage, recipe, lambda _: after, is_aligned=is_aligned)
         assert model.alignment_head.token_bias.argmax() == frequent
     assert torch.equal(model.alignment_head.blank, blank)
 

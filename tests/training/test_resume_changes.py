@@ -22,8 +22,8 @@ from modeling_part.recipes.stage_files import NotFiniteError
 from modeling_part.recipes.stage_record import read_stage_json
 from modeling_part.training.checkpoints import (
     checkpoint_step,
+    complete_checkpoint,
     last_checkpoint,
-    publish_checkpoint,
     read_history,
     remove_oldest,
 )
@@ -307,7 +307,7 @@ class TestDamage:
         staged.mkdir(parents=True)
         save_file({"weight": torch.tensor([1.0, float("nan")])}, staged / "model.safetensors")
         with pytest.raises(NotFiniteError, match="such as weight"):
-            publish_checkpoint(staged, tmp_path / "checkpoint-2", [(1, 2)], None)
+            complete_checkpoint(staged, tmp_path / "checkpoint-2", [(1, 2)], None)
         assert not (tmp_path / "checkpoint-2").exists()
 
     def test_only_whole_checkpoints_are_removed(self, tmp_path):
