@@ -41,7 +41,9 @@ def add_analyses(verbs: argparse._SubParsersAction) -> None:
     """Add the group `analyze`."""
     group = add_group(verbs, "analyze", "gradients, representations and weights of a checkpoint")
     similarity = add_verb(group, gradients, "cosine similarity between the gradients of tasks and languages")
-    similarity.add_argument("--parameters", nargs="+", default=["adapter"], help="adapter, encoder, expressions")
+    similarity.add_argument(
+        "--parameters", nargs="+", default=["adapter"], help="adapter, encoder, language_model, expressions"
+    )
     similarity.add_argument("--rows_per_group", type=at_least(1), default=64)
     similarity.add_argument("--batch_size", type=at_least(1), default=8)
     layers = add_verb(group, probes, "language, content and similarity in the layers of encoder and adapter")

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SECONDS = 10  # to wait for the Hub
 # Of a repository with weights of several kinds, what is loaded: configuration, tokenizer, safetensors.
 FILES_OF_A_PART = ("*.json", "*.txt", "*.jinja", "*.model", "model.safetensors", "model-*.safetensors")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
+MODEL_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
 
 
 def planned_parts(model_args: ModelArguments) -> list[Download]:
@@ -71,7 +71,11 @@ def check_sources(model_args: ModelArguments) -> None:
         if folder.exists():
             _check_folder(setting, folder)
             continue
-        if not HUB_ID.fullmatch(name) or name.startswith(".") or Path(name).suffix in (".pt", ".bin", ".safetensors"):
+        if (
+            not MODEL_ID.fullmatch(name)
+            or name.startswith(".")
+            or Path(name).suffix in (".pt", ".bin", ".safetensors")
+        ):
             raise FileNotFoundError(
                 f"`{setting}` is {name!r}, and there is no such folder. Give one with config.json and safetensors, or the "
                 "id of a repository on the Hub, USER/NAME."

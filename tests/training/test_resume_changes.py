@@ -9,7 +9,7 @@ import tiny
 import tiny_training
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import TrainerControl
@@ -320,6 +320,7 @@ class TestDamage:
             left = {path.name.removeprefix("checkpoint-") for path in tmp_path.iterdir()}
             assert left == kept | {"1", "3.bak", "3-mine", "best"}
 
+    @settings(deadline=None)
     @given(st.lists(st.text("0123456789abc.-", max_size=5), max_size=6))
     def test_the_last_checkpoint_among_anything(self, tmp_path_factory, names):
         folder = tmp_path_factory.mktemp("names")
