@@ -108,6 +108,22 @@ def predicting_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return predicting, targets[predicting]
 
 
+def answer_positions(
+    labels: torch.Tensor, layout: BatchLayout | None, among: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`predicting_positions`] of `(B, L)` labels, by the batch's layout where there is one.
+
+    Args:
+        labels: -100 where there is none.
+        layout: of the batch.
+        among: `(B, L)` attention mask whose valid positions alone are counted; None: all positions are.
+    """
+    predicting, targets = predicting_positions(labels) if layout is None else (layout["predicting"], layout["targets"])
+    if among is not None:
+        predicting = (among.flatten().cumsum(0) - 1)[predicting]
+    return predicting, targets
+
+
 def transcript_layout(transcript_ids: torch.Tensor, audio_lengths: torch.Tensor) -> BatchLayout:
     """What the alignment of `(B, U)` transcripts, -100 where there is none, to so many audio tokens `(B,)` needs.
 

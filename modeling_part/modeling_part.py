@@ -24,7 +24,7 @@ from .encoder_part import VariableLengthEncoderMixin, build_audio_tower, join_cl
 from .generation_part import AudioGenerationMixin
 from .layout_part import (
     BatchLayout,
-    predicting_positions,
+    answer_positions,
     prepared_mask,
     put_positions,
     row_bounds,
@@ -386,12 +386,7 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
         outputs = self.model(**inputs)
         loss = logits = token_losses = divergences = None
         if labels is not None:
-            if layout is None:
-                predicting, targets = predicting_positions(labels)
-            else:
-                predicting, targets = layout["predicting"], layout["targets"]
-            if padding_free:  # the place among the valid positions
-                predicting = (attention_mask.flatten().cumsum(0) - 1)[predicting]
+            predicting, targets = answer_positions(labels, layout, attention_mask if padding_free else None)
             # `device_map` may have put the last layer on another device than the batch.
             predicting, targets = (places.to(outputs.last_hidden_state.device) for places in (predicting, targets))
             hidden_states = take_positions(outputs.last_hidden_state, predicting)

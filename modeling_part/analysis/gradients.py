@@ -77,10 +77,7 @@ def gradient_similarity(
         for index, (group, members) in enumerate(groups.items()):
             for half in range(2):
                 tokens[group] += _accumulate(model, processor, members[half::2], batch_size)
-                for name in names:
-                    if (gradient := tensors[name].grad) is not None:
-                        start = offsets[name]
-                        halves[2 * index + half, start : start + gradient.numel()] = gradient.float().cpu().flatten()
+                _copy_gradients(tensors, offsets, halves[2 * index + half])
                 model.zero_grad(set_to_none=True)
         results = {}
         for chosen, members in sets.items():
@@ -156,6 +153,13 @@ def _accumulate(model, processor, rows: Sequence[Mapping], batch_size: int) -> i
         model(**inputs, num_items_in_batch=1).loss.backward()
         tokens += int((inputs["labels"] != -100).sum())
     return tokens
+
+
+def _copy_gradients(tensors: Mapping[str, torch.Tensor], offsets: Mapping[str, int], into: np.ndarray) -> None:
+    """The gradients of tensors into a row `(P,)`, each from its offset on; where there is none it stays as it is."""
+    for name, start in offsets.items():
+        if (gradient := tensors[name].grad) is not None:
+            into[start : start + gradient.numel()] = gradient.float().cpu().flatten()
 
 
 def _gram(vectors: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -124,6 +124,13 @@ def print_text(text: str) -> None:
         )
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
 def transcribe_files(
     pipe,
     files: Sequence[Path],
@@ -171,12 +178,9 @@ def transcribe_files(
             at = chosen[readable.read[done]]
             if not formats:
                 print_text(answer["text"] if len(files) == 1 else f"{printable(files[at])}\t{answer['text']}")
-            for form, path in zip(formats, places[at], strict=True) if formats else ():
-                if path.exists() and not overwrite:
-                    continue
-                aside = path.with_name(f"{path.name}.new")
-                aside.write_text(FORMATS[form](answer), encoding="utf-8")
-                aside.replace(path)
+            for form, path in zip(formats, places[at], strict=True):
+                if overwrite or not path.exists():
+                    write_whole(path, FORMATS[form](answer))
             for remark in remarks(answer):
                 print(f"{printable(files[at])}: {remark}", file=sys.stderr)
             progress.update(readable.read[done] + 1 - progress.n)

@@ -87,10 +87,10 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """
     for part in (model.model.audio_tower, model.model.adapter, model.model.language_model, model.lm_head):
         has_lora = any(".lora_" in name for name, _ in part.named_parameters())
-        if has_lora or not any(parameter.requires_grad for parameter in part.parameters()):
-            for parameter in part.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(dtype)
+        frozen = [parameter for parameter in part.parameters() if not parameter.requires_grad]
+        if has_lora or len(frozen) == len(list(part.parameters())):
+            for parameter in frozen:
+                parameter.data = parameter.data.to(dtype)
 
 
 def parameters_per_part(model: nn.Module) -> dict[str, int]:
