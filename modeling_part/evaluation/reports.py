@@ -15,9 +15,8 @@ NORMALIZERS = {
     "basic": "Whisper's basic normaliser, with marks, apostrophes and digits treated alike in all languages",
     UNKNOWN_NORMALIZER: "of an earlier version, which joined digits spoken in English; not comparable",
 }
-
-
 UNNAMED_TITLE = "Transcription, the language not named"
+NOT_PRINTED = ("chrF", "units", "sub", "del", "ins")  # columns that no terminal has room for
 
 
 def normalizer_notes(report: Mapping) -> list[str]:
@@ -51,7 +50,8 @@ def report_rows(report: Mapping) -> tuple[list[str], list[list[str]]]:
             with_interval(number(average.get("bleu")), average.get("bleu_interval")),
             number(average.get("chrf")),
         ]
-        rows.append([f"{task}, average of {average['groups']}", "", *figures, *[""] * 10])
+        row = [f"{task}, average of {average['groups']}", "", *figures]
+        rows.append(row + [""] * (len(header) - len(row)))
     for name, group in report["groups"].items():
         rows.append(
             [
@@ -136,9 +136,9 @@ def write_report(report: Mapping, folder: str | Path) -> None:
 
 
 def print_report(report: Mapping, title: str) -> None:
-    """The report's tables on the terminal, without some of their columns."""
-    shown = [0, 1, 2, 3, 5, 6, 8, 12, 13, 14]
+    """The report's tables on the terminal, without `NOT_PRINTED`."""
     tables = {title: report} | ({UNNAMED_TITLE: report["unnamed"]} if "unnamed" in report else {})
     for title, part in tables.items():
         header, rows = report_rows(part)
+        shown = [column for column, name in enumerate(header) if name not in NOT_PRINTED]
         print_table(title, [header[column] for column in shown], [[row[column] for column in shown] for row in rows])
