@@ -82,7 +82,10 @@ class EpochEnds(TrainerCallback):
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs) -> TrainerControl:
-        """After the last step, where `Trainer` has asked already but counts the stage as one epoch."""
+        """After the last step, or that of an early stop: `Trainer` has asked already, but counts the stage as one epoch."""
+        if state.global_step in self.ends[:-1]:  # an early stop: all was done when the step ended
+            control.should_log = control.should_evaluate = control.should_save = False
+            return control
         if args.eval_strategy == IntervalStrategy.EPOCH:
             control.should_evaluate = False
         self._ask(args, control, self.epochs_before + len(self.ends))

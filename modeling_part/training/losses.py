@@ -109,6 +109,7 @@ class StepStatistics:
         self.totals = torch.zeros(4, dtype=torch.float64)  # positions, valid positions, audio s, padded audio s
         self.part_norms: dict[str, tuple[torch.Tensor, int]] = {}  # their sum on the device, and the steps
         self.open_batches = self.batches = 0
+        self.steps = self.steps_with_rows = 0
         self.since = time.perf_counter()
 
     def add_batch(self, info: dict, inputs: dict, outputs: dict, gate_is_open: bool) -> None:
@@ -124,8 +125,17 @@ class StepStatistics:
         self.open_batches += gate_is_open
         self.batches += 1
 
+    def add_step(self, has_rows: bool) -> None:
+        """Add an optimizer step, and whether any of its rows, those of all ranks, is in the loss."""
+        self.steps += 1
+        self.steps_with_rows += has_rows
+
+    def mean_over_steps_with_rows(self, loss: float) -> float | None:
+        """`Trainer`'s mean loss over all steps, where one of broken rows alone counts as 0; None where all are such."""
+        return loss * self.steps / self.steps_with_rows if self.steps_with_rows else None
+
     def add_norms(self, norms: dict[str, torch.Tensor]) -> None:
-        """Add the gradient norms of a step: of the parts that it trains."""
+        """Add the gradient norms of a step that is not skipped: of the parts that it trains."""
         for part, norm in norms.items():
             before, steps = self.part_norms.get(part, (0.0, 0))
             self.part_norms[part] = (before + norm, steps + 1)

@@ -6,6 +6,10 @@ Recipes know fewer settings (see `recipes.trainer_settings`); these are met wher
 
 from collections.abc import Mapping
 
+from accelerate import ParallelismConfig
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+
 from ..data.batches import Batches
 from ..prompts_part import TEXT_TASKS
 from ..recipes.arguments import PARTTrainingArguments
@@ -20,6 +24,7 @@ WITHOUT_EFFECT = {
     "compute_loss_func": "the loss is the model's own, weighted by the stage's `losses`",
     "train_dataset": "rows are those of `batches`; plan batches of yours",
     "eval_dataset": "dev rows are those of `batches`; plan batches with yours",
+    "model_init": "a stage trains one model, which is prepared for it (`setup.prepare_model`); give it as `model`",
     "data_collator": "the collator is that of `batches`",
     "optimizer_cls_and_kwargs": "learning rates are per part; set `optim` and `optim_args`, or give `optimizers`",
 }
@@ -32,6 +37,8 @@ NOT_FOLLOWED = {
     "per_device_train_batch_size": 8,
     "train_sampling_strategy": "random",
 }
+# Fields of accelerate's `ParallelismConfig` -> what processes then have in common.
+PARALLEL_MODELS = {"tp_size": "layers", "cp_size": "sequences", "sp_size": "sequences"}
 PUBLISH_INSTEAD = (
     "`Trainer` would send all that `output_dir` holds, such as the answers to the dev data and half-written checkpoints. "
     "Publish a finished stage with `part publish FOLDER --repo_id USER/NAME`; what a trainer in Python holds, save with "
@@ -39,18 +46,23 @@ PUBLISH_INSTEAD = (
 )
 
 
-def refuse_wrong_settings(args: PARTTrainingArguments, stage: Stage, options: Mapping[str, object]) -> None:
+def refuse_wrong_settings(
+    args: PARTTrainingArguments, stage: Stage, model: nn.Module | None, options: Mapping[str, object]
+) -> None:
     """Raise ValueError for a setting that breaks the task gate or the loss, sends too much, or would have no effect.
 
     Args:
         args: of the trainer.
         stage: what trains.
+        model: of the trainer.
         options: what `Trainer` is given beside them.
     """
     if not isinstance(args, PARTTrainingArguments):
         raise ValueError(f"`args` is {type(args).__name__}; give PARTTrainingArguments, which deal whole batches.")
     for name in filter(options.get, WITHOUT_EFFECT):
         raise ValueError(f"`{name}` would have no effect: {WITHOUT_EFFECT[name]}.")
+    if model is None:
+        raise ValueError("There is no `model`: give one that is prepared for the stage (see `setup.prepare_model`).")
     for name, harmless in NOT_FOLLOWED.items():
         if (value := getattr(args, name)) != harmless:
             raise ValueError(f"`{name}` is {value!r}, which is not supported: {REFUSED[name]}.")
@@ -65,6 +77,7 @@ def refuse_wrong_settings(args: PARTTrainingArguments, stage: Stage, options: Ma
             f"allow: start a process for each (`accelerate launch --num_processes {args.n_gpu}`), or name one in "
             "CUDA_VISIBLE_DEVICES."
         )
+    refuse_parallel_models(args)
     if args.ddp_static_graph:
         raise ValueError("`ddp_static_graph` contradicts the task gate, whose graph depends on the task; unset it.")
     if args.ddp_find_unused_parameters is False and has_unused_parameters(stage):
@@ -74,6 +87,20 @@ def refuse_wrong_settings(args: PARTTrainingArguments, stage: Stage, options: Ma
         )
     if not args.average_tokens_across_devices:
         raise ValueError("`average_tokens_across_devices: false` weighs tokens by rank in the loss; leave it out.")
+
+
+def refuse_parallel_models(args: PARTTrainingArguments) -> None:
+    """Raise ValueError where accelerate's `parallelism_config` lets several processes share a batch: each gets another."""
+    config = args.parallelism_config
+    if config is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):  # of the launcher
+        config = ParallelismConfig()
+    for name, what in PARALLEL_MODELS.items():
+        if config is not None and (size := getattr(config, name)) > 1:
+            raise ValueError(
+                f"`parallelism_config` has `{name}: {size}`: processes would share {what}, but PART gives each batches of "
+                "its own. Leave it out of the launcher's config; a model too large for one device is divided by "
+                "accelerate_configs/fsdp2_bf16.yaml."
+            )
 
 
 def refuse_other_batches(args: PARTTrainingArguments, batches: Batches) -> None:

@@ -73,7 +73,7 @@ class PARTTrainer(Trainer):
     @enough_memory("while the model is put on its device", FEWER_WEIGHTS)
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None = None,  # not without: as in `Trainer`, where `model_init` may stand for it
         *,
         stage: Stage,
         trainable: dict[str, list[str]],
@@ -83,13 +83,13 @@ class PARTTrainer(Trainer):
         on_save: Callable[[Path], None] | None = None,
         **kwargs,
     ) -> None:
+        refuse_wrong_settings(args, stage, model, kwargs)
         self.stage = stage
         self.trainable_names = trainable
         self.batches = batches
         self.generation_monitor = generation_monitor
         self.on_save = on_save
         self.gate = self._make_gate(model)
-        refuse_wrong_settings(args, stage, kwargs)
         args = copy.copy(args)  # a script may give them to the next stage's trainer too
         refuse_other_batches(args, batches)
         if args.ddp_find_unused_parameters is None:
@@ -216,6 +216,7 @@ class PARTTrainer(Trainer):
         for info in infos:
             self.broken_rows.warn(info)
         self.broken_rows.add(sum(rows), sum(broken))
+        self._statistics.add_step(has_rows=sum(rows) > sum(broken))
         self._step_batches = []
         return batches, num_items
 
@@ -291,26 +292,25 @@ class PARTTrainer(Trainer):
         return {**options, "use_cache": False, **weights}
 
     def _clip_grad_norm(self, model) -> torch.Tensor | float | None:
-        self._note_norms()
+        self._norms = self._norms_before_clipping()
         return super()._clip_grad_norm(model)
 
-    def _note_norms(self) -> None:
+    def _norms_before_clipping(self) -> dict[str, torch.Tensor]:
         """Of the parts that the step trains: not of a language model behind a closed gate."""
         norms = gradient_norms(self.model, self.trainable_names)
         scaler = self.accelerator.scaler  # of fp16, which divides by its scale later
         scale = 1.0 if scaler is None else scaler.get_scale()
-        self._statistics.add_norms(
-            {part: norm / scale for part, norm in norms.items() if part != "language_model" or self.gate.is_open}
-        )
+        return {part: norm / scale for part, norm in norms.items() if part != "language_model" or self.gate.is_open}
 
     def _get_grad_norm(self, model, grad_norm=None) -> torch.Tensor | float | None:
         """The norm before clipping; a step whose gradient is not finite is dropped before the optimizer."""
         if grad_norm is None:  # nothing is clipped
-            self._note_norms()
+            self._norms = self._norms_before_clipping()
         norm = super()._get_grad_norm(model, grad_norm)
         value = float(norm)  # Python waits for the device here: whether the optimizer may run must be known
         if math.isfinite(value):
             self._bad_steps_in_a_row = 0
+            self._statistics.add_norms(self._norms)
         else:
             self._skip_step(value)
         return norm
@@ -344,6 +344,8 @@ class PARTTrainer(Trainer):
             if not self.stage.trains_language_model:
                 del figures["gate_open_share"]
             logs.update({name: float(f"{value:.6g}") for name, value in figures.items()})
+            if (loss := self._statistics.mean_over_steps_with_rows(logs.pop("loss"))) is not None:
+                logs["loss"] = loss
             self._statistics.reset()
         if "train_samples_per_second" in logs:  # which `Trainer` takes for `per_device_train_batch_size` in each batch
             logs["train_samples_per_second"] = round(self.broken_rows.drawn / max(logs["train_runtime"], 1e-3), 3)
@@ -384,6 +386,13 @@ class PARTTrainer(Trainer):
         raise NotImplementedError(
             "PARTTrainer computes losses. For answers call `predict_and_report(model, processor, rows, folder)` of "
             "`modeling_part.evaluation.prediction`, or run the recipe with --do_predict."
+        )
+
+    def hyperparameter_search(self, *args, **kwargs) -> NoReturn:
+        """A trainer has one model, prepared for one stage."""
+        raise NotImplementedError(
+            "PARTTrainer trains the model that it is given once. To compare settings, train a recipe with each "
+            "(`part train RECIPE --SETTING VALUE --output_dir FOLDER`) and then `part compare` their stages' folders."
         )
 
     def push_to_hub(self, *args, **kwargs) -> NoReturn:

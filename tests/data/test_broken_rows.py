@@ -97,6 +97,14 @@ def test_a_step_of_broken_rows_alone_has_no_gradient(shared, tmp_path):
     trainer.train()
     assert not tiny_training.changed(before, tiny_training.snapshot(trainer.model))
     assert trainer.state.log_history[-2]["grad_norm"] == 0.0
+    assert not [line for line in trainer.state.log_history if "loss" in line], "nothing was learned, and no loss is 0"
+
+
+def test_a_step_of_broken_rows_alone_counts_for_nothing_in_the_loss_that_is_logged(shared, tmp_path):
+    trainer = make_trainer(tmp_path, shared, rows_with_broken(1, bad={0}), steps=2, max_rows=1, logging_steps=2)
+    trainer.train()
+    (line,) = (line for line in trainer.state.log_history if "loss" in line)
+    assert line["broken_rows"] == 1 and line["loss"] == pytest.approx(line["asr_loss"], rel=1e-4)
 
 
 def test_too_many_stop_with_a_checkpoint_from_which_fixed_data_goes_on(shared, tmp_path, monkeypatch):

@@ -392,4 +392,4 @@ def test_epochs_are_counted_from_the_stages_first_after_a_resume_on_other_device
         callback.on_step_end(args, SimpleNamespace(global_step=step), control)
         asked.append(control.should_evaluate)
     assert asked == [False, True, False], "the second epoch, the third, and the last step, after which its epoch ends"
-    assert callback.on_epoch_end(args, None, control).should_evaluate
+    assert callback.on_epoch_end(args, SimpleNamespace(global_step=15), control).should_evaluate

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import types
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -26,6 +27,7 @@ from modeling_part.data.budget import Budget
 from modeling_part.data.collator import PARTCollator
 from modeling_part.data.row_tokens import count_row_tokens
 from modeling_part.data.streaming import StreamingTaskBatches
+from modeling_part.recipes.arguments import PARTTrainingArguments
 from modeling_part.recipes.stages import BUILT_IN_STAGES, Stage, build_plan, part_of
 from modeling_part.recipes.user_errors import UserError
 from modeling_part.training import dry_run as dry_run_module
@@ -33,6 +35,7 @@ from modeling_part.training import losses
 from modeling_part.training import trainer as trainer_module
 from modeling_part.training.checkpoints import last_checkpoint, read_history
 from modeling_part.training.dry_run import log_plan
+from modeling_part.training.epochs import EpochEnds
 from modeling_part.training.lora import load_lora, split_lora
 from modeling_part.training.refusals import WITHOUT_EFFECT
 from modeling_part.training.stability import NonFiniteTrainingError
@@ -471,6 +474,8 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(shared, tmp_path
     assert all(shared.dataset[row]["id"] not in named for row in batches[3])
     losses = [value for entry in logs for key, value in entry.items() if key.endswith("_loss")]
     assert losses and all(map(math.isfinite, losses))
+    norms = [value for entry in logs for key, value in entry.items() if key.startswith("grad_norm/")]
+    assert len(norms) == 4 and all(map(math.isfinite, norms)), "of two parts, in the steps that were not skipped"
 
 
 def test_a_stopped_trainer_goes_on_and_can_be_stopped_again(shared, tmp_path):
@@ -594,6 +599,15 @@ def test_settings_that_contradict_the_method_are_refused(shared, tmp_path, setti
         build(shared, tmp_path, tiny_training.joint_stage(), **setting)
 
 
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
+def test_processes_that_would_share_a_batch_are_refused(shared, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    build(shared, tmp_path, tiny_training.joint_stage())
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}", "2")
+    with pytest.raises(ValueError, match=f"`{name}: 2`: processes would share .*fsdp2_bf16.yaml"):
+        build(shared, tmp_path, tiny_training.joint_stage())
+
+
 def test_the_same_arguments_serve_the_next_stage(shared, tmp_path):
     first = build(shared, tmp_path, BUILT_IN_STAGES["adapter"])
     stage = tiny_training.joint_stage()
@@ -683,6 +697,10 @@ def test_other_rows_than_the_dev_data_are_not_evaluated_as_if_they_were(shared, 
         trainer.predict(shared.dataset)
     with pytest.raises(NotImplementedError, match="all that `output_dir` holds"):
         trainer.push_to_hub()
+    with pytest.raises(NotImplementedError, match="`part compare` their stages' folders"):
+        trainer.hyperparameter_search()
+    with pytest.raises(ValueError, match="There is no `model`"):
+        PARTTrainer(stage=trainer.stage, trainable={}, batches=trainer.batches, args=trainer.args)
     for name in WITHOUT_EFFECT:
         with pytest.raises(ValueError, match=f"`{name}` would have no effect"):
             PARTTrainer(
@@ -866,6 +884,37 @@ def test_the_best_checkpoint_is_kept_where_the_state_says(shared, tmp_path, limi
     for step in kept:
         state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, 1), ({"eval_strategy": "steps", "eval_steps": 1, "lr_scheduler_type": "reduce_lr_on_plateau"}, 2)],
+)
+def test_the_disk_must_hold_the_best_checkpoint_beside_the_newest_and_the_next(
+    shared, tmp_path, monkeypatch, settings, kept
+):
+    args = PARTTrainingArguments(str(tmp_path), use_cpu=True, save_steps=1, save_total_limit=1, **settings)
+    weights = 4 * sum(parameter.numel() for parameter in shared.model.parameters())
+    needed = (2 + kept) * weights + (1 + kept) * 2 * weights  # all train
+    run = StageRun(BUILT_IN_STAGES["adapter"], tmp_path / "adapter", None, predicts=False)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with pytest.raises(OSError, match="make room") if free < needed else nullcontext():
+            run.check_disk(copy.deepcopy(shared.model).requires_grad_(True), args)
+
+
+def test_an_early_stop_at_the_end_of_an_epoch_is_evaluated_and_saved_once(shared, tmp_path):
+    told, saves = iter([1.0, 2.0, 3.0]), []
+    trainer = build(
+        shared, tmp_path, tiny_training.joint_stage(), eval_dataset=tiny_training.tiny_dataset(count=1), steps=6,
+        save_strategy="epoch", eval_strategy="epoch", metric_for_best_model="told", greater_is_better=False,
+        callbacks=[EpochEnds([2, 4, 6]), EarlyStoppingCallback(1)],
+    )  # fmt: skip
+    trainer.generation_monitor = lambda *_: {"told": next(told)}
+    trainer.on_save = lambda folder: saves.append(folder.name)
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_told" in line] == [2, 4]
+    assert saves == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_a_checkpoint_of_another_stage_is_refused(shared, tmp_path):
