@@ -209,12 +209,12 @@ def _means_by_task(groups: Sequence[str], cosine: np.ndarray) -> dict[str, float
 
 def plot_gradients(result: Mapping, axes: Axes | None = None, title: str = "") -> Axes:
     """Heat map of one entry of [`gradient_similarity`]; figures in the cells where there is room. Returns the axes."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot, which would load the backend that MPLBACKEND names
 
     groups, cosine = result["groups"], np.array(result["cosine"])
     if axes is None:
         size = 2.5 + 0.42 * len(groups)
-        _, axes = pyplot.subplots(figsize=(size + 0.8, size), layout="constrained")
+        axes = Figure(figsize=(size + 0.8, size), layout="constrained").subplots()
     image = axes.imshow(cosine, vmin=-1, vmax=1, cmap="RdBu_r")
     axes.set_xticks(range(len(groups)), groups, rotation=90, fontsize=8)
     axes.set_yticks(range(len(groups)), groups, fontsize=8)

@@ -314,10 +314,12 @@ def probe_representations(
 
 def plot_probes(results: Mapping[str, Mapping]) -> Figure:
     """Three curves over the layers for each result of [`probe_representations`], by name."""
-    from matplotlib import pyplot, rc_context
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # not pyplot, which would load the backend that MPLBACKEND names
 
     with rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8))
+        figure = Figure(figsize=(13, 3.8))
+        panels = figure.subplots(1, 3)
     measures = (
         ("language_accuracy", "chance", "language identification"),
         ("retrieval_recall", "retrieval_chance", "same content in another language, R@1"),

@@ -5,6 +5,7 @@ import json
 import shutil
 from itertools import combinations
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -408,7 +409,10 @@ class TestCommand:
         assert found["loss"] == found["loss_since"] > 0
         assert f"{found['tokens']} tokens" in capsys.readouterr().out
 
-    def test_gradients_and_probes(self, tiny_checkpoint, tiny_corpus, tmp_path, capsys):
+    def test_gradients_and_probes(self, tiny_checkpoint, tiny_corpus, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(
+            matplotlib.rcParams, "backend", "module://of_a_notebook_that_is_not_here"
+        )  # as MPLBACKEND does
         data, common = str(tiny_corpus["dev"]), [str(tiny_checkpoint), "--output", str(tmp_path), "--device", "cpu"]
         sets = ["--parameters", "adapter", r"audio_tower\.layers\.0\.", "--rows_per_group", "2"]
         main(["analyze", "gradients", *common, *sets, "--data", data])
