@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from ..prompts_part import TASKS, TEXT_TASKS
 from .suggestions import did_you_mean
-from .values import checked_fields
+from .values import checked_fields, shortened
 
 
 # What a stage may train -> how the names of its parameters begin.
@@ -88,8 +88,10 @@ class Stage:
         _check_known(where, "gate", [self.gate], GATES)
         _check_known(where, "tuning", [self.tuning], TUNINGS)
         _check_known(where, "loss in `losses`", self.losses, LOSSES)
-        if not re.fullmatch(r"[a-z0-9_]+", self.name):
-            raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits and underscores (a folder).")
+        if not re.fullmatch(r"[a-z0-9_]{1,100}", self.name):
+            raise ValueError(
+                f"Stage name {shortened(self.name)}: use lower-case letters, digits and underscores, at most 100 (a folder)."
+            )
         if self.name in FOLDERS_OF_A_RUN:
             raise ValueError(
                 f"Stage name {self.name!r}: a run has a folder of that name for other things; choose another."

@@ -57,6 +57,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
         ([{"name": "adapter", "learning_rates": {}}], "trains nothing"),
         ([{"name": "joint", "gate": "gated"}], "Did you mean 'task_gated'"),
         ([{"name": "joint", "tuning": "qlora"}], "Did you mean 'lora'"),
+        ([{"name": 300 * "a", "tasks": {"asr": 1.0}, "learning_rates": {"adapter": 1e-3}}], r"at most 100 \(a folder"),
         ([{"name": "adapter", "epochs": None}], "no length"),
         ([{"name": "adapter", "warmup_ratio": 1.0}], "warmup_ratio"),
         ([{"name": "adapter", "encoder_layers": 2}], "needs a learning rate"),
