@@ -20,6 +20,13 @@ TEXT_PAIR = {"predictions": datasets.Value("string"), "references": datasets.Val
 INPUTS = "predictions and references: lists of strings of the same length"
 
 
+def _pairs(predictions: list[str], references: list[str]) -> tuple[list[str], list[list[str]]]:
+    """As sacrebleu takes them; it would fall over a corpus without a sentence."""
+    if not references:
+        raise ValueError("There are no predictions and references, so there is no score.")
+    return composed(predictions), [composed(references)]
+
+
 class _ErrorRate(evaluate.Metric):
     name_of_value: str
     by_character: bool
@@ -88,7 +95,7 @@ class Bleu(evaluate.Metric):
         self, predictions: list[str], references: list[str], target_lang: str = "en", tokenizer: str | None = None
     ) -> dict:
         metric = bleu_metric(target_lang, tokenizer)
-        score = metric.corpus_score(composed(predictions), [composed(references)]).score
+        score = metric.corpus_score(*_pairs(predictions, references)).score
         return {"bleu": score, "signature": str(metric.get_signature())}
 
 
@@ -105,5 +112,5 @@ class ChrF(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict:
         metric = sacrebleu.CHRF()
-        score = metric.corpus_score(composed(predictions), [composed(references)]).score
+        score = metric.corpus_score(*_pairs(predictions, references)).score
         return {"chrf": score, "signature": str(metric.get_signature())}

@@ -63,6 +63,9 @@ def test_error_rate_modules_equal_jiwer():
     assert result["wer"] == 0
     with pytest.raises(ValueError, match="No reference has a word"):
         WordErrorRate().compute(predictions=["a"], references=["..."], language="fr")
+    for metric in (Bleu(), ChrF()):
+        with pytest.raises(ValueError, match="no predictions and references, so there is no score"):
+            metric.compute(predictions=[], references=[])
 
 
 def test_bleu_and_chrf_modules_equal_sacrebleu():
