@@ -9,6 +9,7 @@ second is a checkpoint of transformers, a folder or on the Hub. An encoder folde
 `model.safetensors` and `preprocessor_config.json`, for SenseVoice with the mean and variance of its features.
 """
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -102,6 +103,12 @@ def convert_encoder(source: str | Path, folder: str | Path, revision: str | None
                 f"it is; this converts {', '.join(SAN_M_ENCODERS)}."
             )
         extractor = PARTFbankFeatureExtractor.from_pretrained(source, revision=revision)
+    bad = [name for name, tensor in encoder.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{str(source)!r} holds {len(bad)} tensors of the encoder that are not finite, such as {bad[0]}: fetch it again, "
+            "or take another checkpoint."
+        )
     encoder.save_pretrained(folder)
     extractor.save_pretrained(folder)
     return encoder
@@ -171,6 +178,8 @@ def read_cmvn(path: Path, size: int) -> dict[str, list[float]]:
         if found is None:
             raise ValueError(f"{path} has no values for <{tag}>. Take `am.mvn` of the checkpoint.")
         values[name] = [float(word) for word in found[1].split()]
+        if not all(map(math.isfinite, values[name])):
+            raise ValueError(f"{path} has values for <{tag}> that are not finite. Take `am.mvn` of the checkpoint.")
         if len(values[name]) != size:
             raise ValueError(f"{path} has {len(values[name])} values for <{tag}>, and the features have {size}.")
     return values

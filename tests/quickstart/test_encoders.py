@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import sys
 from copy import deepcopy
 
@@ -209,6 +211,24 @@ class TestRefusals:
             "1 of another",
         ):
             assert part in str(error.value)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_tensors_that_are_not_finite(self, source, tmp_path, value):
+        weights = sense_voice.tensors()
+        weights["encoder.tp_norm.bias"][0] = value
+        folder = sense_voice.write_checkpoint(tmp_path / "source", weights=weights)
+        with pytest.raises(
+            ValueError, match=r"1 tensors .* not finite, such as layers\.4\.final_layernorm\.bias: fetch"
+        ):
+            convert_encoder(folder, tmp_path / "encoder")
+        assert not (tmp_path / "encoder").exists()
+        cmvn = source / "am.mvn"
+        shutil.copytree(source, tmp_path / "other")
+        numbers = re.sub(r"<LearnRateCoef> 0 \[ \S+", f"<LearnRateCoef> 0 [ {value}", cmvn.read_text(), count=1)
+        assert numbers != cmvn.read_text()
+        (tmp_path / "other" / "am.mvn").write_text(numbers)
+        with pytest.raises(ValueError, match="values for <AddShift> that are not finite"):
+            convert_encoder(tmp_path / "other", tmp_path / "encoder")
 
     @pytest.mark.parametrize(
         ("name", "change", "message"),
