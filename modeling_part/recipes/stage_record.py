@@ -102,15 +102,19 @@ def find_alike(record: Mapping, run: Path, others: Iterable[str | Path]) -> Path
 
 
 def _is_alike(record: Mapping, run: Path, other_record: Mapping, other_run: Path) -> bool:
+    """Whether two records say the same, and those of the stages before them."""
+    ours, theirs = (
+        [one, *(ancestry(folder / one["parent"]).values() if one["parent"] is not None else ())]
+        for one, folder in ((record, run), (other_record, other_run))
+    )
+    return len(ours) == len(theirs) and all(map(_says_the_same, ours, theirs))
+
+
+def _says_the_same(record: Mapping, other_record: Mapping) -> bool:
     ours, theirs = ({key: value for key, value in one.items() if key not in RESULTS} for one in (record, other_record))
     if "parent_files" not in ours or "parent_files" not in theirs:  # an earlier version's has none
         ours.pop("parent_files", None), theirs.pop("parent_files", None)
-    if json.loads(json.dumps(ours)) != theirs:  # tuples become lists in the file
-        return False
-    parent = record["parent"]
-    if parent is None:
-        return True
-    return _is_alike(read_stage_json(run / parent), run, read_stage_json(other_run / parent), other_run)
+    return json.loads(json.dumps(ours)) == theirs  # tuples become lists in the file
 
 
 def check_stage_info(info: Mapping, name: str | Path = "stage_info") -> None:

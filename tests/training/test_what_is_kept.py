@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 
 import train_part
 from modeling_part.publishing.hub import PublishingError
-from modeling_part.recipes.files import CheckpointError
+from modeling_part.recipes.files import CheckpointError, write_json
 from modeling_part.recipes.stage_files import NotFiniteError, check_files, check_finite, checksums, weight_files
-from modeling_part.recipes.stage_record import ancestry, read_stage_json
+from modeling_part.recipes.stage_record import ancestry, find_alike, read_stage_json
 from modeling_part.training.checkpoints import last_checkpoint
 from modeling_part.training.checks import check_test_rows
 from modeling_part.training.lock import LOCK_FILE, FolderInUseError, only_run_in
@@ -445,6 +445,17 @@ class TestCopies:
         answers.write_text("{}")
         run("--output_dir", str(tmp_path / "new"), "--reuse_runs", str(run.folder), "--stage", "adapter")
         assert (tmp_path / "new" / answers.relative_to(run.folder)).is_file()
+
+    def test_records_that_name_each_other_as_parents_end(self, made, tmp_path):
+        for name in ("mine", "other"):
+            for stage, parent in (("adapter", "encoder"), ("encoder", "adapter")):
+                (tmp_path / name / stage).mkdir(parents=True)
+                record = read_stage_json(made.run / stage) | {"parent": parent}
+                write_json(tmp_path / name / stage / "stage.json", record)
+        found = find_alike(record, tmp_path / "mine", [tmp_path / "other"])
+        assert found == tmp_path / "other" / "encoder"
+        shutil.rmtree(tmp_path / "other" / "adapter")
+        assert find_alike(record, tmp_path / "mine", [tmp_path / "other"]) is None
 
     @pytest.mark.parametrize("damage", ["cut", "text", "gone"])
     def test_a_damaged_stage_of_another_run_is_not_copied(self, made, run, tmp_path, damage, caplog):
