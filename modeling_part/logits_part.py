@@ -37,9 +37,9 @@ def answer_loss(
     hidden_states: torch.Tensor,
     targets: torch.Tensor,
     chunk_size: int | None,
-    num_items_in_batch: int | torch.Tensor | None,
+    items: int | torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Negative log-likelihood of the targets, their mean or their sum over `num_items_in_batch`.
+    """Negative log-likelihood of the targets, their sum over `items`.
 
     Args:
         logits_of: `(targets, H)` -> `(targets, V)`.
@@ -47,14 +47,13 @@ def answer_loss(
         hidden_states: `(targets, H)`.
         targets: `(targets,)` token ids.
         chunk_size: targets at a time; None: all at once.
-        num_items_in_batch: None gives the mean.
+        items: what all losses of a batch are divided by.
 
     Returns:
         The loss; all at once, the logits `(targets, V)`, else None; in chunks, the nats `(targets,)` without gradient.
     """
     if chunk_size:
         losses = chunked_token_losses(logits_of, hidden_states, targets, chunk_size)
-        items = len(losses) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / items, None, losses.detach()
     logits = logits_of(hidden_states)
     loss = loss_function(
@@ -62,7 +61,7 @@ def answer_loss(
         labels=None,
         shift_labels=targets,
         vocab_size=logits.shape[-1],
-        num_items_in_batch=num_items_in_batch,
+        num_items_in_batch=items,
     )
     return loss, logits, None
 

@@ -390,11 +390,11 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             # `device_map` may have put the last layer on another device than the batch.
             predicting, targets = (places.to(outputs.last_hidden_state.device) for places in (predicting, targets))
             hidden_states = take_positions(outputs.last_hidden_state, predicting)
+            items = len(targets) if num_items_in_batch is None else num_items_in_batch  # None: the mean
             nll, logits, token_losses = answer_loss(
-                self._logits, self.loss_function, hidden_states, targets, loss_chunk_size, num_items_in_batch
+                self._logits, self.loss_function, hidden_states, targets, loss_chunk_size, items
             )
             loss = nll_weight * nll
-            items = len(targets) if num_items_in_batch is None else num_items_in_batch
             if alignment:
                 loss = loss + ctc_weight * alignment["ctc_losses"].sum() / items
             if kl_weight and at_start is not None:
