@@ -1,17 +1,21 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Taking a PART model's parts from pretrained checkpoints: safetensors only, and every tensor accounted for."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -20,6 +24,9 @@ from .fbank_part import PARTFbankFeatureExtractor
 from .processing_part import PARTProcessor
 from .san_m_part import SAN_M_ENCODERS
 from .templates_part import without_thinking
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -125,26 +132,55 @@ def tied_weights_keys(causal_lm: PreTrainedModel) -> dict[str, str]:
     return {rename(target): rename(source) for target, source in (causal_lm._tied_weights_keys or {}).items()}
 
 
+def check_kind(config: PreTrainedConfig, name: str) -> None:
+    """Refuse, before its weights are fetched, what is no language model or more than one."""
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    # Of some, transformers takes the language model out of the whole, whose configuration is another.
+    is_whole = model_class is None or model_class.config_class is type(config)
+    if is_whole and getattr(config, "text_config", None) is not None:
+        refuse_language_model(name, config.model_type, "it is more than a language model (it sees images, or hears)")
+    if model_class is None and not hasattr(config, "auto_map"):
+        refuse_language_model(name, config.model_type, "transformers has no causal language model of its type")
+
+
+def refuse_language_model(name: str, kind: str, problem: str) -> NoReturn:
+    """Raise ValueError with what is wrong with a language model, and others to take."""
+    raise ValueError(
+        f"{name!r} ({kind}) cannot be PART's language model: {problem}. Use one of text alone, such as Qwen2.5, Qwen3, "
+        "Llama or Gemma 3 1B."
+    )
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """A model with eager attention, whatever it is set to: it is on the CPU, and flash attention's kernels need a GPU.
+
+    A few language models cannot change their attention (Falcon, GPT-J, GPT-Neo) and keep it.
+    """
+    if not model._can_set_attn_implementation():
+        yield
+        return
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+
+
 @torch.no_grad()
 def check_layers(causal_lm: PreTrainedModel, name: str) -> None:
     """Refuse a language model whose layers give no hidden states or cache of embeddings that are no token's (audio)."""
-    problem = None
-    if getattr(causal_lm.config, "text_config", None) is not None:
-        problem = "it is more than a language model (it sees images, or hears)"
+    try:
+        embeds = causal_lm.get_input_embeddings()(torch.arange(1, 5, device=causal_lm.device)[None]) + 1
+        outputs = causal_lm.base_model(inputs_embeds=embeds)
+    except (RuntimeError, TypeError, ValueError) as error:
+        problem = f"its layers do not take embeddings that are no token's ({error})"
     else:
-        try:
-            embeds = causal_lm.get_input_embeddings()(torch.arange(1, 5, device=causal_lm.device)[None]) + 1
-            outputs = causal_lm.base_model(inputs_embeds=embeds)
-        except (RuntimeError, TypeError, ValueError) as error:
-            problem = f"its layers do not take embeddings that are no token's ({error})"
-        else:
-            lost = [one for one in ("last_hidden_state", "past_key_values") if not hasattr(outputs, one)]
-            problem = f"its layers give no {' and no '.join(lost)}" if lost else None
+        lost = [one for one in ("last_hidden_state", "past_key_values") if not hasattr(outputs, one)]
+        problem = f"its layers give no {' and no '.join(lost)}" if lost else None
     if problem:
-        raise ValueError(
-            f"{name!r} ({type(causal_lm).__name__}) cannot be PART's language model: {problem}. Use one of text alone, "
-            "such as Qwen2.5, Qwen3, Llama or Gemma 3 1B."
-        )
+        refuse_language_model(name, type(causal_lm).__name__, problem)
 
 
 @torch.no_grad()
@@ -176,13 +212,18 @@ def load_parts(
     unknown = set(adapter_settings) - set(PARTConfig.__annotations__)
     if unknown:
         raise TypeError(f"`from_pretrained_parts` got unknown settings {sorted(unknown)}; see PARTConfig.")
+    check_kind(AutoConfig.from_pretrained(language_model, revision=revision_language), language_model)
     tokenizer = AutoTokenizer.from_pretrained(language_model, revision=revision_language)
     tokenizer.chat_template = without_thinking(tokenizer.chat_template)
     attention = {"attn_implementation": attn_implementation}
     causal_lm = load_part(AutoModelForCausalLM, language_model, revision=revision_language, dtype=dtype, **attention)
-    runs_here = "flash" not in (attn_implementation or "")  # whose kernels need a GPU; the parts are on the CPU
+    runs_here = "flash" not in (attn_implementation or "") or causal_lm._can_set_attn_implementation()
     if runs_here:
-        check_layers(causal_lm, language_model)
+        with eager_attention(causal_lm):
+            check_layers(causal_lm, language_model)
+    else:
+        message = "%s cannot leave its %s, which needs a GPU: whether it can be PART's language model is not checked"
+        logger.warning(message, type(causal_lm).__name__, attn_implementation)
     encoder = load_part(
         AutoModel, audio_model, find=find_encoder, revision=revision_audio, dtype=causal_lm.dtype, **attention
     )
@@ -208,7 +249,8 @@ def load_parts(
     model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
     model.tie_weights()
     if runs_here:
-        check_same_logits(causal_lm, model, language_model)
+        with eager_attention(causal_lm), eager_attention(model.model.language_model):
+            check_same_logits(causal_lm, model, language_model)
     model.generation_config = greedy_generation_config(causal_lm, tokenizer, config)
     processor = PARTProcessor(
         feature_extractor,

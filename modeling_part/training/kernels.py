@@ -8,6 +8,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
+from ..loading_part import eager_attention
+
 
 # torch gives up on compiling a function after 8 variants. One entry point serves the layers of all parts, each with
 # its gate open and closed, with and without audio; shapes are made dynamic by torch after the second one.
@@ -60,21 +62,15 @@ def autocast_flex_attention(
 
 @torch.no_grad()
 def check_rows_stay_apart(model: nn.Module) -> None:
-    """Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions).
-
-    With eager attention, whatever the model is set to: it is not on its device yet, where alone flash attention runs.
-    """
-    language_model, was_training = model.model.language_model, model.training
-    attention = language_model.config._attn_implementation
-    language_model.set_attn_implementation("eager")
-    device = model.model.get_input_embeddings().weight.device
+    """Refuse `padding_free` for a language model that lets packed rows see each other (state spaces, convolutions)."""
+    was_training, device = model.training, model.model.get_input_embeddings().weight.device
     ids = torch.arange(1, 11, device=device).reshape(2, 5)
     mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]], device=device)
     model.eval()
-    padded = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
-    packed = model.model(input_ids=ids, attention_mask=mask, padding_free=True).last_hidden_state[0]
+    with eager_attention(model.model.language_model):
+        padded = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
+        packed = model.model(input_ids=ids, attention_mask=mask, padding_free=True).last_hidden_state[0]
     model.train(was_training)
-    language_model.set_attn_implementation(attention)
     if not torch.allclose(packed, padded, rtol=1e-2, atol=1e-2 * padded.abs().max().item()):
         raise ValueError(
             f"{type(model.model.language_model).__name__} mixes the rows of a batch when they are packed: leave "

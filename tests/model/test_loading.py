@@ -20,6 +20,8 @@ from architectures import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -27,9 +29,15 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     BioGptConfig,
+    Gemma3Config,
     Gemma4TextConfig,
     MambaConfig,
+    Mistral3Config,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    ViTConfig,
 )
+from transformers.masking_utils import flash_attention_mask
 
 from modeling_part import PARTConfig, PARTForSpeechSeq2Seq, PARTModel, PARTProcessor
 
@@ -317,6 +325,36 @@ class TestFromPretrainedParts:
         tiny.tiny_tokenizer().save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=f"cannot be PART's language model: .*{told}"):
             PARTForSpeechSeq2Seq.from_pretrained_parts(str(tiny_parts.audio_model), str(tmp_path), **SETTINGS)
+
+    def test_a_language_model_inside_a_larger_one_is_refused_before_its_weights_are_loaded(self, tiny_parts, tmp_path):
+        """transformers takes none out of Mistral 3; of Gemma 3 it makes the whole."""
+        tiny.tiny_tokenizer().save_pretrained(tmp_path)
+        whole, no_such = "it is more than a language model", "transformers has no causal language model of its type"
+        for config, told in ((Mistral3Config(), whole), (Gemma3Config(), whole), (ViTConfig(), no_such)):
+            config.save_pretrained(tmp_path)
+            with pytest.raises(ValueError, match=rf"\({config.model_type}\) cannot be PART's language model: {told}"):
+                PARTForSpeechSeq2Seq.from_pretrained_parts(str(tiny_parts.audio_model), str(tmp_path), **SETTINGS)
+
+    def test_flash_attention_is_not_needed_to_check_a_language_model(self, tiny_parts, monkeypatch, caplog):
+        def attend(*args, **kwargs):
+            raise RuntimeError("flash attention runs on a GPU")
+
+        # transformers would look for kernels of that name on the Hub.
+        monkeypatch.setattr(
+            PreTrainedModel, "_check_and_adjust_attn_implementation", lambda self, name, *_, **__: name
+        )
+        monkeypatch.setitem(AttentionInterface._global_mapping, "flash_on_gpu", attend)
+        monkeypatch.setitem(AttentionMaskInterface._global_mapping, "flash_on_gpu", flash_attention_mask)
+        settings = SETTINGS | {"attn_implementation": "flash_on_gpu"}
+        model, _ = PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, **settings)
+        assert model.model.language_model.config._attn_implementation == "flash_on_gpu"
+        with monkeypatch.context() as patched:
+            patched.setattr(PARTForSpeechSeq2Seq, "_logits", lambda self, states: 2 * self.lm_head(states))
+            with pytest.raises(ValueError, match="gives other logits inside PART"):
+                PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, **settings)
+        monkeypatch.setattr(Qwen2ForCausalLM, "_can_set_attn_implementation", classmethod(lambda cls: False))
+        PARTForSpeechSeq2Seq.from_pretrained_parts(*tiny_parts, **settings)
+        assert "Qwen2ForCausalLM cannot leave its flash_on_gpu" in caplog.text
 
     def test_a_head_of_another_name(self, tiny_parts, tmp_path):
         """BioGPT's, tied to its embeddings, is called `output_projection`."""
