@@ -103,7 +103,7 @@ def train_stage(stage: StageRun, rows: Rows, recipe: Recipe) -> None:
     for callback in (Console(stage.plan, stage.later, batches, rows), StabilityCallback(stage.plan)):
         trainer.add_callback(callback)
     if changed:
-        trainer.add_callback(NewSettings(stage.plan, set(trainer.get_decay_parameter_names(model))))
+        trainer.add_callback(NewSettings(stage.plan, record, set(trainer.get_decay_parameter_names(model))))
     stage.check_disk(model, args)
     log_plan(trainer, stage)
     if args.dry_run:

@@ -38,6 +38,9 @@ DEVICES = ("hyperparameters.world_size", "hyperparameters.gradient_accumulation_
 STEPS = "hyperparameters.num_steps"
 OF_DEVICES = (STEPS, "data.rows.", "data.hours.")
 
+LEARNING_RATES = "hyperparameters.learning_rates."  # and the name of the part
+SCHEDULE = "hyperparameters.lr_scheduler_type"
+
 # What no flag allows: the checkpoint's tensors and optimizer states are of another model.
 OF_THE_MODEL = (
     "stage",
@@ -172,26 +175,37 @@ def _flat(record: Mapping) -> dict:
 class NewSettings(TrainerCallback):
     """After a resume with changes: the optimizer's and the schedule's settings are those of now, not the checkpoint's.
 
+    A schedule by plateaus has lowered the rates and does not know from where: it goes on with as much of the new ones.
+
     Args:
         stage: whose learning rates.
+        record: of the stage; what has changed is in the last two of its stretches.
         decayed: names of the parameters with weight decay.
     """
 
-    def __init__(self, stage: Stage, decayed: set[str]) -> None:
+    def __init__(self, stage: Stage, record: Mapping, decayed: set[str]) -> None:
         self.stage = stage
         self.decayed = decayed
+        before, now = (one["values"] for one in record["stretches"][-2:])
+        self.is_other_schedule = before.get(SCHEDULE) != now.get(SCHEDULE)
+        recorded = {part: before.get(f"{LEARNING_RATES}{part}") for part in stage.learning_rates}
+        known = {part: rate for part, rate in recorded.items() if isinstance(rate, int | float)}
+        self.rates_before = {**stage.learning_rates, **known}
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs) -> None:
         """When the checkpoint has been loaded, before the first step."""
         decayed = {id(one) for name, one in model.named_parameters() if plain_name(name) in self.decayed}
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        starts = self.is_other_schedule or hasattr(schedule, "lr_lambdas")
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = self.stage.learning_rates[group["part"]]
+            rate = self.stage.learning_rates[group["part"]]
+            group["lr"] = rate if starts else group["lr"] * rate / self.rates_before[group["part"]]
+            group["initial_lr"] = rate
             group["weight_decay"] = args.weight_decay if id(group["params"][0]) in decayed else 0.0
             if "betas" in group:
                 group["betas"] = (args.adam_beta1, args.adam_beta2)
             if "eps" in group:
                 group["eps"] = args.adam_epsilon
-        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         if hasattr(schedule, "base_lrs"):
             schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         if hasattr(schedule, "lr_lambdas"):

@@ -20,6 +20,7 @@ from modeling_part.evaluation.tables import duration
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_files import NotFiniteError
 from modeling_part.recipes.stage_record import read_stage_json
+from modeling_part.recipes.stages import BUILT_IN_STAGES
 from modeling_part.training.checkpoints import (
     checkpoint_step,
     complete_checkpoint,
@@ -29,7 +30,15 @@ from modeling_part.training.checkpoints import (
 )
 from modeling_part.training.dry_run import _time_of_stage as time_of_stage
 from modeling_part.training.epochs import EpochEnds
-from modeling_part.training.resuming import NOT_RECORDED, STEPS, differences, place_in_schedule
+from modeling_part.training.resuming import (
+    LEARNING_RATES,
+    NOT_RECORDED,
+    SCHEDULE,
+    STEPS,
+    NewSettings,
+    differences,
+    place_in_schedule,
+)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +224,24 @@ class TestChanges:
     def test_a_length_that_was_changed_by_will_has_its_own_schedule(self):
         stretches = [{"first_step": 1, "values": {STEPS: 6}}, {"first_step": 4, "values": {STEPS: 8}}]
         assert [place_in_schedule(step, stretches, 8) for step in range(3, 9)] == list(range(3, 9))
+
+    @pytest.mark.parametrize(
+        ("before", "now", "rate"),
+        [
+            ({"seed": 1}, {"seed": 2}, 1e-4),
+            ({f"{LEARNING_RATES}adapter": 2e-3}, {f"{LEARNING_RATES}adapter": 1e-3}, 5e-5),
+            ({SCHEDULE: "linear"}, {SCHEDULE: "reduce_lr_on_plateau"}, 1e-3),
+        ],
+    )
+    def test_a_rate_that_plateaus_have_lowered_stays_so(self, before, now, rate):
+        record = {"stretches": [{"first_step": 1, "values": before}, {"first_step": 4, "values": now}]}
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.AdamW([{"params": [*model.parameters()], "lr": 1e-4, "part": "adapter"}])
+        settings = NewSettings(BUILT_IN_STAGES["adapter"], record, set())
+        args = SimpleNamespace(weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_epsilon=1e-8)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        settings.on_train_begin(args, None, None, model=model, optimizer=optimizer, lr_scheduler=schedule)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
     values = st.recursive(
         st.none() | st.integers(-3, 3) | st.text("ab", max_size=2),
