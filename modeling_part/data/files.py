@@ -7,7 +7,6 @@ import gzip
 import json
 import lzma
 import os
-import re
 import tarfile
 import zlib
 from collections import Counter
@@ -23,7 +22,6 @@ from .rows import COLUMNS, BrokenRowError, CorpusError
 
 OnBroken = Callable[[str, BrokenRowError], None]
 HEADER_AGAIN = "the header again: were files put one after the other?"
-NUMBER = re.compile(r"\d+(\.\d+)?")
 LINES_PER_FIELD = 50  # a quoted field of CSV that goes on for longer was never closed
 
 
@@ -100,18 +98,9 @@ def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
         raise CorpusError(f"{archive} could not be unpacked into {folder}: {error}") from error
 
 
-def as_values(record: dict[str, str], columns: Mapping[str, str] | None = None) -> dict[str, str | float | None]:
-    """The fields of a CSV or TSV line, which has texts alone: nothing where one is empty, seconds as numbers.
-
-    Args:
-        record: column -> field.
-        columns: canonical column -> column of the file, where the names differ.
-    """
-    seconds = {(columns or {}).get(name, name) for name in ("duration", "start", "end")}
-    return {
-        name: float(field) if name in seconds and NUMBER.fullmatch(field) else field or None
-        for name, field in record.items()
-    }
+def as_values(record: dict[str, str]) -> dict[str, str | None]:
+    """The fields of a CSV or TSV line, which has texts alone: nothing where one is empty."""
+    return {name: field or None for name, field in record.items()}
 
 
 def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[int, str]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _OF_CACHE = re.compile(r"/.*/datasets--[^/]+/snapshots/[0-9a-f]{40}/")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 TEXTS = ("id", "task", "source_lang", "target_lang", "text", "source_text")
 
 
@@ -104,6 +105,9 @@ def record_rows(
     for name in TEXTS:
         if isinstance(value[name], (Mapping, list, bytes)):
             raise BrokenRowError(f"{name!r} (column {names[name]!r}) is no text but {kind_of(value[name])}")
+    for name in ("duration", "start", "end"):  # tables hold texts
+        if isinstance(value[name], str) and _NUMBER.fullmatch(value[name]):
+            value[name] = float(value[name])
     row_id = str(value["id"]) if value["id"] is not None else record_id(value, spec, number, names_before)
     question = question_of(*(_own_words(name, value, columns or {}) for name in QUESTION))
     # 0, the number of a label, is not nothing: it would pass for the language that the recipe names.

@@ -459,6 +459,24 @@ def test_an_audiofolders_table_has_seconds_and_empty_fields(tmp_path, streaming)
     assert len(load_clip(found[1] if not streaming else list(found)[1], RATE)) == RATE // 2
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("ending", "between"), [("csv", ","), ("tsv", "\t")])
+def test_words_of_a_folders_table_are_words(clips, ending, between, streaming, monkeypatch):
+    """pandas takes them for nothing: Min Nan would be read as the language that the recipe names."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    lines = [("audio", "text", "source_lang", "duration", "id"), ("../clips/a.flac", "null", "nan", "1.5", "NA")]
+    lines += [("../clips/a.flac", "None", "", "", "b"), ("../clips/a.flac", "", "nan", "1.5", "c")]
+    lines += [("../clips/a.flac", "NA", "nan", "unknown", "d")]
+    (clips / "table").mkdir()
+    (clips / "table" / f"train.{ending}").write_text("\n".join(map(between.join, lines)), encoding="utf-8")
+    spec = {"reader": "dataset", "path": str(clips / "table"), "tasks": ["asr"], "streaming": streaming}
+    found, report = read_corpora([{**spec, "languages": ["nan"]}], max_bad_fraction=0.9)
+    rows = [(row["id"], row["text"], row["source_lang"], row["duration"]) for row in found]
+    assert rows == [("NA", "null", "nan", 1.5), ("b", "None", "nan", 1.5)]
+    if not streaming:
+        assert report["dropped"]["dataset"].keys() == {"no text", "'duration' is no number of seconds but str"}
+
+
 def test_streaming_gives_the_same_rows_lazily(parquet, clips, monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     spec = {"reader": "dataset", "path": str(parquet), "columns": {"text": "sentence"}, "tasks": ["asr"]}

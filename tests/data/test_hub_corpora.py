@@ -93,6 +93,7 @@ VOX |= {"languages": ["de"]}
 FOLDER = {"reader": "dataset", "path": "someone/clips", "tasks": ["asr"], "languages": ["de"], "split": "test"}
 FOLDER |= {"columns": {"text": "transcription"}}
 LINES = {"reader": "dataset", "path": "someone/lines", "tasks": ["asr"], "languages": ["de"]}
+TABLE = {"reader": "dataset", "path": "someone/words", "tasks": ["mt"], "target_languages": ["de"]}
 FLEURS = {"reader": "fleurs", "path": "google/fleurs", "languages": ["sv"], "tasks": ["asr"]}
 
 CASES = {
@@ -107,6 +108,8 @@ CASES = {
     "fleurs": [FLEURS],
     "audiofolder": [FOLDER],
     "lines": [LINES],
+    "table": [TABLE],
+    "table, streamed": [{**TABLE, "streaming": True}],
     "audiofolder, streamed": [{**FOLDER, "streaming": True}],
     "no such config": [{**VOICES, "languages": ["zh"]}],
     "no such split": [{**VOICES, "split": "eval"}],
@@ -148,6 +151,7 @@ def results(tmp_path_factory):
     with fill(LoopbackHub({})) as hub, (home / "stderr").open("w") as stderr:
         hub.add_dataset("someone/clips", audiofolder())
         hub.add_dataset("someone/lines", {"train.jsonl": b'{"audio": "README.md", "text": "Hallo."}\n'})
+        hub.add_dataset("someone/words", {"train.tsv": b"source_lang\ttext\tsource_text\nnan\tnull\tNA, null\n"})
         environment = {**hub.environment(home, None), "PYTHONPATH": str(REPOSITORY)}
         with subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
@@ -211,6 +215,11 @@ def test_pairs_of_sentences_from_nested_columns(results, case):
         for english, text in zip(SENTENCES["en"], SENTENCES[target], strict=True)
     ]
     assert sorted(said(results[case])) == sorted(expected)
+
+
+@pytest.mark.parametrize("case", ["table", "table, streamed"])
+def test_words_of_a_table_are_words(results, case):
+    assert said(results[case]) == [("mt", "nan", "de", "null", "NA, null")]
 
 
 def test_clips_of_an_audiofolder_are_named_as_in_the_repository_wherever_the_cache_is(results):

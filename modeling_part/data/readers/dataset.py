@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,7 +163,7 @@ def open_dataset(
     refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
     # As a whole path: `parquet` alone is what reads such files, of the working folder and all below it.
-    builder = datasets.load_dataset_builder(os.path.abspath(path), name=config, data_files=files)
+    builder = keeping_words(datasets.load_dataset_builder(os.path.abspath(path), name=config, data_files=files))
     refuse_to_stream(spec, builder.name)
     if not data_files:
         refuse_other_cases(spec, [os.path.relpath(one, path) for one in builder.config.data_files.get("train", ())])
@@ -231,7 +231,7 @@ def open_hub_dataset(
         if files.kind == "webdataset":
             return open_shards(addresses)
         settings = {"data_files": {files.split: addresses}, "split": files.split, "streaming": True}
-        return datasets.load_dataset(files.kind, **settings)
+        return datasets.load_dataset(files.kind, **settings, **files.options)
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,7 @@ class HubFiles:
         commit: of the repository.
         paths: in the repository.
         addresses: the same, as `hf://datasets/...`.
+        options: what else `datasets` reads them with, such as the `sep` of a table.
     """
 
     kind: str
@@ -251,6 +252,7 @@ class HubFiles:
     commit: str
     paths: list[str]
     addresses: list[str]
+    options: dict[str, object]
 
 
 def hub_files(
@@ -262,13 +264,36 @@ def hub_files(
 
     check_place(spec)
     files = data_files and {spec.split: data_files}
-    builder = datasets.load_dataset_builder(spec.path, name=config, revision=revision, data_files=files)
+    builder = keeping_words(
+        datasets.load_dataset_builder(spec.path, name=config, revision=revision, data_files=files)
+    )
     split = split_name(builder.config.data_files, spec)
     addresses = list(builder.config.data_files[split])
     places = [HfFileSystem().resolve_path(address) for address in addresses]
     if split == "train" and not data_files:
         refuse_other_cases(spec, [place.path_in_repo for place in places])
-    return HubFiles(builder.name, split, places[0].revision, [place.path_in_repo for place in places], addresses)
+    paths = [place.path_in_repo for place in places]
+    return HubFiles(builder.name, split, places[0].revision, paths, addresses, options_of(builder.config))
+
+
+def keeping_words(builder: "datasets.DatasetBuilder") -> "datasets.DatasetBuilder":
+    """The builder itself; of tables an empty field alone is nothing, where pandas takes `null`, `NA` and `nan`, too.
+
+    These are words, and the code of Min Nan. A dataset that says itself what stands for nothing is right.
+    """
+    if builder.name == "csv" and builder.config.na_values is None:
+        builder.config.keep_default_na, builder.config.na_values = False, [""]
+    return builder
+
+
+def options_of(config: "datasets.BuilderConfig") -> dict[str, object]:
+    """What a dataset says of how its files are read, beside which they are."""
+    from datasets import BuilderConfig
+
+    of_all = {one.name for one in fields(BuilderConfig)}
+    own = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in of_all}
+    usual = type(config)()
+    return {name: value for name, value in own.items() if value != getattr(usual, name)}
 
 
 @contextmanager
@@ -354,7 +379,7 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
                 handle(on_broken, f"{path}, line {number}", BrokenRowError("no 'file_name'", repr(name)))
                 continue
             if path.suffix == ".csv":
-                record = as_values(record, spec.settings.get("columns"))
+                record = as_values(record)
             audio = os.path.abspath(path.parent / name)
             inside = Path(os.path.relpath(audio, folder))
             place = split_place(inside.parent, asked)

@@ -36,9 +36,9 @@ def read_text_pairs(
     if path.suffix == ".tsv":
         lines = read_table(path, on_broken=on_broken)
         unquoted_lines = ((number, {name: unquoted(field) for name, field in line.items()}) for number, line in lines)
-        records = ((number, as_values(line, columns)) for number, line in unquoted_lines)
+        records = ((number, as_values(line)) for number, line in unquoted_lines)
     elif path.suffix == ".csv":
-        records = ((number, as_values(line, columns)) for number, line in read_csv(path, on_broken=on_broken))
+        records = ((number, as_values(line)) for number, line in read_csv(path, on_broken=on_broken))
     elif path.suffix == ".jsonl":
         records = read_jsonl(path, on_broken)
     else:
