@@ -24,12 +24,14 @@ from .formats_part import (
     decode_media,
     doubt,
     early_end,
+    flac_again,
     is_chained,
     last_page_begin,
     media_kind,
     ogg_seconds,
     stated_seconds,
     to_mono,
+    unnamed_seconds,
     what_else,
 )
 from .mp3_part import Mp3Stream, read_mp3, with_header
@@ -315,13 +317,23 @@ class _Source(NamedTuple):
             self._compare(seconds, self.mp3.longest_seconds)
         else:
             self._compare(seconds, stated_seconds(file, self.content))
+        # A FLAC file would have to be read whole, which measuring millions of them does not.
+        if (file.format == "OGG" and is_chained(self.content)) or (
+            file.format == "FLAC" and not must_end and flac_again(self.content)
+        ):
+            kind = "Ogg" if file.format == "OGG" else "FLAC"
+            raise AudioError(
+                f"{self.name} holds recordings one after the other, of which only the first can be read. Split it, or convert "
+                "it to WAV with a program that reads all.",
+                f"audio of several recordings in one {kind} file",
+            )
+        if not alike(seconds, seconds + (more := unnamed_seconds(file, self.content))):
+            raise AudioError(
+                f"{self.name} has {seconds:.2f} s by its header, and bytes of {more:.2f} s after them: a recorder stopped, or "
+                "files were put one after the other. Write it anew, for example with `ffmpeg -ignore_length 1 -i`.",
+                "audio goes on after what its header says",
+            )
         if file.format == "OGG":
-            if is_chained(self.content):
-                raise AudioError(
-                    f"{self.name} holds recordings one after the other, of which only the first can be read. Convert it to "
-                    "FLAC.",
-                    "audio of several recordings in one Ogg file",
-                )
             self._compare(seconds, ogg_seconds(self.content, 48_000 if file.subtype == "OPUS" else file.samplerate))
         if told := early_end(file, self.content, must_end):
             raise AudioError(f"Cut off: {self.name} {told}, of {seconds:.2f} s. Fetch it again.", "audio is cut off")

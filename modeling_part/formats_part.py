@@ -48,10 +48,21 @@ _FRAMES["NIST"] = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 _LENGTH_IN_HEADER = ("FLAC", "SDS")
 _LAST_SAMPLES = 64  # more than a block of SDS, into whose last one libsndfile does not seek
 _NO_LENGTH = ("IRCAM", "PAF", "PVF", "WVE", "XI")
+# First bytes of a file of chunks -> bytes before the first, bytes of a chunk's size, and their order.
+_CHUNKS = {
+    b"RIFF": (12, 4, "little"),
+    b"RF64": (12, 4, "little"),
+    b"RIFX": (12, 4, "big"),
+    b"FORM": (12, 4, "big"),
+    b"caff": (8, 8, "big"),
+}
+_SAMPLES = (b"data", b"SSND")
+_TAGS = (b"TAG", b"ID3", b"APETAGEX")
 _FRAMES_ALONE = ("MPEG_LAYER_I", "MPEG_LAYER_II")  # MP3's elders, of which `mp3_part` knows nothing
 _FLAC_RATES = dict(
     enumerate((88_200, 176_400, 192_000, 8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1)
 )
+_FLAC_BEGIN = b"fLaC\0\0\0\x22"  # with the header of the block that must be the first
 _ALIKE = 0.9  # of the loudest channel's power: channels of one loudness, of which the first is taken
 _CANCELLED = 0.01  # of the loudest channel's power: two voices, or a voice on one side alone, keep a quarter and more
 _TAIL = 1 << 18  # bytes that hold at least two Ogg pages
@@ -165,6 +176,56 @@ def ogg_seconds(content: str | bytes, clock: int) -> float | None:
         return None
     # A recorded stream begins anywhere, a file at 0.
     return (last if first < _LONGEST_PAGE * clock else last - first) / clock
+
+
+def unnamed_seconds(file: soundfile.SoundFile, content: str | bytes) -> float:
+    """How long the bytes after a file's samples would last, which its header does not name; tags and zeros do not count.
+
+    The header of a recorder that stopped is from before, and of files put one after the other that of the first.
+    """
+    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as data:
+        begin, end, rest = _rest_after_samples(data)
+        data.seek(rest)
+        unnamed = data.read() if begin < end else b""
+    if unnamed.startswith(_TAGS) or not unnamed.strip(b"\0"):
+        return 0.0
+    return file.frames / file.samplerate * len(unnamed) / (end - begin)
+
+
+def _rest_after_samples(data: BinaryIO) -> tuple[int, int, int]:
+    """Where the samples of a file begin and end, and what comes after all that its header names; 0, 0, 0: not known."""
+    size, magic = data.seek(0, os.SEEK_END), _at(data, 0, 4)
+    if magic in (b".snd", b"dns."):
+        head, order = _at(data, 4, 8), "big" if magic == b".snd" else "little"
+        begin, length = int.from_bytes(head[:4], order), int.from_bytes(head[4:], order)
+        end = min(begin + (length or size), size)
+        return begin, end, end
+    place, width, order = _CHUNKS.get(magic, (size, 0, ""))
+    begin = end = length_of_samples = 0
+    while place + 4 + width <= size:
+        head = _at(data, place, 4 + width)
+        kind, length, inside = head[:4], int.from_bytes(head[4:], order), place + 4 + width
+        if not kind.decode("latin-1").isprintable() or kind in _CHUNKS or (end and inside + length > size):
+            break
+        if kind == b"ds64":  # of samples beyond 4 GB
+            length_of_samples = int.from_bytes(_at(data, inside + 8, 8), order)
+        if kind in _SAMPLES:
+            length = length_of_samples if length_of_samples and length == 0xFFFFFFFF else length
+            begin, end = inside, min(inside + (length or size), size)
+        place = min(inside + length, size) if kind not in _SAMPLES else end
+        place += length & 1 and _at(data, place, 1) == b"\0"
+    return begin, end, min(place, size)
+
+
+def _at(data: BinaryIO, place: int, count: int) -> bytes:
+    data.seek(place)
+    return data.read(count)
+
+
+def flac_again(content: str | bytes) -> bool:
+    """Whether another FLAC file follows the first, of which alone anything is read."""
+    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as data:
+        return data.read().find(_FLAC_BEGIN, 1) > 0
 
 
 def is_chained(content: str | bytes) -> bool:

@@ -266,6 +266,42 @@ def test_recordings_one_after_the_other_in_one_ogg_file_are_refused(files, kind)
     assert audio_seconds(long) == pytest.approx(60.0, abs=0.1)
 
 
+def test_recordings_one_after_the_other_in_one_flac_file_are_refused(files):
+    """Those of a corpus are measured by their headers, and refused when they are read."""
+    for both in (files["flac"] * 2, files["flac"] + encoded("flac", voice(9.0))):
+        with pytest.raises(AudioError, match="recordings one after the other"):
+            load_audio(both)
+
+
+@pytest.mark.parametrize("format", ["WAV", "WAVEX", "RF64", "AU", "CAF"])
+def test_samples_that_the_header_does_not_name_are_not_lost_in_silence(format, tmp_path):
+    """Of a recorder that stopped, whose header is from before, and of files that were put one after the other."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    first, noise = (made_data.encoded(samples, RATE, format=format) for samples in (voice(2.0), noise))
+    (tmp_path / "joined").write_bytes(first + noise)
+    for content in (first + noise[-RATE:], *([] if format.startswith("WAV") else [first * 2, tmp_path / "joined"])):
+        for read in (load_audio, audio_seconds):
+            with pytest.raises(
+                AudioError, match=r"has 2\.00 s by its header, and bytes of \d\.\d\d s after them"
+            ) as error:
+                read(content)
+            assert error.value.reason == "audio goes on after what its header says"
+    for rest in (b"\0" * 40_000, b"TAG" + b"x" * 40_000, b"ID3\4" + b"x" * 40_000, noise[-100:]):
+        assert audio_seconds(first + rest) == 2.0 == len(load_audio(first + rest)) / RATE
+    if format != "AU":
+        size = struct.pack(">q", 40_000) if format == "CAF" else struct.pack("<I", 40_000)
+        assert audio_seconds(first + b"JUNK" + size + b"x" * 40_000) == 2.0
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_what_a_header_names_after_an_odd_number_of_bytes_is_named(padded):
+    wav = bytearray(made_data.encoded(voice(1.0), RATE, format="WAV", subtype="PCM_U8"))
+    place = wav.index(b"data") + 4
+    wav[place : place + 4] = struct.pack("<I", RATE - 1)
+    rest = b"\0" * padded + b"LIST" + struct.pack("<I", 40_000) + b"x" * 40_000
+    assert audio_seconds(bytes(wav[: place + 4 + RATE - 1]) + rest) == pytest.approx(1.0, abs=0.001)
+
+
 def test_mp3_that_changes_its_rate_is_refused():
     parts = [encoded("mp3", voice(3.0, rate), rate) for rate in (44_100, 22_050, 44_100)]
     for both in (parts[0] + parts[1], b"".join(parts), without_xing(parts[0]) + without_xing(parts[1])):
