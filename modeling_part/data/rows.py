@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     import datasets
 
 
-SPLITS = ("train", "dev", "test")
+SPLIT_NAMES = {  # our names, and those by which `datasets` and folders of corpora know them
+    "train": ("train", "training"),
+    "dev": ("dev", "validation", "valid", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLITS = tuple(SPLIT_NAMES)
 FOR_PEOPLE = ("speaker", "license")  # may stand in a manifest; not read
 COLUMNS = (
     "id",

@@ -13,6 +13,7 @@ import soundfile
 from made_data import RATE, encoded, tone, write_lines
 
 from modeling_part import load_audio
+from modeling_part.audio_part import load_clip
 from modeling_part.data.corpora import read_corpora
 from modeling_part.data.rows import CorpusError
 
@@ -100,6 +101,15 @@ def test_the_answer_of_canarys_manifests_that_stands_for_none_is_none(clips):
     dataset, report = read("nemo", write_lines(clips / "train.json", lines))
     assert said(dataset) == [("s2tt", "fr", "en", "One.", None), ("asr", "fr", "fr", "Un.", "Un.")]
     assert reasons(report) == {"no text": 1}
+
+
+def test_the_transcript_of_nemo_is_no_translation_where_the_answer_is_empty(clips):
+    line = {"audio_filepath": "clips/a.flac", "source_lang": "fr", "text": "Un."}
+    lines = [line | {"taskname": "ast", "target_lang": "en", "answer": answer} for answer in ("", " ")]
+    lines += [line | {"taskname": "asr", "answer": ""}]
+    dataset, report = read("nemo", write_lines(clips / "train.json", lines))
+    assert said(dataset) == [("asr", "fr", "fr", "Un.", "Un.")]
+    assert reasons(report) == {"no text": 2}
 
 
 def test_a_tarred_manifest_of_nemo_is_read_where_it_is_unpacked(clips):
@@ -289,8 +299,16 @@ def test_a_data_folder_of_kaldi(kaldi):
     assert dataset["duration"][:] == pytest.approx([1.25, 2.0, 6.0], abs=0.05)
     with pytest.raises(CorpusError, match="s2tt needs the translations; name their file"):
         read("kaldi", kaldi, tasks=["asr", "s2tt"], target_languages=["en"])
-    with pytest.raises(CorpusError, match=r"kaldi: no wav\.scp in .* or in its folder dev or valid or validation"):
+    with pytest.raises(
+        CorpusError, match=r"kaldi: no wav\.scp in .* or in its folder dev or validation or valid or val"
+    ):
         read("kaldi", kaldi.parent, split="dev")
+
+
+@pytest.mark.parametrize(("name", "split"), [("val", "dev"), ("valid", "dev"), ("eval", "test"), ("test", "test")])
+def test_folders_of_kaldi_have_the_usual_names_of_splits(kaldi, name, split):
+    kaldi.rename(kaldi.with_name(name))
+    assert len(read("kaldi", kaldi.parent, split=split, languages=["fr"])[0]) == 3
 
 
 def test_only_the_first_word_of_a_line_of_kaldi_is_its_key(kaldi):
@@ -313,6 +331,16 @@ def test_segments_of_kaldi_and_their_translations(kaldi):
     ]
     assert [pitch(row) for row in dataset] == [440, 440, 880, 880]
     assert dataset["duration"][:] == [1.5, 1.5, 2.25, 2.25]
+
+
+def test_a_segment_of_kaldi_that_ends_at_minus_1_goes_on_to_the_end(kaldi):
+    (kaldi / "segments").write_text("l-1 l 0.5 2.0\nl-2 l 4 -1\nl-3 l 7 -1\nl-4 l 3 -2\n")
+    (kaldi / "text").write_text("l-1 Un.\nl-2 Deux.\nl-3 Trois.\nl-4 Quatre.\n")
+    dataset, report = read("kaldi", kaldi, languages=["fr"])
+    assert dataset["duration"][:] == pytest.approx([1.5, 2.0], abs=0.05)
+    assert dataset["start"][:] == [0.5, 4.0] and pitch(dataset[1]) == 880
+    assert len(load_clip(dataset[1], RATE)) == pytest.approx(2.0 * RATE, abs=0.05 * RATE)
+    assert reasons(report) == {"start and end leave no audio": 2}
 
 
 def test_sound_of_kaldi_without_a_transcript_is_counted(kaldi):

@@ -15,7 +15,7 @@ from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, as_values, handle, read_csv, read_jsonl
 from ..records import check_columns, records_in, rows_of
-from ..rows import BrokenRowError, CorpusError
+from ..rows import SPLIT_NAMES, BrokenRowError, CorpusError
 from ..shards import columns_of, is_sample, open_shards, place_of, sample_record
 from ..where_to_get import how_to_get, hub_id_of
 
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # ending -> what `datasets` reads it with
 OF_REPOSITORIES = ("config", "revision", "data_files")  # settings that choose among its files, or a folder's
-SPLIT_NAMES = {  # those by which `datasets` knows them, ours first
-    "train": ("train", "training"),
-    "dev": ("dev", "validation", "valid", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 
 
 def read_dataset(
@@ -264,9 +259,7 @@ def hub_files(
 
     check_place(spec)
     files = data_files and {spec.split: data_files}
-    builder = keeping_words(
-        datasets.load_dataset_builder(spec.path, name=config, revision=revision, data_files=files)
-    )
+    builder = keeping_words(datasets.load_dataset_builder(spec.path, name=config, revision=revision, data_files=files))
     split = split_name(builder.config.data_files, spec)
     addresses = list(builder.config.data_files[split])
     places = [HfFileSystem().resolve_path(address) for address in addresses]

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..files import OnBroken, filled_once, handle, text_lines, unpack_tar
-from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_row
-from .dataset import SPLIT_NAMES, errors_of_dataset, errors_of_hub, is_hub_id, refuse_settings
+from ..rows import SPLIT_NAMES, BrokenRowError, CorpusError, language_code, speech_row, text_row
+from .dataset import errors_of_dataset, errors_of_hub, is_hub_id, refuse_settings
 
 
 NEEDED = {"id": int, "num_samples": int, "path": str}  # columns of each record in parquet, beside its text

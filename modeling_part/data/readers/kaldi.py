@@ -14,7 +14,7 @@ from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, handle, text_lines
 from ..records import rows_of
-from ..rows import BrokenRowError, CorpusError, language_code
+from ..rows import SPLIT_NAMES, BrokenRowError, CorpusError, language_code
 
 
 def read_kaldi(spec: CorpusSpec, report: DataReport, *, translation: str | None = None) -> Iterator[dict]:
@@ -68,7 +68,7 @@ def read_kaldi(spec: CorpusSpec, report: DataReport, *, translation: str | None 
 def kaldi_folder(spec: CorpusSpec) -> Path:
     """The folder of the split."""
     root = spec.folder()
-    names = {"dev": ("dev", "valid", "validation")}.get(spec.split, (spec.split,))
+    names = SPLIT_NAMES.get(spec.split, (spec.split,))
     for folder in (root, *(root / name for name in names)):
         if (folder / "wav.scp").is_file():
             if folder == root:
@@ -99,7 +99,8 @@ def sound_of(utterance: str, recordings: dict[str, str], extras: dict[str, dict[
         if len(parts) != 3 or not all(re.fullmatch(r"-?\d+(\.\d+)?", one) for one in parts[1:]):
             raise BrokenRowError("no line 'UTTERANCE RECORDING START END' in segments", " ".join(parts))
         recording, start, end = parts[0], float(parts[1]), float(parts[2])
-        found = {"start": start, "end": end, "duration": end - start}
+        # An end of -1 is that of the recording.
+        found = {"start": start} if end == -1 else {"start": start, "end": end, "duration": end - start}
     elif re.fullmatch(r"\d+(\.\d+)?", extras["utt2dur"].get(utterance, "")):
         found = {"duration": float(extras["utt2dur"][utterance])}
     address = recordings.get(recording)

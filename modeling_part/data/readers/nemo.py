@@ -15,7 +15,7 @@ from ..rows import BrokenRowError, language_code
 
 
 TASK_NAMED = {"asr": "asr", "transcribe": "asr", "ast": "s2tt", "s2t_translation": "s2tt", "translate": "s2tt"}
-NO_ANSWER = (None, "", "na")  # "na" stands in Canary's manifests
+NO_ANSWER = (None, "na")  # "na" stands in Canary's manifests
 
 
 def read_nemo(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
@@ -90,7 +90,8 @@ def named_task(line: dict, languages: Mapping[str, object]) -> str:
 def texts_of(line: dict, task: str) -> tuple[object, object, bool]:
     """The text and, of a translation that has both, the transcript; and whether the text is the line's `answer`."""
     text, answer = line.get("text"), line.get("answer")
-    if answer in NO_ANSWER or text == answer:
+    # A translation whose answer is empty has none: its text would be the transcript.
+    if answer in NO_ANSWER or text == answer or (answer == "" and task == "asr"):
         return text, None, False
     if text in (None, ""):
         return answer, None, True
