@@ -130,6 +130,8 @@ ARABIC_AND_SYRIAC_MARKS = regex.compile(
 HEBREW_MARKS = regex.compile(r"[\p{Mn}&&[\u0591-\u05C7]]", regex.V1)
 # A dot on i or j, which have one: what lowering İ leaves where the language is not known, and Lithuanian under accents.
 SECOND_DOT = regex.compile("(?<=\\p{Soft_Dotted})\u0307")
+# ... of which NFKC makes one sign where the accent is a grave one on е or и: a letter in two languages alone.
+STRESSED_LETTERS, LANGUAGES_OF_STRESSED_LETTERS = str.maketrans("\u0450\u045d", "\u0435\u0438"), ("bg", "mk")
 CYRILLIC_STRESS = regex.compile(r"(?<=\p{Script=Cyrillic})[\u0300\u0301]")
 # ... the lines that stretch a word (Arabic's, N'Ko's, Mongolian's), and Armenian's signs of a question, of stress and of
 # exclamation, which stand within the word.
@@ -306,6 +308,8 @@ def _normalize_basic(text: str, language: str) -> str:
     text = _one_form(_one_form(text).lower())  # what was removed may have kept a letter and its mark apart
     text = unicodedata.normalize("NFC", SECOND_DOT.sub("", text))
     text = CYRILLIC_STRESS.sub("", NEVER_LETTERS.sub("", ARABIC_AND_SYRIAC_MARKS.sub("", text)))
+    if language not in LANGUAGES_OF_STRESSED_LETTERS:
+        text = text.translate(STRESSED_LETTERS)
     if language != "yi":
         text = HEBREW_MARKS.sub("", text)
     text = GERSHAYIM.sub("", text)

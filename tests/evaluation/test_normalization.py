@@ -96,6 +96,8 @@ def test_normalising_twice_changes_nothing(text, language):
         ("fr", "L’été, [bruit] déjà !", "l été déjà"),
         ("de", "Straße 12", "straße 12"),
         ("ru", "за́мок и Ёлка", "замок и ёлка"),
+        ("ru", "бе\u0300рег и\u0300дти \u0450 \u045d", "берег идти е и"),
+        ("mk", "\u045d и\u0300 се гледа \u0450", "\u045d \u045d се гледа \u0450"),
         ("tr", "IŞIK İstanbul", "ışık istanbul"),
         ("ar", "السَّلَامُ", "السلام"),
         ("he", "שָׁלוֹם", "שלום"),
