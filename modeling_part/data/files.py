@@ -7,6 +7,8 @@ import gzip
 import json
 import lzma
 import os
+import shutil
+import subprocess
 import tarfile
 import zlib
 from collections import Counter
@@ -98,6 +100,23 @@ def unpack_tar(archive: Path, folder: Path, flat: bool = True) -> None:
         raise CorpusError(f"{archive} could not be unpacked into {folder}: {error}") from error
 
 
+def unpack_package(archive: Path, folder: Path, otherwise: str) -> None:
+    """Unpack a Debian package into a folder that is there: no root, nothing is installed.
+
+    Raises:
+        CorpusError: it is damaged, or there is no dpkg-deb; `otherwise` says what to do without.
+    """
+    if not shutil.which("dpkg-deb"):
+        raise CorpusError(f"{archive} needs dpkg-deb (package dpkg) to be unpacked; without it, {otherwise}")
+    command = ["dpkg-deb", "-x", archive.resolve(), folder.resolve()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        said = (result.stderr or result.stdout).strip()
+        raise CorpusError(
+            f"{archive} could not be unpacked: {said}\n{archive} may be cut off: delete it to fetch it again."
+        )
+
+
 def as_values(record: dict[str, str]) -> dict[str, str | None]:
     """The fields of a CSV or TSV line, which has texts alone: nothing where one is empty."""
     return {name: field or None for name, field in record.items()}
@@ -125,7 +144,7 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
         ):
             for number, line in enumerate(lines, start=1):
                 if number == 1:
-                    _check_text(path, line)
+                    check_text(path, line)
                 line = line.removeprefix(codecs.BOM_UTF8)  # in the middle as well: files were put one after the other
                 try:
                     text = line.decode("utf-8")
@@ -141,7 +160,7 @@ def text_lines(path: Path, on_broken: OnBroken | None = None) -> Iterator[tuple[
         raise CorpusError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _check_text(path: Path, line: bytes) -> None:
+def check_text(path: Path, line: bytes) -> None:
     """Raise `CorpusError` if a file that begins with this line is no UTF-8 text at all."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise CorpusError(f"{path} is UTF-16; convert it with `iconv -f utf-16 -t utf-8`")

@@ -23,7 +23,7 @@ import numpy as np
 import sacrebleu
 
 from ..data.corpus_spec import fits
-from ..data.files import parse_json
+from ..data.files import check_text, parse_json
 from ..data.rows import group_name, shortened
 from ..prompts_part import SURROGATES, TASKS
 from .bootstrap import CONFIDENCE, bootstrap_sums, interval, ratio_statistics, score_statistics, sufficient_statistics
@@ -339,11 +339,12 @@ def read_predictions(path: str | Path) -> list[dict]:
     A last line that a killed process left unfinished is left out with a warning.
 
     Raises:
-        ValueError: the file is not UTF-8, or another line is not a JSON object; names file and line.
+        ValueError: the file is no text or not UTF-8, or another line is not a JSON object; names file and line.
     """
     content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     rows = []
     lines = content.split(b"\n")
+    check_text(Path(path), lines[0].strip(b"\0"))  # a line that a failing machine left as NUL bytes is unfinished
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

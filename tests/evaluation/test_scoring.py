@@ -324,6 +324,12 @@ def test_predictions_file_round_trip_and_unfinished_last_line(tmp_path, caplog):
             read_predictions(path)
     path.write_bytes(b"\xef\xbb\xbf" + b'{"id": "1"}\r\n\r\n')
     assert read_predictions(path) == [{"id": "1"}]
+    path.write_bytes(b"\0" * 4096)
+    assert read_predictions(path) == []
+    for text in ('{"id": "1"}', '{"id": "1"}\r\n'):  # as PowerShell writes what goes through a pipe
+        path.write_text(text, encoding="utf-16")
+        with pytest.raises(ValueError, match=r"predictions\.jsonl is UTF-16; convert it with `iconv"):
+            read_predictions(path)
 
 
 def test_real_references_are_hardly_ever_called_wrong(shared_data):
