@@ -6,6 +6,7 @@ Paths to corpora and, within them, to sounds may be such addresses. `pathlib.Pat
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # of a repository, "owner/name": a model's or a dataset's
 UNLISTED = ("http://", "https://")  # a web server need not say what it has
 
 

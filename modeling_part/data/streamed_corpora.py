@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
-from .readers.dataset import classes_in, errors_of_dataset, features_of, local_folder, open_dataset, plain_record
+from .readers.dataset import (
+    classes_in,
+    errors_of_dataset,
+    features_of,
+    is_csv,
+    local_folder,
+    open_dataset,
+    plain_record,
+)
 from .records import check_columns, records_in, rows_of
 from .rows import COLUMNS, ROWS_BEFORE_JUDGEMENT, canonical_features
 from .shards import is_sample, place_of
@@ -85,7 +93,7 @@ def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: floa
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
     available = features_of(dataset)
     check_columns(spec, columns, available)
-    rows.classes = classes_in(available)
+    rows.classes, rows.of_csv = classes_in(available), is_csv(dataset)
     columns_there = dataset.column_names or list(available)
     stream = dataset.with_format("arrow").map(
         rows,
@@ -107,6 +115,7 @@ class StreamedRows:
         self.records, self.looks_at = 0, ROWS_BEFORE_JUDGEMENT
         self.languages: set[str] = set()
         self.classes: dict[str, dict[int, str]] = {}  # of columns that hold numbers of them
+        self.of_csv = False
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
         """Canonical rows of the records in `table`, without those that are broken or filtered out."""
@@ -119,7 +128,7 @@ class StreamedRows:
             for record in records_in(table)
         )
         on_broken = partial(self.report.drop_line, self.spec.corpus)
-        converted = partial(plain_record, classes=self.classes)
+        converted = partial(plain_record, classes=self.classes, of_csv=self.of_csv)
         rows = list(rows_of(records, self.spec, columns, folder, on_broken, converted))
         self._look_for_languages(table.num_rows, rows)
         kept = self.admission.admit(rows, self.report)

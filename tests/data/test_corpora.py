@@ -477,6 +477,19 @@ def test_words_of_a_folders_table_are_words(clips, ending, between, streaming, m
         assert report["dropped"]["dataset"].keys() == {"no text", "'duration' is no number of seconds but str"}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lines_that_an_open_quote_of_tsv_takes_in_are_counted(tmp_path, streaming, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    lines = ["source_text\ttext", 'Ja.\t"Yes.', "Nein.\tNo.", 'Gut.\tGood."', 'Er sagt "so".\t"He says ""so""."']
+    (tmp_path / "train.tsv").write_text("\n".join(lines), encoding="utf-8")
+    spec = {"reader": "dataset", "path": str(tmp_path), "tasks": ["mt"], "languages": ["de"], "streaming": streaming}
+    found, report = read_corpora([{**spec, "target_languages": ["en"]}], max_bad_fraction=0.5)
+    assert [(row["source_text"], row["text"]) for row in found] == [('Er sagt "so".', 'He says "so".')]
+    if not streaming:
+        (reason,) = report["dropped"]["dataset"]
+        assert reason == "a field begins with a quote that is not closed before other lines: they are in it"
+
+
 def test_streaming_gives_the_same_rows_lazily(parquet, clips, monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     spec = {"reader": "dataset", "path": str(parquet), "columns": {"text": "sentence"}, "tasks": ["asr"]}

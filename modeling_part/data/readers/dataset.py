@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..addresses import AddressError, is_address, path_of
+from ..addresses import HUB_ID, AddressError, is_address, path_of
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, refuse_split
 from ..files import OnBroken, as_values, handle, read_csv, read_jsonl
@@ -57,11 +57,12 @@ def read_dataset(
             Default: what the dataset says, or the names of its files.
     """
     on_broken = partial(report.drop_line, spec.corpus)
+    of_csv = False
     with errors_of_dataset(spec):
         records: Iterable[dict] | None = audiofolder_records(spec, on_broken)
         if records is None:
             dataset = open_dataset(spec, streaming, config, revision, data_files)
-            available = features_of(dataset)
+            available, of_csv = features_of(dataset), is_csv(dataset)
             batches = dataset.with_format("arrow").iter(batch_size=100)
             records = (record for batch in batches for record in records_in(batch))
         else:
@@ -71,14 +72,28 @@ def read_dataset(
             (place_of(record) if is_sample(record) else f"{spec.path}, record {number}", number, record)
             for number, record in enumerate(records)
         )
-        converted = partial(plain_record, classes=classes_in(available))
+        converted = partial(plain_record, classes=classes_in(available), of_csv=of_csv)
         yield from rows_of(placed, spec, columns, local_folder(spec), on_broken, converted)
 
 
-def plain_record(record: dict, classes: Mapping[str, Mapping[int, str]]) -> dict:
-    """A record by its columns; of a sample of WebDataset, these are in its files. Classes have their names for numbers."""
+def is_csv(dataset: "datasets.Dataset | datasets.IterableDataset") -> bool:
+    """Whether pandas reads a dataset from CSV or TSV files."""
+    return dataset.info.builder_name == "csv"
+
+
+def plain_record(record: dict, classes: Mapping[str, Mapping[int, str]], of_csv: bool = False) -> dict:
+    """A record by its columns; of a sample of WebDataset, these are in its files. Classes have their names for numbers.
+
+    Raises:
+        BrokenRowError: a file of a sample is not as its ending says, or a field of TSV holds the lines after it.
+    """
     if is_sample(record):
         return sample_record(record)
+    for value in record.values() if of_csv else ():
+        if isinstance(value, str) and "\t" in value and "\n" in value:
+            raise BrokenRowError(
+                "a field begins with a quote that is not closed before other lines: they are in it", value
+            )
     numbers = {column: record[column] for column in classes if record.get(column) is not None}
     return record | {column: classes[column].get(number) for column, number in numbers.items()}
 
@@ -311,7 +326,7 @@ def check_place(spec: CorpusSpec) -> None:
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` is shaped like the id of a Hub repository, "owner/name", and `owner` is no folder here."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not Path(path).parent.is_dir()
+    return HUB_ID.fullmatch(path) is not None and not Path(path).parent.is_dir()
 
 
 def unreachable(spec: CorpusSpec, error: Exception) -> CorpusError:
