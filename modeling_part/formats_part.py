@@ -152,7 +152,7 @@ def contradiction(file: soundfile.SoundFile, content: str | bytes) -> str | None
 
 def _rate_of_frames(content: str | bytes) -> int | None:
     """The rate that the first frame of a FLAC file states, Hz; None where it leaves that to the file's header."""
-    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+    with _opened(content) as file:
         is_last = file.read(4) != b"fLaC"
         while not is_last:
             block = file.read(4)
@@ -183,7 +183,7 @@ def unnamed_seconds(file: soundfile.SoundFile, content: str | bytes) -> float:
 
     The header of a recorder that stopped is from before, and of files put one after the other that of the first.
     """
-    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as data:
+    with _opened(content) as data:
         begin, end, rest = _rest_after_samples(data)
         data.seek(rest)
         unnamed = data.read() if begin < end else b""
@@ -217,6 +217,10 @@ def _rest_after_samples(data: BinaryIO) -> tuple[int, int, int]:
     return begin, end, min(place, size)
 
 
+def _opened(content: str | bytes) -> BinaryIO:
+    return BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
+
+
 def _at(data: BinaryIO, place: int, count: int) -> bytes:
     data.seek(place)
     return data.read(count)
@@ -224,7 +228,7 @@ def _at(data: BinaryIO, place: int, count: int) -> bytes:
 
 def flac_again(content: str | bytes) -> bool:
     """Whether another FLAC file follows the first, of which alone anything is read."""
-    with BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as data:
+    with _opened(content) as data:
         return data.read().find(_FLAC_BEGIN, 1) > 0
 
 
@@ -336,6 +340,19 @@ def _nameless(content: str | bytes) -> Iterator[BinaryIO]:
         yield nameless
 
 
+def _recordings_in_mp4(content: str | bytes) -> int:
+    """How many recordings stand one after the other in an M4A or MP4 file: each has a `moov` of its own."""
+    with _opened(content) as data:
+        size, place, count = data.seek(0, os.SEEK_END), 0, 0
+        while place + 8 <= size:
+            head = _at(data, place, 16)
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:], "big") if length == 1 else length or size
+            count += head[4:8] == b"moov"
+            place += max(length, 8)
+    return count
+
+
 def _stated_by_media(container: Any) -> float | None:
     """Seconds of sound that the headers of media, opened with PyAV, state; pictures may go on beyond its end.
 
@@ -386,6 +403,8 @@ def decode_media(content: str | bytes, longest: float | None = None) -> tuple[np
                 stated = math.inf
             if not blocks:
                 raise ValueError("it holds no sound")
+            if container.format.name.startswith("mov") and _recordings_in_mp4(content) > 1:
+                raise ValueError("it holds recordings one after the other, of which only the first can be read")
             return to_mono(np.concatenate(blocks, axis=1).T), stream.rate, stated
     except (av.FFmpegError, LookupError) as error:
         raise ValueError(f"FFmpeg says {error}") from error

@@ -706,6 +706,19 @@ def test_media_are_as_long_as_their_sound(silence, format, pictures):
             audio_seconds(clip[: len(clip) // 2])
 
 
+def test_recordings_one_after_the_other_in_one_m4a_file_are_refused():
+    """Of files that are put together FFmpeg reads all but of these."""
+    pytest.importorskip("av")
+    clips = {format: media(voice(2.0), format, "aac") for format in ("mp4", "adts", "matroska")}
+    for format, clip in clips.items():
+        for read in (audio_seconds, lambda both: len(load_audio(both)) / RATE):
+            if format != "mp4":
+                assert read(clip * 2) == pytest.approx(4.0, abs=0.4)
+                continue
+            with pytest.raises(AudioError, match="it is M4A or MP4, and it holds recordings one after the other"):
+                read(clip * 2)
+
+
 def test_a_piece_of_mp3_in_a_wav_file_is_that_piece_of_the_whole():
     pytest.importorskip("av")
     noise = 0.3 * np.random.default_rng(0).standard_normal(4 * RATE)  # frames of which take bits from others
