@@ -90,10 +90,13 @@ def _languages(entry: Mapping, key: str, where: str, used: set[str]) -> list[str
 def _patterns(value: object) -> list[str]:
     if isinstance(value, str):
         return _PATTERN.findall(value)
-    return [name for one in value.values() for name in _patterns(one)] if isinstance(value, Mapping) else []
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [name for one in inner for name in _patterns(one)]
 
 
 def _filled(value: object, names: Mapping[str, str]) -> object:
     if isinstance(value, str):
         return _PATTERN.sub(lambda match: names[match[1]], value)
+    if isinstance(value, (list, tuple)):
+        return [_filled(one, names) for one in value]
     return {key: _filled(one, names) for key, one in value.items()} if isinstance(value, Mapping) else value

@@ -45,6 +45,11 @@ def test_languages_and_directions_are_filled_in():
         ("de-en", {"text": "translation.de", "source_text": "t.en"}),
         ("en-sv", {"text": "translation.sv", "source_text": "t.en"}),
     ]
+    entry = {"reader": "common_voice", "path": "cv", "data_collective": ["cv-24-{language}", "cv-25-{language}"]}
+    assert [one["data_collective"] for one in expanded({**entry, "languages": ["de", "sv"]})] == [
+        ["cv-24-de", "cv-25-de"],
+        ["cv-24-sv", "cv-25-sv"],
+    ]
     entry = {"reader": "manifest", "path": "data/{language}.jsonl", "languages": "German"}
     assert expanded(entry) == [{"reader": "manifest", "path": "data/de.jsonl", "languages": ["de"]}]
     entry |= {"languages": [False], "own_names": {False: "nb_no"}}  # `no` of YAML
