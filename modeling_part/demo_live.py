@@ -35,6 +35,7 @@ class Recording:
         self.sampling_rate, self.longest, self.seconds = sampling_rate, longest, 0.0
         self._pieces: SimpleQueue[np.ndarray | None] = SimpleQueue()
         self._resampler: soxr.ResampleStream | None = None
+        self._rate = 0
 
     def add(self, rate: int, samples: np.ndarray) -> None:
         """One more piece: `(samples,)` or `(samples, channels)`, floats of -1 to 1 or whole numbers, at `rate` Hz.
@@ -49,7 +50,9 @@ class Recording:
         if np.issubdtype(samples.dtype, np.integer):
             samples = samples / -float(np.iinfo(samples.dtype).min)
         mono = samples.reshape(len(samples), -1).mean(-1, dtype=np.float32)
-        if self._resampler is None:
+        if rate != self._rate:  # the first piece, or another microphone
+            self._pieces.put(self._rest())
+            self._rate = rate
             self._resampler = soxr.ResampleStream(rate, self.sampling_rate, 1, dtype="float32")
         self._pieces.put(self._resampler.resample_chunk(mono.astype(np.float32)))
 
@@ -71,8 +74,13 @@ class Recording:
             is_ended = is_ended or len(sound) < len(come)
             if sound:
                 yield np.concatenate(sound)
-        if self._resampler is not None:  # what it keeps back for its filter
-            yield self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        if len(rest := self._rest()):
+            yield rest
+
+    def _rest(self) -> np.ndarray:
+        """What the resampler keeps back for its filter."""
+        nothing = np.zeros(0, dtype=np.float32)
+        return nothing if self._resampler is None else self._resampler.resample_chunk(nothing, last=True)
 
 
 def follow(

@@ -53,6 +53,18 @@ def test_what_a_browser_sends_is_heard_whole_at_the_encoder_s_rate():
     np.testing.assert_allclose(heard[: len(expected)], expected[: len(heard)], atol=1e-3)
 
 
+def test_a_microphone_of_another_rate_is_heard_at_its_own():
+    recording = Recording(RATE)
+    for rate in (48_000, 44_100, 8000):
+        for part in np.split(np.sin(2 * np.pi * 440 * np.arange(rate) / rate).astype(np.float32), 4):
+            recording.add(rate, part)
+    recording.end()
+    heard = np.concatenate(list(recording))
+    assert len(heard) == pytest.approx(3 * RATE, abs=50) and recording.seconds == 3.0
+    for second in np.array_split(heard, 3):
+        assert np.argmax(np.abs(np.fft.rfft(second, RATE))) == pytest.approx(440, abs=2)
+
+
 def test_all_that_has_come_since_is_one_piece_and_the_last_one_may_come_after_the_end():
     recording = Recording(RATE)
     sound = spoken(3)
