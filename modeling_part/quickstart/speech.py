@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.checking import DataReport, write_data_report
-from ..data.files import write_manifest
+from ..data.files import unpack_package, write_manifest
 from ..data.readers.asterisk import (
     LANGUAGES,
     TARBALL,
@@ -67,7 +67,7 @@ def fetch(out_dir: Path, languages: Sequence[str], packages: Path | None) -> Pat
         if packages is not None or shutil.which("apt-get"):
             for name in names:
                 archive = find_package(packages, name) if packages is not None else download_package(downloads, name)
-                unpack_package(archive, unpacked)
+                unpack_package(archive, unpacked, "leave --packages out: the release tarballs need no such program.")
         else:
             unpack_tarball(download_tarball(downloads, language), unpacked / names[1])
         done.touch()
@@ -107,19 +107,6 @@ def download_package(folder: Path, name: str) -> Path:
 def elsewhere(*names: str) -> str:
     """How to get packages that this machine cannot fetch."""
     return f"On another machine, `apt-get download {' '.join(names)}` gets it; give the folder with --packages."
-
-
-def unpack_package(archive: Path, folder: Path) -> None:
-    """Unpack a `.deb` file with `dpkg-deb -x` (no root, nothing is installed)."""
-    if not shutil.which("dpkg-deb"):
-        raise CorpusError(
-            f"{archive.name} needs dpkg-deb (package dpkg) to be unpacked; without it, leave --packages out to use "
-            "the release tarballs instead."
-        )
-    try:
-        run(["dpkg-deb", "-x", str(archive.resolve()), str(folder.resolve())], folder)
-    except CorpusError as error:
-        raise CorpusError(f"{error}\n{archive} may be cut off: delete it to fetch it again.") from error
 
 
 def run(command: list[str], folder: Path) -> None:

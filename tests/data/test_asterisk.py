@@ -409,7 +409,7 @@ def test_a_download_that_was_interrupted_is_begun_again(tmp_path, monkeypatch):
     (tools / "dpkg-deb").write_text("#!/bin/sh\nexit 2\n", encoding="utf-8")
     (tools / "dpkg-deb").chmod(0o755)
     with pytest.raises(CorpusError, match=r"_1_all\.deb may be cut off: delete it to fetch it again"):
-        asterisk.unpack_package(found, tmp_path)
+        asterisk.unpack_package(found, tmp_path, "do without")
 
 
 def test_apt_brings_its_own_lists_where_the_system_has_none(packages, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Tux Paint's stamps: spoken names in many languages."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 from ...audio_part import AudioError, load_audio
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
-from ..files import filled_once
+from ..files import filled_once, unpack_package
 from ..rows import CorpusError, language_code, speech_bounds, speech_row, split_of, text_row
 
 
@@ -72,23 +70,13 @@ def stamp_folder(spec: CorpusSpec) -> Path:
     if folder.suffix == ".deb":
         package, folder = folder, folder.with_suffix(".unpacked")
         if not folder.exists():
-            unpack_package(package, folder)
+            with filled_once(folder) as partial:
+                if partial:
+                    unpack_package(package, partial, "give the unpacked folder")
     found = [path for path in (folder, *sorted(folder.rglob("stamps"))) if path.name == "stamps" and path.is_dir()]
     if not found:
         raise CorpusError(f"tuxpaint: no folder 'stamps' in {folder}; is it tuxpaint-stamps-default, unpacked?")
     return found[0]
-
-
-def unpack_package(package: Path, folder: Path) -> None:
-    """Unpack a Debian package into a folder."""
-    if not shutil.which("dpkg-deb"):
-        raise CorpusError(f"tuxpaint: dpkg-deb is needed to unpack {package}; or give the unpacked folder")
-    with filled_once(folder) as partial:
-        if partial is None:
-            return
-        result = subprocess.run(["dpkg-deb", "-x", package, partial], capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise CorpusError(f"tuxpaint: {package} could not be unpacked: {result.stderr.strip()}")
 
 
 def stamp_texts(path: Path) -> dict[str, str]:
