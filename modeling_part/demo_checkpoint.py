@@ -10,11 +10,12 @@ import soundfile
 from transformers.utils import cached_file
 
 from .audio_part import AudioError, load_clip
+from .data.addresses import HUB_ID
 from .data.corpora import kept_rows
 from .evaluation.run_files import stage_folders
 from .pipeline_part import PARTPipeline
 from .prompts_part import LANGUAGE_NAMES, TEXT_TASKS
-from .publishing.cards import HUB_ID, group_languages
+from .publishing.cards import group_languages
 from .recipes.files import CheckpointError, read_json
 
 

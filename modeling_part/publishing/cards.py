@@ -15,6 +15,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.addresses import HUB_ID
 from ..evaluation.pictures import plot_losses, save_picture
 from ..evaluation.report_file import check_report
 from ..evaluation.reports import normalizer_notes
@@ -38,7 +39,6 @@ TASK_NAMES = {"asr": "Speech recognition", "s2tt": "Speech translation", "mt": "
 # Task types of the Hub. It has none for speech translation; the text side is what is measured.
 HUB_TASKS = {"asr": "automatic-speech-recognition", "s2tt": "translation", "mt": "translation"}
 TAGS = ("part", "speech-llm", "speech-translation", "automatic-speech-recognition")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LANGUAGE_TAG = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from ..data.addresses import HUB_ID
 from ..data.downloads import Download
 from ..evaluation.run_files import stage_folders
 from ..recipes.arguments import ModelArguments
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 SECONDS = 10  # to wait for the Hub
 # Of a repository with weights of several kinds, what is loaded: configuration, tokenizer, safetensors.
 FILES_OF_A_PART = ("*.json", "*.txt", "*.jinja", "*.model", "model.safetensors", "model-*.safetensors")
-MODEL_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
+OLD_HUB_ID = re.compile(r"[\w-][\w.-]*")  # without an owner, as `gpt2`
 
 
 def planned_parts(model_args: ModelArguments) -> list[Download]:
@@ -35,7 +36,9 @@ def planned_parts(model_args: ModelArguments) -> list[Download]:
     A part that an earlier download has left whole is not asked for.
     """
     found = []
-    for name in model_args.starts_from.values():
+    for name in (
+        (model_args.checkpoint,) if model_args.checkpoint else (model_args.audio_model, model_args.language_model)
+    ):
         if Path(name).exists() or _is_whole(name):
             continue
         files = huggingface_hub.snapshot_download(name, allow_patterns=FILES_OF_A_PART, dry_run=True)
@@ -66,16 +69,15 @@ def check_sources(model_args: ModelArguments) -> None:
         CheckpointError: the weights of `checkpoint` are not those that were saved.
         ConnectionError: a name is one on the Hub, which cannot be reached, and there is no copy.
     """
-    for setting, name in model_args.starts_from.items():
+    names = ("checkpoint",) if model_args.checkpoint else ("audio_model", "language_model")
+    for setting in names:
+        name = getattr(model_args, setting)
         folder = Path(name)
         if folder.exists():
             _check_folder(setting, folder)
             continue
-        if (
-            not MODEL_ID.fullmatch(name)
-            or name.startswith(".")
-            or Path(name).suffix in (".pt", ".bin", ".safetensors")
-        ):
+        is_hub_id = HUB_ID.fullmatch(name) or OLD_HUB_ID.fullmatch(name)
+        if not is_hub_id or Path(name).suffix in (".pt", ".bin", ".safetensors"):
             raise FileNotFoundError(
                 f"`{setting}` is {name!r}, and there is no such folder. Give one with config.json and safetensors, or the "
                 "id of a repository on the Hub, USER/NAME."

@@ -158,6 +158,11 @@ def test_a_card_without_report_says_so():
     assert card.data.eval_results is None and card.data.metrics is None
 
 
+def test_a_folder_that_is_not_here_any_more_is_no_base_model():
+    info = stage_info(base_models={"audio_model": "./whisper-base", "language_model": "../b"})
+    assert ModelCard(render_card(info, repo_id=REPO)).data.base_model is None
+
+
 def test_metadata_is_what_the_hub_reads(report):
     info = stage_info(datasets=["google/fleurs"], base_models={"audio_model": "whisper-base", "language_model": "a/b"})
     card = ModelCard(render_card(info, report, repo_id=REPO, license="apache-2.0"))
