@@ -205,7 +205,7 @@ def _rest_after_samples(data: BinaryIO) -> tuple[int, int, int]:
     while place + 4 + width <= size:
         head = _at(data, place, 4 + width)
         kind, length, inside = head[:4], int.from_bytes(head[4:], order), place + 4 + width
-        if not kind.decode("latin-1").isprintable() or kind in _CHUNKS or (end and inside + length > size):
+        if not (kind.isascii() and kind.decode().isprintable()) or kind in _CHUNKS:
             break
         if kind == b"ds64":  # of samples beyond 4 GB
             length_of_samples = int.from_bytes(_at(data, inside + 8, 8), order)

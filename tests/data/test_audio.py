@@ -290,7 +290,8 @@ def test_samples_that_the_header_does_not_name_are_not_lost_in_silence(format, t
         assert audio_seconds(first + rest) == 2.0 == len(load_audio(first + rest)) / RATE
     if format != "AU":
         size = struct.pack(">q", 40_000) if format == "CAF" else struct.pack("<I", 40_000)
-        assert audio_seconds(first + b"JUNK" + size + b"x" * 40_000) == 2.0
+        for there in (40_000, 30_000):  # cut within what is no sound
+            assert audio_seconds(first + b"JUNK" + size + b"x" * there) == 2.0
 
 
 @pytest.mark.parametrize("padded", [True, False])
