@@ -36,9 +36,7 @@ def planned_parts(model_args: ModelArguments) -> list[Download]:
     A part that an earlier download has left whole is not asked for.
     """
     found = []
-    for name in (
-        (model_args.checkpoint,) if model_args.checkpoint else (model_args.audio_model, model_args.language_model)
-    ):
+    for name in model_args.starts_from.values():
         if Path(name).exists() or _is_whole(name):
             continue
         files = huggingface_hub.snapshot_download(name, allow_patterns=FILES_OF_A_PART, dry_run=True)
@@ -69,9 +67,7 @@ def check_sources(model_args: ModelArguments) -> None:
         CheckpointError: the weights of `checkpoint` are not those that were saved.
         ConnectionError: a name is one on the Hub, which cannot be reached, and there is no copy.
     """
-    names = ("checkpoint",) if model_args.checkpoint else ("audio_model", "language_model")
-    for setting in names:
-        name = getattr(model_args, setting)
+    for setting, name in model_args.starts_from.items():
         folder = Path(name)
         if folder.exists():
             _check_folder(setting, folder)
