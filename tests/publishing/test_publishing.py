@@ -24,7 +24,13 @@ from modeling_part.__main__ import main
 from modeling_part.evaluation.scoring import annotate, score, write_predictions
 from modeling_part.publishing.contents import prepare
 from modeling_part.publishing.hub import PublishingError, finished_stages, preview, publish
-from modeling_part.publishing.privacy import check_nothing_private, without_local_paths
+from modeling_part.publishing.privacy import (
+    SECRETS,
+    check_nothing_private,
+    secrets_in,
+    without_local_paths,
+    without_secrets,
+)
 from modeling_part.publishing.remote_code import CODE_FILES, add_remote_code
 from modeling_part.recipes.files import CheckpointError
 from modeling_part.recipes.stage_files import checksums
@@ -338,8 +344,17 @@ SECRETS_OF_SERVICES = {
 }
 
 
-@pytest.mark.parametrize("service", SECRETS_OF_SERVICES)
-@pytest.mark.parametrize("name", ["NOTICE", "stage.json", "vocab.txt", "tokenizer.json", "tokenizer.model"])
+# Of those that files write otherwise, such as quotes in JSON, and of each way of finding them, in every file.
+WRITTEN_OTHERWISE = ("AWS secret", "Twilio", "Hugging Face", "Comet", "Kaggle", "Bearer")
+FILES_WITH_SECRETS = [("NOTICE", service) for service in SECRETS_OF_SERVICES]
+FILES_WITH_SECRETS += [
+    (name, service)
+    for name in ("stage.json", "vocab.txt", "tokenizer.json", "tokenizer.model")
+    for service in WRITTEN_OTHERWISE
+]
+
+
+@pytest.mark.parametrize(("name", "service"), FILES_WITH_SECRETS)
 def test_secrets_of_many_services_are_refused_in_every_text(checkpoint, service, name):
     secret = SECRETS_OF_SERVICES[service]
     path = checkpoint / name
@@ -354,6 +369,64 @@ def test_secrets_of_many_services_are_refused_in_every_text(checkpoint, service,
     with pytest.raises(CheckpointError, match=rf"{re.escape(name)} holds an? ") as refusal:
         prepare(checkpoint, REPO)
     assert secret not in str(refusal.value)
+
+
+SECRETS_BY_KIND = {
+    "a Hugging Face token": [TOKEN, "api_org_" + "a1" * 10],
+    "a GitHub token": [*(f"gh{kind}_" + "aB1" * 10 for kind in "pousr"), "github_pat_" + "11A_" * 8],
+    "a GitLab token": [f"gl{kind}-" + "a1_" * 6 for kind in "pat dt ft soat rt cbt imt ptt agent oas".split()],
+    "a Slack token": ["xoxb-123456789012-abcdef", "https://hooks.slack.com/services/T0/B0/x"],
+    "a Google key": ["AIza" + "b-" * 15, "ya29." + "a_" * 10],
+    "an AWS key": [f"{kind}{'A1' * 8}" for kind in ("AKIA", "ASIA", "ABIA", "ACCA", "A3T0")],
+    "an AWS secret": ["AWS_SECRET_ACCESS_KEY: '" + "a/B+" * 10 + "'"],
+    "an API key": ["sk-" + "aB1_" * 5, "sk-proj-" + "aB1-" * 5],
+    "a Stripe key": ["rk_live_" + "a1" * 8, "sk_test_" + "a1" * 8],
+    "an npm token": ["npm_" + "a1" * 15],
+    "a PyPI token": ["pypi-" + "aB1-_" * 10],
+    "a JSON web token": ["eyJhbGciOiJI.eyJzdWIiOiIx.abcdefgh"],
+    "a private key": [f"-----BEGIN {kind}PRIVATE KEY-----" for kind in ("", "RSA ", "OPENSSH ", "EC ", "ENCRYPTED ")],
+    "a token of a service": [
+        "pplx-" + "aB" * 20,
+        "xai-" + "aB1" * 20,
+        "shpat_" + "0aF1" * 8,
+        "lin_api_" + "aB1" * 10,
+        "ntn_" + "aB" * 20,
+        "doo_v1_" + "a1" * 30,
+        "wandb_v1_" + "aB1" * 10,
+    ],
+    "a key with its name": [
+        *(
+            f"{name}={'a1' * 8}"
+            for name in ("api_key", "APIKEY", "access_token", "client_secret", "passwd", "hf_token")
+        ),
+        'hub_token: \\"a1b2c3d4e5f6a7b8\\"',
+    ],
+    "a key of Kaggle": ['"key": "' + "0f" * 16 + '"'],
+    "a header that signs in": ["authorization: bearer " + "a1B2" * 4],
+    "a password in an address": ["postgres://ada:pw@db.corp/x", "https://ada:x1@git.corp/a.git"],
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_secrets_of_each_kind_are_found_and_blotted_out(kind):
+    for secret in SECRETS_BY_KIND[kind]:
+        assert kind in secrets_in(f"use {secret} here"), secret
+        blotted = without_secrets(f"Sent {secret}, refused.")
+        assert blotted.startswith("Sent ") and "***" in blotted and secret not in blotted
+
+
+def test_what_only_begins_like_a_secret_is_none():
+    for text in (
+        "hf_transfer, hf_hub_download_of_what",
+        "a task-oriented-dialogue-corpus-of-speech",
+        "sk-learn and sk-short",
+        "ghp_short, npm_config, pypi-server",
+        "https://hub.org:8000/a@b and mailto:ada@corp.org",
+        "-----BEGIN PUBLIC KEY-----",
+        "api_key: your-own-key-of-the-service",
+        "AKIAshort ASIA",
+    ):
+        assert secrets_in(text) == [] and without_secrets(text) == text
 
 
 def test_paths_in_a_tokenizer_are_refused_unless_they_are_words(checkpoint):
