@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_stacked_frames_lose_the_same_frequencies_and_no_more_time(stacked):
         )
         assert masked.sum() <= round(rate), "a second"
     assert bands[0].any()
+
+
+def test_masks_of_every_width_are_as_likely_and_lie_anywhere():
+    features = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    policy = SpecAugment(mel_masks=0, time_masks=1, max_time_share=0.5)
+    drawn = Counter()
+    for seed in range(1500):
+        masked = (mask_features(features, policy, row_generator(seed)) != features).all(axis=0)
+        drawn[tuple(np.flatnonzero(masked).tolist())] += 1
+    shares = {(): 1 / 3, **{(at,): 1 / 12 for at in range(4)}, **{(at, at + 1): 1 / 9 for at in range(3)}}
+    assert drawn.keys() == shares.keys()
+    assert all(abs(drawn[places] / 1500 - share) < 0.04 for places, share in shares.items()), drawn
 
 
 def test_padding_to_a_window_is_neither_masked_nor_counted():
