@@ -96,6 +96,16 @@ def test_calibration_is_the_distance_of_confidence_and_right_words():
     assert len(lines) == 3 and len(lines[1].get_xdata()) == 10
 
 
+def test_confidence_of_one_shares_the_last_bin_and_no_accuracy_is_below_none():
+    """Confidence is rounded, so that 1.0 is common; a text of insertions has more errors than words."""
+    rows = [prediction(0, "one two three four", None, sure=1.0), prediction(1, "one two three", None, sure=0.9)]
+    rows.append(prediction(2, "a b c d e", None, "one", sure=0.05))
+    found = calibration(annotate(rows))["product"]
+    assert [(one["utterances"], one["accuracy"]) for one in found["bins"]] == [(1, 0.0), (2, 0.875)]
+    assert [one["confidence"] for one in found["bins"]] == pytest.approx([0.05, 0.95])
+    assert found["error"] == pytest.approx((0.05 + 2 * 0.075) / 3)
+
+
 def test_predictions_hold_what_both_heads_say(tmp_path):
     model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
     model.eval()
