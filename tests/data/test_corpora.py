@@ -1,6 +1,8 @@
 """read_corpora with the readers of one's own files: manifests, datasets, text pairs; filters, counts, streaming."""
 
+import hashlib
 import json
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -581,12 +583,15 @@ def test_language_codes_of_corpora_become_bcp_47(name, code, with_region):
     assert language_code(name, keep_region=True) == with_region
 
 
-@given(st.lists(st.text(min_size=1), min_size=500, max_size=500, unique=True))
-@settings(max_examples=5, deadline=None)
-def test_splits_by_hash_are_about_90_5_5(keys):
-    counts = {split: sum(split_of(key) == split for key in keys) for split in ("train", "dev", "test")}
-    assert counts["train"] == pytest.approx(450, abs=50)
-    assert min(counts["dev"], counts["test"]) > 3
+def test_splits_by_hash_are_90_5_5_and_stay_what_they_are():
+    """Another split would train on what was tested."""
+    keys = [f"clip {number} é" for number in range(2000)]
+    hashes = [int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) % 100 for key in keys]
+    assert [split_of(key) for key in keys] == [
+        "test" if number in range(5) else "dev" if number in range(5, 10) else "train" for number in hashes
+    ]
+    counts = Counter(map(split_of, keys))
+    assert counts["train"] == pytest.approx(1800, abs=40) and counts["dev"] == pytest.approx(100, abs=30)
 
 
 def test_durations_of_every_format_match_what_was_written(tmp_path):
@@ -599,9 +604,8 @@ def test_durations_of_every_format_match_what_was_written(tmp_path):
 
 def test_speech_bounds_find_the_sound_between_silences():
     samples = np.concatenate([np.zeros(RATE // 2), tone(0.5), np.zeros(RATE)])
-    first, last = speech_bounds(samples, RATE, margin=0.05)
-    assert first / RATE == pytest.approx(0.45, abs=0.011)
-    assert last / RATE == pytest.approx(1.05, abs=0.011)
+    assert speech_bounds(samples, RATE, margin=0.05) == (round(0.45 * RATE), round(1.05 * RATE))  # whole frames of it
+    assert speech_bounds(samples, RATE, margin=9.0) == (0, len(samples))
     with pytest.raises(CorpusError, match="silent"):
         speech_bounds(np.zeros(RATE), RATE)
 
