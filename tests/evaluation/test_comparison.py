@@ -74,6 +74,21 @@ def test_pairing_makes_a_small_consistent_gain_visible():
     assert result["better"]["p_value"] < 0.01
 
 
+def test_an_average_over_languages_counts_all_and_is_surer_than_each():
+    """Utterances are drawn for each language on its own, so that chance in one does not add to that in another."""
+    systems = {}
+    for name, seed, share in (("first", 0, 0.3), ("other", 1, 0.3)):
+        rows = [row for row in system(seed, share, count=100) if row["task"] == "asr"]
+        systems[name] = annotate(
+            [{**row, "source_lang": code, "target_lang": code} for code in ("en", "sv") for row in rows]
+        )
+    *languages, average = compare_predictions(systems, samples=1000)
+    assert [one["utterances"] for one in (*languages, average)] == [100, 100, 200]
+    of_each = [np.ptp(one["systems"]["other"]["difference_interval"]) for one in languages]
+    spread = np.ptp(average["systems"]["other"]["difference_interval"])
+    assert spread == pytest.approx(np.mean(of_each) / 2**0.5, rel=0.15)
+
+
 def test_one_utterance_tells_nothing():
     """The bootstrap draws the same one again and again, and would be certain."""
     rows = {name: system(seed, 0.5, count=1) for seed, name in enumerate(("first", "other"))}

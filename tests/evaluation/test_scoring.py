@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ ROWS = [
 
 
 def test_groups_count_like_a_loop_by_hand():
-    report = score(ROWS, bootstrap_samples=50)
+    report, annotated = score(ROWS, bootstrap_samples=50), {row["id"]: row for row in annotate(ROWS)}
     assert list(report["groups"]) == ["asr/fr", "asr/zh", "s2tt/en-fr", "s2tt/fr-en"]
     for name, group in report["groups"].items():
         members = [row for row in ROWS if group_name(row) == name]
@@ -50,8 +51,9 @@ def test_groups_count_like_a_loop_by_hand():
                 normalize_text(row[side], row["target_lang"]) for side in ("reference", "hypothesis")
             )
             split = list if row["target_lang"] == "zh" else str.split
-            errors += edit_distance(split(reference), split(hypothesis))
-            units += len(split(reference))
+            wrong, length = edit_distance(split(reference), split(hypothesis)), len(split(reference))
+            assert annotated[row["id"]]["error_rate"] == pytest.approx(wrong / length)
+            errors, units = errors + wrong, units + length
         assert group["error_rate"] == pytest.approx(errors / units)
         assert group["substitutions"] + group["deletions"] + group["insertions"] == errors
         assert group["hits"] + group["substitutions"] + group["deletions"] == units
@@ -93,6 +95,18 @@ def test_macro_averages_weigh_languages_equally():
     )
 
 
+def test_an_average_over_languages_is_surer_than_each():
+    """Utterances are drawn for each language on its own: errors of two that are as sure have the root of half the spread."""
+    rows = [
+        prediction(f"un deux {number}", f"un deux {number if number % 3 else 'x'}", language)
+        for language in ("fr", "es")
+        for number in range(60)
+    ]
+    report = score(rows, bootstrap_samples=1000)
+    spreads = [np.ptp(group["error_rate_interval"]) for group in report["groups"].values()]
+    assert np.ptp(report["macro"]["asr"]["error_rate_interval"]) == pytest.approx(np.mean(spreads) / 2**0.5, rel=0.15)
+
+
 def test_failed_rows_count_as_deleted_and_do_not_vanish():
     rows = [
         prediction("un deux trois", "un deux trois"),
@@ -126,6 +140,7 @@ def test_references_without_any_unit_have_no_rate_but_count_insertions():
     group = score([prediction("...", "bonjour")], bootstrap_samples=10)["groups"]["asr/fr"]
     assert group["error_rate"] is None and group["error_rate_interval"] is None
     assert group["insertions"] == 1
+    assert annotate([prediction("...", "bonjour à tous")])[0]["error_rate"] == 3
 
 
 def test_rows_that_cannot_be_scored_are_named():
