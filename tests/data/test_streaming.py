@@ -106,6 +106,7 @@ def test_resumed_stream_equals_the_uninterrupted_one(num_workers, kind):
     assert whole == load(
         make_stream(streams=streams, gradient_accumulation_steps=2, world_size=2, rank=1), num_workers
     )
+    assert [{row["batch_number"] for row in batch} for batch in whole] == [{number} for number in range(24)]
     for first_step in (1, 5, 12):
         resumed = make_stream(
             streams=streams, gradient_accumulation_steps=2, world_size=2, rank=1, first_step=first_step

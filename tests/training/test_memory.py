@@ -34,9 +34,13 @@ def test_what_is_shared_out_and_what_is_not():
     alone, replicated, sharded = (
         estimate(model, world_size=size, sharded=shards) for size, shards in ((1, False), (4, False), (4, True))
     )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert alone["gradients"] * 2**30 == 4 * parameters
+    assert replicated["gradients"] == 2 * alone["gradients"]  # DDP's buckets hold a second copy
     for name in ("weights", "gradients", "optimizer"):
         assert sharded[name] == pytest.approx(alone[name] / 4)
-        assert replicated[name] >= alone[name]
+        assert replicated[name] == alone[name] or name == "gradients"
+    assert estimate(model, autocast=True)["weights"] * 2**30 == (4 + 2) * parameters  # and a copy in half precision
     assert sharded["activations"] == replicated["activations"] == alone["activations"]
     more = estimate(model, {**SHAPES, "targets": 200})
     assert more["logits"] == pytest.approx(2 * alone["logits"])
