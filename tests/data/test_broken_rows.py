@@ -73,6 +73,19 @@ def test_a_broken_row_changes_nothing_for_the_rows_beside_it(shared):
         torch.testing.assert_close(gradients[0][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_a_broken_row_and_a_transcript_that_does_not_fit_are_no_part_of_the_alignment(shared):
+    """Neither of its loss nor of the tokens that the log divides it by."""
+    _, processor = shared
+    whole, bad, long = tiny_training.tiny_dataset(("asr",), count=2, words=(1, 1)).to_list()[:3]
+    rows = [whole, broken(bad), {**long, "text": "x" * 500}]
+    batch = PARTCollator(processor, skip_broken=True, with_transcripts=True)(rows)
+    ids = processor.tokenizer(whole["text"], add_special_tokens=False)["input_ids"]
+    assert [int((row != -100).sum()) for row in batch["transcript_ids"]] == [len(ids), 0, 500]
+    fits = len(ids) <= int(batch["layout"]["audio_lengths"][0])
+    assert batch["layout"]["is_counted"].tolist() == [fits, False, False] and fits
+    assert batch["batch_info"]["transcript_counts"] == [len(ids), 0, 0]
+
+
 def test_training_counts_broken_rows_and_reports_each_once(shared, tmp_path, caplog):
     dataset = rows_with_broken(4, bad={5})
     name = dataset[5]["id"]
