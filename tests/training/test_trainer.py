@@ -139,6 +139,10 @@ def test_transcription_steps_leave_the_language_model_and_its_optimizer_state(sh
             )
         trainable = {name for names in trainer.trainable_names.values() for name in names}
         assert step.weights <= trainable
+    for entry in filter(lambda entry: "loss" in entry, trainer.state.log_history):
+        assert ("grad_norm/language_model" in entry) is ("asr_loss" not in entry), (
+            "a closed gate has no norm, not one of 0"
+        )
 
 
 @pytest.mark.parametrize("gate", ["always", "frozen"])
@@ -514,6 +518,19 @@ def test_fp16_looks_for_its_scale_as_long_as_it_needs(shared, tmp_path, bearable
                 trainer.train()
     assert (trainer.state.global_step, trainer._bad_steps) == ((24, 8) if trains else (19, 19))
     assert torch.equal(weight, before) != trains
+
+
+def test_norms_of_parts_are_those_of_the_gradients_without_the_scale_of_fp16(shared, tmp_path):
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, 8.0)
+    values = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    for scale in (1.0, 8.0):
+        trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)
+        trainer._statistics.reset()
+        trainer._note_norms()
+        assert trainer._statistics._mean_norms() == {"adapter": pytest.approx(8.0 / scale * values**0.5)}
 
 
 @pytest.mark.parametrize("strategy", ["steps", "no"])
