@@ -757,6 +757,19 @@ def test_a_frozen_encoder_has_no_dropout_where_activations_are_recomputed(shared
     assert modes and not any(map(any, modes))
 
 
+def test_frozen_parts_have_no_dropout_and_what_trains_has(shared, tmp_path):
+    trainer = build(shared, tmp_path, BUILT_IN_STAGES["adapter"], steps=1)
+    modes: dict[str, set[bool]] = {}
+    for name in ("audio_tower", "adapter", "language_model"):
+        getattr(trainer.model.model, name).register_forward_hook(
+            lambda module, *_, name=name: (
+                modes.setdefault(name, {one.training for one in module.modules()}) and None
+            )  # the output stays
+        )
+    trainer.train()
+    assert modes == {"audio_tower": {False}, "adapter": {True}, "language_model": {False}}
+
+
 def test_training_fills_no_cache(shared, tmp_path):
     """Layers that accelerate recomputes under FSDP2 would add their keys a second time."""
     trainer = build(shared, tmp_path, tiny_training.joint_stage(), steps=2)
