@@ -77,8 +77,8 @@ class PARTPipeline(ChunkPipeline):
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
         voice_activity: cut where nothing is said, by Silero VAD (extra `vad`): windows are of speech alone and do not overlap.
-            Without it, too, a window gives no text that is silent, or that is faint and in which the alignment head hears
-            nothing; noise may still be answered.
+            Without it, too, a window gives no text that is silent, or that is faint and either steady, as noise is, or such
+            that the alignment head hears nothing; louder noise may still be answered.
         return_timestamps: `"word"` gives the times of words, as Whisper's pipeline does (of characters in scripts without
             spaces), for `"asr"` by a checkpoint with an alignment head; else, and with True, chunks are windows.
         return_confidence: also `"confidence"` of the text and of each chunk, 0 to 1: `{"language_model", "ctc", "product"}`,
@@ -253,7 +253,8 @@ class PARTPipeline(ChunkPipeline):
             features = inputs.pop("input_features")
             inputs.pop("input_features_mask", None)
             inputs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(features, mask)}
-        silent = silent_windows(self.model, inputs, silent, [row.get("audio") for row in rows])
+        clips = [row.get("audio") for row in rows]
+        silent = silent_windows(self.model, inputs, silent, clips, self.processor.sampling_rate)
         of_languages = None
         if languages and has_head:
             of_languages = self._language_log_probs(inputs, mask, None, rows, languages)

@@ -8,7 +8,7 @@ import tiny_training
 import torch
 
 from modeling_part import PARTPipeline
-from modeling_part.silence_part import LOUDEST, hears_nothing, is_silence
+from modeling_part.silence_part import FAINT, LOUDEST, hears_nothing, is_silence, is_steady
 
 
 RATE = 16_000
@@ -22,6 +22,11 @@ def pipe() -> PARTPipeline:
 
 def noise(seconds: float, level: float = 0.1) -> np.ndarray:
     return (level * np.random.default_rng(0).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def with_pauses(seconds: float, level: float) -> np.ndarray:
+    """Noise that comes and goes, as speech does."""
+    return noise(seconds, level) * (np.arange(round(seconds * RATE)) // (RATE // 5) % 2).astype(np.float32)
 
 
 def embeds_of(pipe, clip) -> torch.Tensor:
@@ -73,7 +78,7 @@ def test_the_language_model_is_not_asked_about_silence(pipe, monkeypatch):
     assert set(pipe.stream(silence)) == {""} and asked == []
     texts = [one["text"] for one in pipe([silence, noise(2)], batch_size=2)]
     assert texts == ["", spoken] and asked == [2]
-    faint = noise(2, 0.001)
+    faint = with_pauses(2, 0.001)
     assert pipe(faint)["text"] and asked == [2, 1]
     pipe.model.alignment_head.token_bias.fill_(-1e4)  # it hears nothing but blanks
     assert pipe(faint)["text"] == "" and pipe(faint, task="s2tt", target_lang="fr")["text"] == ""
@@ -84,4 +89,17 @@ def test_the_language_model_is_not_asked_about_silence(pipe, monkeypatch):
 def test_a_model_without_a_head_and_faint_sound_are_heard(pipe):
     assert not is_silence(noise(1, 2 * LOUDEST)) and is_silence(noise(1, LOUDEST / 10)) and is_silence(noise(0))
     pipe.model.alignment_head = None
-    assert pipe(noise(2, 2 * LOUDEST))["text"] != "" and pipe(np.zeros(RATE, np.float32))["text"] == ""
+    assert pipe(with_pauses(2, 2 * LOUDEST))["text"] != "" and pipe(np.zeros(RATE, np.float32))["text"] == ""
+
+
+def test_faint_noise_and_hum_are_silence(pipe):
+    """A room in which nobody speaks: every head hears something in it, or none is there to be asked."""
+    hum = 0.003 * np.sin(2 * np.pi * 50 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    room = noise(2, 0.0003)
+    word = np.concatenate([room, room[:RATE] + with_pauses(1, 0.01).clip(-0.008, 0.008)])
+    assert max(np.abs(clip).max() for clip in (room, hum, word)) < FAINT
+    for head in (pipe.model.alignment_head, None):
+        pipe.model.alignment_head = head
+        assert [pipe(clip)["text"] for clip in (room, hum)] == ["", ""]
+        assert pipe(word)["text"] and pipe(noise(2))["text"]  # a word in it, or louder
+    assert not is_steady(room[: RATE // 10], RATE)  # too short to be told
