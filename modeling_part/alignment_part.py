@@ -221,6 +221,15 @@ def collapse(best: list[int]) -> list[int]:
     return [token for token, before in zip(best, [-1, *best], strict=False) if token not in (-1, before)]
 
 
+def ctc_text(tokenizer, best: list[int]) -> str:
+    """The text of what greedy CTC writes, see [`collapse`].
+
+    Tokens of byte-level vocabularies may be parts of a letter; those of which CTC has missed the rest are no text, and the
+    sign that stands for them would cut the word in two.
+    """
+    return tokenizer.decode(collapse(best), skip_special_tokens=True).replace("\ufffd", "").strip()
+
+
 def alignment_scale(embeddings: torch.Tensor) -> float:
     """The factor by which an audio token that equals a token's embedding scores `MATCH_SCORE`, for `(V, H)`."""
     return MATCH_SCORE / embeddings.float().pow(2).sum(-1).mean().item()
@@ -324,7 +333,7 @@ def heard_text(model, processor, audio_embeds: torch.Tensor) -> str:
     """What greedy CTC writes of a window: `(A, H)` -> text."""
     with model.loaded_alignment_head() as (head, embeddings):
         best = head.best_tokens(audio_embeds, embeddings)
-    return processor.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True).strip()
+    return ctc_text(processor.tokenizer, best.tolist())
 
 
 def clip_embeds(model, inputs: Mapping) -> Sequence[torch.Tensor | None]:
@@ -457,5 +466,6 @@ __all__ = [
     "align_tokens",
     "best_path",
     "clip_embeds",
+    "ctc_text",
     "heard_text",
 ]

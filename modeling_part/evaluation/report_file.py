@@ -15,6 +15,8 @@ SHARES = ("empty", "looping", "wrong_language")
 TEXTS = ("source_lang", "target_lang", "error_metric")
 MEASURES = ("error_rate", "bleu", "chrf")
 NO_FIGURES = {"groups": {}, "macro": {}}  # in the place of a report where nothing was scored
+# Lists of utterances, with their texts -> the figure of an annotated prediction that they are sorted by.
+LISTS = {"disagreements": "disagreement", "doubtful_labels": "label_distance"}
 
 
 def read_report(path: str | Path) -> dict:
@@ -81,18 +83,19 @@ def _check_part(report: object, name: str) -> None:
 
 def _check_two_heads(report: Mapping, name: str) -> None:
     """What `two_heads.py` found, where there is an alignment head."""
-    rows = report.get("disagreements", [])
-    if not isinstance(rows, list):
-        raise CheckpointError(f"{name}: 'disagreements' is {_shown(rows)}, but must be a list; {FIX}.")
-    for row in rows:
-        row = _mapping(row, f"{name}: one of 'disagreements'")
-        for key in ("disagreement", "error_rate"):
-            _check_number(row.get(key), f"{name}: {key!r} of 'disagreements'")
-        for key in ("source_lang", "id", "reference", "hypothesis", "ctc_hypothesis"):
-            if not isinstance(row.get(key), str):
-                raise CheckpointError(
-                    f"{name}: {key!r} of 'disagreements' is {row.get(key)!r}, but must be text; {FIX}."
-                )
+    for listed, by in LISTS.items():
+        rows = report.get(listed, [])
+        if not isinstance(rows, list):
+            raise CheckpointError(f"{name}: {listed!r} is {_shown(rows)}, but must be a list; {FIX}.")
+        for row in rows:
+            row = _mapping(row, f"{name}: one of {listed!r}")
+            for key in (by, "error_rate"):
+                _check_number(row.get(key), f"{name}: {key!r} of {listed!r}")
+            for key in ("source_lang", "id", "reference", "hypothesis", "ctc_hypothesis"):
+                if not isinstance(row.get(key), str):
+                    raise CheckpointError(
+                        f"{name}: {key!r} of {listed!r} is {row.get(key)!r}, but must be text; {FIX}."
+                    )
     for kind, found in _mapping(report.get("calibration", {}), f"{name}: 'calibration'").items():
         where = f"{name}: calibration {kind!r}"
         found = _mapping(found, where)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..recipes.files import write_json
+from .report_file import LISTS
 from .tables import markdown_cell, markdown_code, markdown_table, number, percent, print_table, with_interval
 
 
@@ -100,20 +101,31 @@ def _report_markdown(report: Mapping) -> str:
 
 
 def _two_heads_markdown(report: Mapping) -> list[str]:
-    """Where the two heads disagree, and how far confidence keeps its word."""
+    """Where the two heads disagree, with each other and with the reference, and how far confidence keeps its word."""
     parts = []
-    if "disagreements" in report:
-        header = ["heads differ %", "error %", "language", "id", "reference", "answer", "greedy CTC"]
+    for name, title, note, measure in (
+        (
+            "disagreements",
+            "Where the two heads disagree",
+            "Transcripts that the alignment head writes otherwise than the language model.",
+            "heads differ %",
+        ),
+        (
+            "doubtful_labels",
+            "References that both heads contradict",
+            "Look here for wrong labels: how many of the characters the nearer of the two heads writes otherwise.",
+            "distance %",
+        ),
+    ):
+        if name not in report:
+            continue
+        header = [measure, "error %", "language", "id", "reference", "answer", "greedy CTC"]
         rows = [
-            [percent(row["disagreement"]), percent(row["error_rate"])]
+            [percent(row[LISTS[name]]), percent(row["error_rate"])]
             + [row[field] for field in ("source_lang", "id", "reference", "hypothesis", "ctc_hypothesis")]
-            for row in report["disagreements"]
+            for row in report[name]
         ]
-        parts += [
-            "## Where the two heads disagree\n",
-            "Transcripts that the alignment head writes otherwise than the language model: look here for wrong labels.\n",
-            markdown_table(header, rows) if rows else "Nowhere.\n",
-        ]
+        parts += [f"## {title}\n", f"{note}\n", markdown_table(header, rows) if rows else "Nowhere.\n"]
     if "calibration" in report:
         rows = [
             [kind.replace("_", " "), percent(one["error"]), str(one["utterances"])]

@@ -36,7 +36,7 @@ from .normalization import (
     normalizer_name,
     scored_units,
 )
-from .two_heads import calibration, disagreement, disagreements
+from .two_heads import calibration, disagreement, label_distance, listed
 from .wrong_language import is_wrong_language, vocabularies_of
 
 
@@ -147,7 +147,8 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
     Returns:
         Copies of the rows with `normalized_reference`, `normalized_hypothesis`, `unit` ("word" or "character"),
         `hits`, `substitutions`, `deletions`, `insertions`, `error_rate` (errors over reference units, over
-        one where the reference has none), `empty`, `looping`, `wrong_language`, and maybe `disagreement`.
+        one where the reference has none), `empty`, `looping`, `wrong_language`, and maybe `disagreement` and
+        `label_distance`, see `two_heads.py`.
 
     Raises:
         ValueError: a row lacks a field or holds something else than text, has an unknown task or languages that do not
@@ -179,8 +180,9 @@ def annotate(predictions: Iterable[Mapping], *, simplify_chinese: bool = False) 
             looping=is_looping(hypothesis, reference),
             wrong_language=is_wrong_language(row, vocabularies),
         )
-        if (differs := disagreement(row, simplify_chinese=simplify_chinese)) is not None:
-            row["disagreement"] = differs
+        for name, figure in (("disagreement", disagreement), ("label_distance", label_distance)):
+            if (differs := figure(row, simplify_chinese=simplify_chinese)) is not None:
+                row[name] = differs
     return rows
 
 
@@ -286,7 +288,8 @@ def score(
         `substitutions`, `deletions`, `insertions`, the shares `empty`, `looping`, `wrong_language` and,
         of translations, `bleu` and `chrf` (0 to 100) with interval and signature. `macro`: unweighted means per
         task, with intervals. `unnamed`: the same two of those answers. `corpora`: of each corpus, where there are
-        several. `disagreements` and `calibration`, see `two_heads.py`, where there is an alignment head, and confidence.
+        several. `disagreements`, `doubtful_labels` and `calibration`, see `two_heads.py`, where there is an alignment
+        head, and confidence.
         `settings`: how it was counted.
 
     Raises:
@@ -309,7 +312,7 @@ def score(
             corpus: _score_rows([row for row in rows if row["corpus"] == corpus], **settings) for corpus in corpora
         }
     if any("disagreement" in row for row in rows):
-        report["disagreements"] = disagreements(rows)
+        report |= listed(rows)
     if calibrated := calibration(rows):
         report["calibration"] = calibrated
     packages = ("jiwer", "sacrebleu", "transformers", "py3langid")

@@ -1,8 +1,8 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """What the alignment head says of the language model's transcripts: where they disagree, and how sure both are rightly.
 
-Predictions of transcription hold `ctc_hypothesis`, what greedy CTC writes, where the model has an alignment head, and
-`confidence`, see `confidence_part.overall`.
+And where both disagree with the reference. Predictions of transcription hold `ctc_hypothesis`, what greedy CTC writes, where
+the model has an alignment head, and `confidence`, see `confidence_part.overall`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +11,10 @@ import numpy as np
 
 from .metrics import count_edits
 from .normalization import normalize_text, scored_units
+from .report_file import LISTS
 
 
-MOST_DISAGREEMENTS = 20
+MOST_SHOWN = 20
 BINS = 10
 KINDS = ("language_model", "ctc", "product")
 
@@ -34,22 +35,49 @@ def disagreement(row: Mapping, *, simplify_chinese: bool = False) -> float | Non
     return counts.errors / max(counts.reference_units, 1)
 
 
-def most_differing(rows: Iterable[Mapping]) -> list[Mapping]:
-    """The `MOST_DISAGREEMENTS` transcripts on which the two heads differ most, of annotated predictions: where wrong labels are found.
+def label_distance(row: Mapping, *, simplify_chinese: bool = False) -> float | None:
+    """How far the reference is from the nearer of what the two heads write, 0 to 1; None where one has written nothing.
 
-    Of several that differ as much, those that are further from their reference come first.
+    By characters, of the longer of the two texts, so that a model which hardly spells still tells a clip's own text from
+    another's. Of a wrong label both heads are far; whether they agree with each other says nothing of it.
+
+    Args:
+        row, simplify_chinese: see [`disagreement`].
     """
-    differing = (row for row in rows if row.get("disagreement"))
+    if not isinstance(row.get("ctc_hypothesis"), str) or row.get("error") is not None:
+        return None
+    heard = normalize_text(row["ctc_hypothesis"], row["target_lang"], simplify_chinese=simplify_chinese)
+    label, *written = (
+        "".join(text.split()) for text in (row["normalized_reference"], row["normalized_hypothesis"], heard)
+    )
+    if not all(written):
+        return None
+    return min(count_edits(label, one).errors / max(len(label), len(one)) for one in written)
+
+
+def _most(rows: Iterable[Mapping], by: str) -> list[Mapping]:
+    """The annotated predictions with the highest of a figure; of several as high, the further from their reference first."""
     order = ("corpus", "id", "source_lang")  # whatever order the rows come in
-    return sorted(
-        differing, key=lambda row: (-row["disagreement"], -row["error_rate"], *(row[name] for name in order))
-    )[:MOST_DISAGREEMENTS]
+    found = (row for row in rows if row.get(by))
+    return sorted(found, key=lambda row: (-row[by], -row["error_rate"], *(row[name] for name in order)))[:MOST_SHOWN]
 
 
-def disagreements(rows: Iterable[Mapping]) -> list[dict]:
-    """What `report.json` says of them, see [`most_differing`]."""
-    fields = ("id", "corpus", "source_lang", "disagreement", "error_rate", "reference", "hypothesis", "ctc_hypothesis")
-    return [{field: row[field] for field in fields} for row in most_differing(rows)]
+def most_differing(rows: Iterable[Mapping]) -> list[Mapping]:
+    """The transcripts on which the two heads differ most: where the model is unsure."""
+    return _most(rows, "disagreement")
+
+
+def most_doubtful(rows: Iterable[Mapping]) -> list[Mapping]:
+    """The transcripts whose reference both heads contradict most: where wrong labels are found, see [`label_distance`]."""
+    return _most(rows, "label_distance")
+
+
+def listed(rows: Iterable[Mapping]) -> dict[str, list[dict]]:
+    """What `report.json` says of them: `disagreements`, see [`most_differing`], `doubtful_labels`, see [`most_doubtful`]."""
+    texts = ("id", "corpus", "source_lang", "error_rate", "reference", "hypothesis", "ctc_hypothesis")
+    return {
+        name: [{field: row[field] for field in (by, *texts)} for row in _most(rows, by)] for name, by in LISTS.items()
+    }
 
 
 def calibration(rows: Sequence[Mapping]) -> dict[str, dict]:

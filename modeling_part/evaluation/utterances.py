@@ -19,7 +19,7 @@ from ..data.rows import group_name
 from ..prompts_part import TEXT_TASKS
 from .normalization import counts_characters, scored_units
 from .scoring import prediction_key
-from .two_heads import most_differing
+from .two_heads import most_differing, most_doubtful
 
 
 WORST, RANDOM = 60, 60  # utterances shown of a stage, beside those on which the heads differ
@@ -61,9 +61,9 @@ def frequent_substitutions(rows: Iterable[Mapping], most: int = MOST_SUBSTITUTIO
 
 
 def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int = RANDOM) -> list[tuple[Mapping, str]]:
-    """(annotated prediction, "heads differ", "worst" or "random"): which to show, those to look at first in front.
+    """(annotated prediction, "heads differ", "label doubtful", "worst" or "random"): those to look at first in front.
 
-    First those on which alignment head and language model differ most, then the worst of every language and direction in
+    First those on which alignment head and language model differ most, those whose reference both contradict, the worst of every language and direction in
     turn, and a sample. The sample is drawn by the rows' keys with a fixed seed: the same utterances for every stage of a run.
     """
     by_group = defaultdict(list)
@@ -79,6 +79,8 @@ def choose_utterances(rows: Sequence[Mapping], worst: int = WORST, sample: int =
         if row["error_rate"] > 0
     )
     chosen = [(row, "heads differ") for row in most_differing(rows)]
+    taken = {prediction_key(row) for row, _ in chosen}
+    chosen += [(row, "label doubtful") for row in most_doubtful(rows) if prediction_key(row) not in taken]
     taken = {prediction_key(row) for row, _ in chosen}
     of_groups = [by_group[name][rank] for rank, _, name in ranks[:worst]]
     chosen += [(row, "worst") for row in of_groups if prediction_key(row) not in taken]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..configuration_part import PARTConfig
 from ..evaluation.pictures import picture_bytes, plot_losses
-from ..evaluation.report_file import read_report
+from ..evaluation.report_file import LISTS, read_report
 from ..evaluation.run_files import is_number, read_log_history, read_stage
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
@@ -166,7 +166,8 @@ def _cleaned(path: Path, samples: bool = False) -> bytes:
         return path.read_bytes()
     content = without_local_paths(read_json(path), path.parent)
     if path.name == "report.json" and not samples and isinstance(content, dict):
-        content.pop("disagreements", None)
+        for name in LISTS:
+            content.pop(name, None)
     return to_json(content).encode()
 
 

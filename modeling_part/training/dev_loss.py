@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from ..alignment_part import collapse
+from ..alignment_part import ctc_text
 from ..data.batches import Batches
 from ..data.row_tokens import transcript
 from ..evaluation.metrics import count_text_edits
@@ -167,7 +167,7 @@ def greedy_errors(rows: Sequence[dict], info: dict, inputs: dict, outputs: dict,
         if not answer_tokens:
             continue
         language = row["source_lang"]
-        hypothesis = trainer.processing_class.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True)
+        hypothesis = ctc_text(trainer.processing_class.tokenizer, best.tolist())
         reference = transcript(row["task"], row["text"], row["source_text"])
         counts = count_text_edits(reference, hypothesis, language)
         add_sums(errors, {language: (counts.errors, counts.reference_units)})

@@ -5,7 +5,7 @@ import pytest
 import tiny_training
 import torch
 
-from modeling_part.alignment_part import collapse
+from modeling_part.alignment_part import collapse, ctc_text
 from modeling_part.evaluation.pictures import plot_calibration
 from modeling_part.evaluation.prediction import predict_and_report
 from modeling_part.evaluation.reports import write_report
@@ -61,16 +61,33 @@ def test_the_report_and_the_page_order_them_alike():
         assert [row["id"] for row, kind in choose_utterances(annotate(given)) if kind == "heads differ"] == expected
 
 
+def test_wrong_labels_are_where_both_heads_contradict_the_reference():
+    """By characters: a poor model's words are all wrong. That the heads disagree says nothing of the label."""
+    label = "black cats sleep"  # 14 letters
+    rows = [
+        prediction(0, "plack kats", "back gat sleep", label),  # hard to hear, rightly labelled
+        prediction(1, "ring it", "ringg id", label),  # another clip's label
+        prediction(2, "ring it", "", label),  # where CTC hears nothing there is no second opinion
+        prediction(3, "Black cats sleep.", "blak cat sleep", label),
+    ]
+    annotated = annotate(rows)
+    assert [row.get("label_distance") for row in annotated] == [3 / 14, 13 / 14, None, 0.0]
+    report = score(rows, bootstrap_samples=10)
+    assert [row["id"] for row in report["doubtful_labels"]] == ["1", "0"]
+    assert report["disagreements"][0]["id"] == "0"
+
+
 def test_the_report_names_them_before_everything_but_its_figures(tmp_path):
     write_report(score(ROWS, bootstrap_samples=10), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert text.index("## Where the two heads disagree") < text.index("nine ten") < text.index("## Confidence")
-    assert text.count("## ") == 2
+    assert text.index("## References that both heads contradict") < text.index("## Confidence")
+    assert text.count("## ") == 3
     write_report(score(ROWS[:1], bootstrap_samples=10), tmp_path)
     assert "Nowhere." in (tmp_path / "report.md").read_text()
     plain = [{key: row[key] for key in row if key not in ("confidence", "ctc_hypothesis")} for row in ROWS]
     report = score(plain, bootstrap_samples=10)
-    assert not {"disagreements", "calibration"} & set(report)
+    assert not {"disagreements", "doubtful_labels", "calibration"} & set(report)
 
 
 def test_calibration_is_the_distance_of_confidence_and_right_words():
@@ -106,6 +123,14 @@ def test_confidence_of_one_shares_the_last_bin_and_no_accuracy_is_below_none():
     assert found["error"] == pytest.approx((0.05 + 2 * 0.075) / 3)
 
 
+def test_half_a_letter_that_ctc_writes_does_not_cut_its_word():
+    tokenizer = tiny_training.tiny_model()[1].tokenizer  # byte-level
+    whole = tokenizer("малаток").input_ids
+    half = tokenizer("о").input_ids[0]
+    assert tokenizer.decode([half]) == "\ufffd"
+    assert ctc_text(tokenizer, [-1, *whole[:-4], half, -1, *whole[-4:], half]) == "малаток"
+
+
 def test_predictions_hold_what_both_heads_say(tmp_path):
     model, processor = tiny_training.tiny_model(adapter_conv_stride=1)
     model.eval()
@@ -131,5 +156,6 @@ def test_predictions_hold_what_both_heads_say(tmp_path):
         inputs = processor(clip["bytes"])
         embeds = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
         best = model.alignment_head.best_tokens(embeds, model.get_input_embeddings().weight)
-        heard = processor.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True).strip()
+        heard = processor.tokenizer.decode(collapse(best.tolist()), skip_special_tokens=True)
+        heard = heard.replace("\ufffd", "").strip()
         assert row["ctc_hypothesis"] == heard
