@@ -13,6 +13,10 @@ from .outputs_part import PARTAudioOutput
 from .prompts_part import code_of
 
 
+# A language is named to the model where it is as probable as this: told a wrong one, it writes worse than told none.
+SURE = 0.9
+
+
 def known_languages(processor, languages: Iterable[str]) -> tuple[str, ...]:
     """The codes of the languages that may be spoken, given as codes or English names.
 
@@ -68,4 +72,10 @@ def spoken_language(of_windows: Sequence[Mapping[str, float]]) -> dict:
     return {"language": best, "language_scores": scores}
 
 
-__all__ = ["known_languages", "language_log_probs", "spoken_language"]
+def language_to_name(of_window: Mapping[str, float]) -> str | None:
+    """The language that the prompt of a window is to name, by its [`language_log_probs`]; None where none is probable enough."""
+    found = spoken_language([of_window])
+    return found["language"] if found["language_scores"][found["language"]] >= SURE else None
+
+
+__all__ = ["known_languages", "language_log_probs", "language_to_name", "spoken_language"]

@@ -18,7 +18,7 @@ from transformers.pipelines.base import ChunkPipeline
 from .alignment_part import align_answers, clip_embeds
 from .confidence_part import answer_confidence, overall
 from .configuration_part import PARTConfig
-from .language_part import language_log_probs, spoken_language
+from .language_part import language_log_probs, language_to_name, spoken_language
 from .live_part import LiveText, transcribe_live
 from .options_part import OF_A_ROW, sorted_options, window_samples
 from .processing_part import PARTProcessor
@@ -72,7 +72,7 @@ class PARTPipeline(ChunkPipeline):
             each of these five may be a list, too.
         languages: which may be spoken, where `source_lang` is not given: answers of transcription then also have
             `"language"` and `"language_scores"`, see `language_part`. The model must know the prompts that name them. With an
-            alignment head each window is then transcribed as if the language found there were given. Silence has none.
+            alignment head each window in which one has a score of 0.9 or more is transcribed as if it were given. Silence has none.
         chunk_length_s: longest window in seconds; the encoder's own window, or 30 s, by default.
         stride_length_s: seconds of context on each side of a window, so that neighbours overlap by twice as much, or a
             pair (left, right), by whose sum they overlap; a twelfth of `chunk_length_s` by default.
@@ -306,9 +306,9 @@ class PARTPipeline(ChunkPipeline):
         return kept, looped, [one and not loop for one, loop in zip(cut, looped, strict=True)]
 
     def _named_prompts(self, columns: dict[str, list], mask, of_languages: list[dict[str, float] | None]) -> dict:
-        """The prompts of a batch that name, of rows that name none, the language that was found."""
+        """The prompts of a batch that name, of rows that name none, the language that was surely found."""
         named = [
-            given if found is None else max(found, key=found.__getitem__)
+            given if found is None else language_to_name(found)
             for given, found in zip(columns.get("source_lang", [None] * len(of_languages)), of_languages, strict=True)
         ]
         rows = self.processor.rows_of(**{**columns, "source_lang": named})

@@ -9,7 +9,7 @@ import torch
 
 from modeling_part import PARTPipeline
 from modeling_part.alignment_part import heard_text
-from modeling_part.language_part import spoken_language
+from modeling_part.language_part import language_to_name, spoken_language
 
 
 RATE = 16_000
@@ -51,7 +51,24 @@ def test_the_language_is_the_one_whose_prompt_explains_the_text_best(pipe, clips
         assert answer["text"] == pipe(clip)["text"]
 
 
-def test_with_an_alignment_head_what_it_hears_is_explained(clips):
+def test_a_language_that_is_not_sure_is_not_named(clips):
+    """Told a wrong language, a model writes worse than told none."""
+    log_probs = {"en": -1.0, "fr": -1.0 - math.log(9.5), "de": -90.0}
+    assert language_to_name(log_probs) == "en"
+    assert language_to_name({**log_probs, "de": -5.0}) is None
+    model, processor = tiny_training.aligned_model()
+    pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=6, device="cpu")
+    answer = pipe(clips[0], languages=["en", "fr"])
+    assert 0.5 <= max(answer["language_scores"].values()) < 0.9
+    assert (
+        answer["text"]
+        == pipe(clips[0])["text"]
+        not in [pipe(clips[0], source_lang=one)["text"] for one in ("en", "fr")]
+    )
+
+
+def test_with_an_alignment_head_what_it_hears_is_explained(clips, monkeypatch):
+    monkeypatch.setattr("modeling_part.language_part.SURE", 0.0)
     model, processor = tiny_training.aligned_model()
     pipe = PARTPipeline(model=model, processor=processor, max_new_tokens=6, device="cpu")
     answer = pipe(clips[0], languages=["en", "fr"])
