@@ -141,6 +141,19 @@ class PARTAlignmentHead(nn.Module):
         best = torch.cat(best)
         return best if among is None else torch.where(best < 0, best, among[best.clamp(min=0)])
 
+    @torch.no_grad()
+    def sureness(self, audio_embeds: torch.Tensor, embeddings: torch.Tensor) -> float:
+        """Mean probability, among the known tokens and the blank, of the tokens that greedy CTC writes; 0 where it writes none."""
+        bias = self.token_bias.to(embeddings.device)
+        if (known := self.known_tokens()) is not None:
+            embeddings, bias = embeddings[known.to(embeddings.device)], bias[known.to(bias.device)]
+        best = [
+            self.scores(chunk, embeddings, bias).softmax(-1).max(-1)
+            for chunk in audio_embeds.to(embeddings.device).split(CHUNK_SIZE)
+        ]
+        written = torch.cat([values[places > 0] for values, places in best])
+        return float(written.mean()) if len(written) else 0.0
+
     def known_tokens(self) -> torch.Tensor | None:
         """The tokens that occur in the training transcripts; None where they are no small part of the vocabulary."""
         known = (self.token_bias > self.token_bias.min()).nonzero().flatten()

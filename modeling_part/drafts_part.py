@@ -17,6 +17,8 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 # Tokens of the first proposal, and of one after the draft was wrong and has met the text again.
 FIRST_SIZE, RETRY_SIZE = 16, 4
+# So many tokens in a row are the draft's before one that was never right is believed again: one is too often chance.
+RETRY_AFTER = 2
 
 
 class Draft(NamedTuple):
@@ -70,7 +72,8 @@ class DraftCandidates(CandidateGenerator):
     """Proposes the tokens of a draft that follow what has been written, see [`PlaceInDraft`].
 
     Where the last written token is not the draft's, the next proposal is as long as what was right of the one before;
-    after one that was all wrong there is none, which is ordinary decoding, until text and draft agree again.
+    after one that was all wrong there is none, which is ordinary decoding, until text and draft agree again: on two
+    tokens if none of the draft was right so far.
 
     Args:
         draft: tokens.
@@ -83,6 +86,8 @@ class DraftCandidates(CandidateGenerator):
         self.reached, self.limit, self.seen = PlaceInDraft(draft), limit, prompt_length
         self.vocabulary = vocabulary
         self.size, self.proposed = FIRST_SIZE, 0
+        self.alike = 0  # how many of the last written tokens are the draft's
+        self.was_right = False
 
     def get_candidates(
         self, input_ids: torch.LongTensor, **kwargs
@@ -90,7 +95,8 @@ class DraftCandidates(CandidateGenerator):
         """`(1, L)` written so far -> `(1, L + proposed)`, and with a vocabulary log-probabilities of the proposed tokens."""
         for token in input_ids[0, self.seen :].tolist():
             self.reached.follow(token)
-            if self.reached.agrees and not self.size:
+            self.alike = self.alike + 1 if self.reached.agrees else 0
+            if self.alike >= (1 if self.was_right else RETRY_AFTER) and not self.size:
                 self.size = RETRY_SIZE
         self.seen = input_ids.shape[1]
         room = max(0, self.limit - self.seen - 1)  # the model adds one of its own
@@ -105,6 +111,7 @@ class DraftCandidates(CandidateGenerator):
 
     def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
         """Longer proposals after one that was right, shorter ones after one that was not."""
+        self.was_right |= num_matches > 0
         if self.proposed:
             is_right = num_matches == self.proposed
             self.size = 2 * self.proposed if is_right else min(self.size, 2 * num_matches)

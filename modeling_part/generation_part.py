@@ -14,6 +14,8 @@ from .outputs_part import PARTAudioOutput
 
 
 logger = logging.get_logger(__name__)
+# So many rows decoded together gain more from each step than from drafts, unless the alignment head is as sure as this of its tokens.
+MANY_ROWS, SURE_OF_TOKENS = 4, 0.9
 
 
 class AudioGenerationMixin(GenerationMixin):
@@ -37,8 +39,9 @@ class AudioGenerationMixin(GenerationMixin):
                 as it would have written them: the same text in fewer steps (up to ties in half precision, where a
                 forward pass over several tokens rounds otherwise than one over each). For greedy decoding of clips with
                 a cache of its own; everything else is decoded as without, and so is a model without the head. A batch is
-                taken apart on a CPU, where rows that share a step save little, and left as it is on accelerators. There a
-                draft must be mostly right to gain anything; alone it costs next to nothing. A translation gains nothing.
+                taken apart on a CPU, one of four rows or more where the head is sure of its tokens, and left as it is on
+                accelerators. There a draft must be mostly right to gain anything; alone it costs next to nothing. A
+                translation gains nothing.
                 With `assistant_ensemble_weight` w, transformers' own, a token of the draft is accepted as well where its
                 probability is less than (1 - w) / w below the best one's: fewer steps, and another text.
         """
@@ -62,7 +65,9 @@ class AudioGenerationMixin(GenerationMixin):
     def _generate_apart(
         self, inputs: torch.Tensor | None = None, generation_config=None, *others, **kwargs
     ) -> torch.Tensor | None:
-        """The rows of a batch of clips one by one, each with a draft of its own; None where that is not to be done.
+        """The rows of a batch of clips one by one, each with a draft of its own; None where drafts are not to be used.
+
+        Many rows of whose drafts the head is not sure are decoded together, from audio that is encoded then.
 
         Not on accelerators, nor of one row (where the calls for each row end), nor where an argument is of the whole batch.
         """
@@ -80,7 +85,15 @@ class AudioGenerationMixin(GenerationMixin):
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)
         if settings.return_dict_in_generate:
             return None
-        audio = (encoded or self._encoded(features, features_mask))["audio"]
+        encoded = encoded or self._encoded(features, features_mask)
+        audio = encoded["audio"]
+        if len(counts) >= MANY_ROWS:
+            with self.loaded_alignment_head() as (head, embeddings):
+                is_sure = head.sureness(audio.pooler_output, embeddings) >= SURE_OF_TOKENS
+            if not is_sure:
+                whole = {"input_ids": input_ids, "mm_encoder_outputs": encoded}
+                whole |= {} if mask is None else {"attention_mask": mask}
+                return super().generate(generation_config=generation_config, **whole, **kwargs)
         rows = []
         for number, embeds in enumerate(audio.pooler_output.split(counts)):
             row = {

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, SynthIDTextWaterm
 
 from modeling_part import PARTPipeline
 from modeling_part.drafts_part import FIRST_SIZE, DraftCandidates
+from modeling_part.generation_part import SURE_OF_TOKENS
 
 
 RATE = 16_000
@@ -77,6 +78,19 @@ def test_a_useless_draft_is_given_up():
         )
         candidates.update_candidate_strategy(None, None, 0)
     assert proposed == [FIRST_SIZE] + [0] * 29
+
+
+def test_a_draft_that_was_never_right_is_believed_after_two_tokens_in_a_row():
+    """One token that both have is too often chance: a proposal each time would make a useless draft slower than none."""
+    draft = [50, 1, 60, 61, 62, 2, 3, 4, 5, 6, 7]
+    text = [9, 1, 20, 21, 22, 2, 3, 4, 5, 6, 7]
+    candidates = DraftCandidates(draft, 0, 100)
+    proposed = []
+    for length in range(len(text)):
+        ids = candidates.get_candidates(torch.tensor([text[:length]], dtype=torch.long))[0][0, length:].tolist()
+        proposed.append(ids)
+        candidates.update_candidate_strategy(None, None, 0)
+    assert proposed[1:7] == [[]] * 6 and proposed[7] == [4, 5, 6, 7]
 
 
 # ---- in the model ----
@@ -258,6 +272,31 @@ def test_a_batch_has_the_tokens_of_greedy_decoding_row_by_row(model_and_processo
     )
     given, steps = counted(model.model.language_model, model.generate, **inputs, max_new_tokens=12, ctc_draft=True)
     assert given[:, inputs["input_ids"].shape[1] :].tolist() == texts and steps == 3  # one pass a row
+
+
+def test_many_rows_are_taken_apart_where_the_head_is_sure(model_and_processor, clips, monkeypatch):
+    """A step over four rows costs little more than over one: drafts that are half right would make it slower."""
+    model, processor = model_and_processor
+    inputs = processor([clips[0], clips[1], clips[0], clips[1]])
+    options = {**inputs, "max_new_tokens": 6, "eos_token_id": None}
+    run = model.model.language_model, model.generate
+    expected, steps = counted(*run, **options)
+    head, embeddings = model.alignment_head, model.get_input_embeddings().weight
+    audio = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    scores = head.scores(audio, embeddings, head.token_bias).softmax(-1)
+    written = scores[scores.argmax(-1) > 0].max(-1).values
+    assert (
+        head.sureness(audio, embeddings) == pytest.approx(float(written.mean()))
+        and float(written.mean()) < SURE_OF_TOKENS
+    )
+    given, unsure_steps = counted(*run, **options, ctc_draft=True)
+    assert torch.equal(given, expected) and unsure_steps == steps
+    assert counted(model.model.audio_tower, model.generate, **options, ctc_draft=True)[1] == 1
+    monkeypatch.setattr(head, "sureness", lambda *_: SURE_OF_TOKENS)
+    given, sure_steps = counted(*run, **options, ctc_draft=True)
+    assert torch.equal(given, expected) and sure_steps > steps  # row by row, with drafts that are of no use
+    monkeypatch.setattr(head, "sureness", lambda *_: pytest.fail("a few rows are taken apart in any case"))
+    model.generate(**processor(clips), max_new_tokens=2, ctc_draft=True)
 
 
 def test_texts_models_without_a_head_and_rich_outputs_are_decoded_as_without(model_and_processor, clips, monkeypatch):
