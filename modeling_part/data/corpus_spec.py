@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args, get_origin
 
 from ..prompts_part import TASKS, code_of, task_of
 from ..recipes.suggestions import did_you_mean
-from ..recipes.values import checked
+from ..recipes.values import as_held
 from .addresses import errors_at, is_address, path_of
 from .readers.registry import FROM_FILES, ONE_SPLIT, READERS, SPLITS_BY_READER, reader_settings, readers_with
 from .rows import SPLITS, CorpusError, check_language
@@ -76,7 +76,7 @@ class CorpusSpec:
                 raise _unknown_key(key, reader, [*common, *own])
         chosen_values = {key: value for key, value in entry.items() if value is not None}
         settings = {key: chosen_values.pop(key) for key in own if key in chosen_values}
-        settings |= {key: truth_of(value) for key, value in settings.items() if own[key] is bool}
+        settings |= {key: as_held("", value, bool) for key, value in settings.items() if own[key] is bool}
         for key, value in settings.items():
             if not fits(value, own[key]):
                 raise CorpusError(f"{where}: {key!r} must be {described(own[key])}, not {value!r}")
@@ -136,6 +136,11 @@ class CorpusSpec:
         """Whether the rows are read while training."""
         return bool(self.settings.get("streaming"))
 
+    @property
+    def local_path(self) -> Path:
+        """`path` on this machine, whether or not it exists; `~` is resolved."""
+        return Path(self.path).expanduser()
+
     def folder(self) -> "Path | UPath":
         """`path` as a folder or file that exists, here or at an address; else `CorpusError`."""
         try:
@@ -190,14 +195,6 @@ def names_of(key: str, value: object, where: str) -> tuple[str, ...] | None:
         if not isinstance(name, str):
             raise CorpusError(f"{where}: {key!r} must be a list of names, not {value!r}")
     return names or None
-
-
-def truth_of(value: object) -> object:
-    """A value that says yes or no in YAML's words as a truth value, others as they are."""
-    try:
-        return checked("", value, bool)
-    except ValueError:
-        return value
 
 
 def fits(value: object, kind: object) -> bool:

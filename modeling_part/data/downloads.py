@@ -61,13 +61,13 @@ def _planned(spec: CorpusSpec) -> Download | None:
         return _of_data_collective(spec)
     if spec.reader == "dataset" and is_address(spec.path):
         return _of_address(spec)
-    if Path(spec.path).expanduser().exists() or not is_hub_id(spec.path):
+    if spec.local_path.exists() or not is_hub_id(spec.path):
         return None
     return {"dataset": _of_dataset, "fleurs": _of_fleurs}.get(spec.reader, lambda spec: None)(spec)
 
 
 def _of_data_collective(spec: CorpusSpec) -> Download | None:
-    slugs = waiting_releases(spec.settings["data_collective"], Path(spec.path).expanduser())
+    slugs = waiting_releases(spec.settings["data_collective"], spec.local_path)
     names = {f"{spec.path}/{slug}": None for slug in slugs}
     return Download(f"{', '.join(slugs)} of Mozilla Data Collective", names, frozenset(names)) if names else None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .checking import Admission, DataReport, RowFilters, refuse_if_broken
 from .corpus_spec import CorpusSpec
 from .readers.dataset import (
+    audiofolder_records,
     classes_in,
     errors_of_dataset,
     features_of,
@@ -82,13 +83,20 @@ def _as_stream(dataset: "datasets.Dataset | datasets.IterableDataset") -> "datas
 
 def stream_dataset(spec: CorpusSpec, filters: RowFilters, max_bad_fraction: float) -> "datasets.IterableDataset":
     """One dataset as a stream of canonical rows, checked and filtered while it is read."""
-    from datasets import IterableDataset
+    from datasets import Dataset, IterableDataset
 
     settings = dict(spec.settings)
     columns = settings.pop("columns", None)
     rows = StreamedRows(spec, filters, max_bad_fraction)
     with errors_of_dataset(spec):
-        dataset = open_dataset(spec, **settings, on_broken=partial(rows.report.drop_line, spec.corpus))
+        records = audiofolder_records(spec, partial(rows.report.drop_line, spec.corpus))
+        if records is None:
+            dataset = open_dataset(spec, **settings)
+        else:
+            # `from_list` looks at the columns of the first alone.
+            names = dict.fromkeys(name for record in records for name in record)
+            complete = [{name: record.get(name) for name in names} for record in records]
+            dataset = Dataset.from_list(complete, on_mixed_types="use_json")
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
     available = features_of(dataset)

@@ -12,7 +12,7 @@ from typing import get_type_hints
 
 from .stages import Stage
 from .suggestions import did_you_mean
-from .values import checked, shortened
+from .values import as_held, shortened
 
 
 # These do what transformers documents, for the whole run.
@@ -144,7 +144,7 @@ def refuse_without_effect(values: Mapping[str, object]) -> None:
             if str(getattr(value, "value", value)).startswith(start):
                 raise ValueError(f"`{name}: {start}` is not supported: {instead}.")
         harmless = (None, [], *IN_FORCE.get(name, (default,)))
-        if name not in WORKING and _as_held(name, value, annotation) not in harmless:
+        if name not in WORKING and as_held(name, value, annotation) not in harmless:
             instead = REFUSED.get(name, "PART has not been tried with it; leave it out")
             raise ValueError(f"`{name}` is {shortened(value)}, which would have no effect: {instead}.")
 
@@ -154,11 +154,3 @@ def unknown_name(name: str, known: Collection[str]) -> str:
     if name in {one.name for one in fields(Stage)}:
         return f" It is a field of the stages: `stages: {{NAME: {{{name}: ...}}}}`."
     return did_you_mean(name, [one for one in known if one not in REFUSED])
-
-
-def _as_held(name: str, value: object, annotation: object) -> object:
-    """A value as its field would hold it (`true` of the command line is True), or as it is where it cannot."""
-    try:
-        return checked(name, value, annotation)
-    except ValueError:
-        return value

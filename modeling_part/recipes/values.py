@@ -1,5 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""The one place where a value of a recipe is checked: by the annotation of its field, and by the bounds stated here.
+"""The one place where a setting of a recipe is checked: by the annotation of its field, and by the bounds stated here.
+
+Entries of corpora have settings of their reader, which `data/corpus_spec.py` checks.
 
 Text that stands for a number or a truth value becomes one: the command line has nothing but text, and YAML 1.1 reads
 `1e-3` and `no` as text.
@@ -176,6 +178,14 @@ def checked(name: str, value: object, annotation: object, where: str = "") -> An
     if isinstance(value, int) and not isinstance(result, bool) and result == value:
         return value  # 48 stays 48 where 48.0 would do; 48.0 becomes 48 where a whole number is due
     return result
+
+
+def as_held(name: str, value: object, annotation: object) -> object:
+    """A value as its field would hold it (`true` of the command line is True), or as it is where it cannot."""
+    try:
+        return checked(name, value, annotation)
+    except ValueError:
+        return value
 
 
 def shortened(value: object) -> str:

@@ -132,7 +132,7 @@ def errors_of_dataset(spec: CorpusSpec) -> Iterator[None]:
 
 def local_folder(spec: CorpusSpec) -> Path | None:
     """The folder to which relative audio paths in the dataset refer; None for a dataset on the Hub."""
-    path = Path(spec.path).expanduser()
+    path = spec.local_path
     if is_address(spec.path) or not path.exists():
         return None
     return path if path.is_dir() else path.parent
@@ -144,12 +144,14 @@ def open_dataset(
     config: str | None = None,
     revision: str | None = None,
     data_files: str | None = None,
-    on_broken: OnBroken | None = None,
 ) -> "datasets.Dataset | datasets.IterableDataset":
-    """The `datasets.Dataset` or `IterableDataset` behind a spec; local files are read where they lie, not copied."""
+    """The `datasets.Dataset` or `IterableDataset` behind a spec; local files are read where they lie, not copied.
+
+    Not of a folder of which there are [`audiofolder_records`].
+    """
     import datasets
 
-    path = Path(spec.path).expanduser()
+    path = spec.local_path
     if is_address(spec.path) or path.is_file():
         refuse_settings(spec)
         refuse_split(spec)
@@ -166,10 +168,6 @@ def open_dataset(
         refuse_settings(spec)
         saved = datasets.load_from_disk(str(path))
         return saved[split_name(saved, spec)]
-    if (records := audiofolder_records(spec, on_broken)) is not None:
-        names = dict.fromkeys(name for record in records for name in record)  # `from_list` looks at the first alone
-        complete = [{name: record.get(name) for name in names} for record in records]
-        return datasets.Dataset.from_list(complete, on_mixed_types="use_json")
     refuse_settings(spec, ("revision",))
     files = data_files and {spec.split: data_files}
     # As a whole path: `parquet` alone is what reads such files, of the working folder and all below it.
@@ -320,7 +318,7 @@ def errors_of_hub(spec: CorpusSpec) -> Iterator[None]:
 
 def check_place(spec: CorpusSpec) -> None:
     """Raise `CorpusError` where a path is neither here nor an address nor the id of a dataset on the Hub."""
-    if not (is_address(spec.path) or Path(spec.path).expanduser().exists() or is_hub_id(spec.path)):
+    if not (is_address(spec.path) or spec.local_path.exists() or is_hub_id(spec.path)):
         raise CorpusError(f"{spec.reader}: {spec.path} is neither a file or folder nor a Hub id such as 'owner/name'")
 
 
@@ -368,15 +366,16 @@ def audiofolder_records(spec: CorpusSpec, on_broken: OnBroken | None = None) -> 
 
     Read here because 🤗 Datasets wants torchcodec even for the paths. None if the folder is no audiofolder.
     """
-    folder = Path(spec.path).expanduser()
+    folder = spec.local_path
     if is_address(spec.path) or (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return None
-    if not any(folder.rglob("metadata.jsonl")) and not any(folder.rglob("metadata.csv")):
+    tables = sorted((*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv")))
+    if not tables:
         return None
     refuse_settings(spec)
     asked = SPLIT_NAMES.get(spec.split, (spec.split,))
     of_split, of_none, has_splits = [], [], False
-    for path in sorted((*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv"))):
+    for path in tables:
         if (place := split_place(path.parent.relative_to(folder), asked)) and not place[1]:
             has_splits = True
             continue
