@@ -11,7 +11,7 @@ import tarfile
 import datasets
 import yaml
 from loopback_hub import LoopbackHub
-from made_data import encoded, tone
+from made_data import add_file, encoded, tone
 
 
 SENTENCES = {
@@ -152,9 +152,7 @@ def fleurs() -> dict[str, bytes]:
                 for number, sentence in enumerate(SENTENCES[code]):
                     samples = tone(1.0 + number / 4)
                     data, clip = encoded(samples), f"{order}{number:04d}.wav"
-                    member = tarfile.TarInfo(f"{split}/{clip}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+                    add_file(tar, f"{split}/{clip}", data)
                     fields = (number, clip, sentence, sentence.lower(), " | ".join(sentence), len(samples), "FEMALE")
                     lines.append("\t".join(map(str, fields)))
             files[f"data/{name}/{split}.tsv"] = ("\n".join(lines) + "\n").encode()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ def encoded(samples: np.ndarray, rate: int = RATE, **options) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, **{"format": "WAV", **options})
     return buffer.getvalue()
+
+
+def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """A file of an archive."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
 
 
 def asr(name: str, **changes) -> dict:

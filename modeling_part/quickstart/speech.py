@@ -12,25 +12,19 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ..data.checking import DataReport, write_data_report
-from ..data.files import unpack_package, write_manifest
-from ..data.readers.asterisk import (
-    LANGUAGES,
-    TARBALL,
-    language_files,
-    parallel_rows,
-    read_prompts,
-    read_texts,
-    unpack_tarball,
-)
+from ..data.files import unpack_package, unpack_tar, write_manifest
+from ..data.readers.asterisk import LANGUAGES, language_files, parallel_rows, read_prompts, read_texts
 from ..data.rows import SPLITS, CorpusError, speech_bounds
 
 
 DIGITS_CORPUS = "asterisk-digits"
+TARBALL = "https://downloads.asterisk.org/pub/telephony/sounds/releases/asterisk-core-sounds-{}-wav-current.tar.gz"
 CREDITS = """# Credits
 
 The recordings and texts under this folder are the Asterisk core sounds, version 1.6.1, made for the Asterisk project
@@ -69,7 +63,7 @@ def fetch(out_dir: Path, languages: Sequence[str], packages: Path | None) -> Pat
                 archive = find_package(packages, name) if packages is not None else download_package(downloads, name)
                 unpack_package(archive, unpacked, "leave --packages out: the release tarballs need no such program.")
         else:
-            unpack_tarball(download_tarball(downloads, language), unpacked / names[1])
+            unpack_tarball(download_tarball(downloads, language), unpacked)
         done.touch()
     return unpacked
 
@@ -107,6 +101,14 @@ def download_package(folder: Path, name: str) -> Path:
 def elsewhere(*names: str) -> str:
     """How to get packages that this machine cannot fetch."""
     return f"On another machine, `apt-get download {' '.join(names)}` gets it; give the folder with --packages."
+
+
+def unpack_tarball(archive: Path, folder: Path) -> None:
+    """Unpack a release tarball into a folder of its own below `folder`."""
+    try:
+        unpack_tar(archive, folder / archive.name.removesuffix(".tar.gz"), flat=False)
+    except CorpusError as error:
+        raise CorpusError(f"{error}\n{archive} may be cut off: delete it to fetch it again.") from error
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -273,7 +275,7 @@ def prepare_digits(
                 rows[split] += parallel_rows(DIGITS_CORPUS, digits, language, texts, path, duration)
                 progress.update()
     progress.close()
-    for row in (row for split_rows in rows.values() for row in split_rows):
+    for row in chain.from_iterable(rows.values()):
         report.keep(row)
     write_splits(folder, rows)
     write_data_report(report.as_dict(), folder / "data_report.json")

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import tone
+from made_data import add_file, tone
 
 from modeling_part import load_audio
 from modeling_part.__main__ import main
@@ -354,9 +354,7 @@ def test_prepare_from_release_tarballs_without_apt(packages, tmp_path, monkeypat
         with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
             tar.add(root / "usr" / "share" / "asterisk" / "sounds" / VOICES[language], arcname=".")
             texts = gzip.decompress(next(root.rglob("*.txt.gz")).read_bytes())
-            member = tarfile.TarInfo(f"core-sounds-{language}.txt")
-            member.size = len(texts)
-            tar.addfile(member, io.BytesIO(texts))
+            add_file(tar, f"core-sounds-{language}.txt", texts)
         served[asterisk.TARBALL.format(language)] = buffer.getvalue()
 
     class Response(io.BytesIO):
@@ -378,15 +376,13 @@ def test_prepare_from_release_tarballs_without_apt(packages, tmp_path, monkeypat
 
 def test_a_tarball_cannot_write_outside_its_folder(tmp_path):
     with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
-        member = tarfile.TarInfo("../evil.txt")
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"evil"))
+        add_file(tar, "../evil.txt", b"evil")
     with pytest.raises(CorpusError, match="could not be unpacked"):
-        asterisk.unpack_tarball(tmp_path / "evil.tar.gz", tmp_path / "inside")
-    assert not (tmp_path / "evil.txt").exists()
+        asterisk.unpack(tmp_path / "evil.tar.gz", tmp_path / "inside")
+    assert not list(tmp_path.rglob("evil.txt"))
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "evil.tar.gz").read_bytes()[:60])
     with pytest.raises(CorpusError, match="delete it to fetch it again"):
-        asterisk.unpack_tarball(tmp_path / "cut.tar.gz", tmp_path / "inside")
+        asterisk.unpack(tmp_path / "cut.tar.gz", tmp_path / "inside")
 
 
 def test_a_download_that_was_interrupted_is_begun_again(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """What others' trainers read: replicas of their files with real sound, and with odd rows, which are counted by reason."""
 
 import gzip
-import io
 import json
 import shutil
 import sys
@@ -10,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from made_data import RATE, encoded, tone, write_lines
+from made_data import RATE, add_file, encoded, tone, write_lines
 
 from modeling_part import load_audio
 from modeling_part.audio_part import load_clip
@@ -528,9 +527,7 @@ def test_shards_of_webdataset_are_a_dataset(tmp_path):
                 name, text = f"{shard}/utterance{number}", f"Phrase {shard}{number}."
                 side = json.dumps({"text": text, "speaker": "x", "lang": "fr"}).encode()
                 for ending, content in (("flac", encoded(tone(1 + number / 2), format="FLAC")), ("json", side)):
-                    member = tarfile.TarInfo(f"{name}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_file(tar, f"{name}.{ending}", content)
     columns = {"id": "__key__", "audio": "flac", "text": "json.text", "source_lang": "json.lang"}
     dataset, _ = read("dataset", tmp_path, columns=columns, tasks=["asr"])
     assert [row[3] for row in said(dataset)] == [f"Phrase {shard}{number}." for shard in (0, 1) for number in range(3)]

@@ -19,7 +19,7 @@ import soundfile
 from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import RATE, encoded, tone
+from made_data import RATE, add_file, encoded, tone
 
 from modeling_part import load_audio
 from modeling_part.data.corpora import read_corpora
@@ -50,9 +50,7 @@ def test_runs_that_begin_together_unpack_an_archive_once(tmp_path, monkeypatch):
     archive = tmp_path / "audio.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         for name in ("a.wav", "b.wav"):
-            member = tarfile.TarInfo(f"dev/{name}")
-            member.size = 4
-            tar.addfile(member, io.BytesIO(name[:1].encode() * 4))
+            add_file(tar, f"dev/{name}", name[:1].encode() * 4)
     extracted, extract = [], tarfile.TarFile.extract
 
     def slowly(self, member, path, **options):
@@ -240,9 +238,7 @@ def fleurs_archives(tmp_path):
         (folder / "audio").mkdir(parents=True)
         with tarfile.open(folder / "audio" / "dev.tar.gz", "w:gz") as tar:
             for _, file, _, seconds in recordings:
-                member = tarfile.TarInfo(f"dev/{file}")
-                member.size = len(encoded(tone(seconds)))
-                tar.addfile(member, io.BytesIO(encoded(tone(seconds))))
+                add_file(tar, f"dev/{file}", encoded(tone(seconds)))
         with (folder / "dev.tsv").open("w", encoding="utf-8") as table:
             for number, file, text, seconds in recordings:
                 spelled = " ".join(text.lower()) + " |"

@@ -7,7 +7,7 @@ import tarfile
 import fsspec
 import numpy as np
 import pytest
-from made_data import RATE, encoded, tone
+from made_data import RATE, add_file, encoded, tone
 
 from modeling_part.audio_part import load_audio
 from modeling_part.data.corpora import read_corpora
@@ -22,9 +22,7 @@ def write_shard(path, samples) -> None:
     with tarfile.open(path, "w") as tar:
         for number, files in enumerate(samples):
             for ending, content in files.items():
-                member = tarfile.TarInfo(f"./spk/u{number}.{ending}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                add_file(tar, f"./spk/u{number}.{ending}", content)
 
 
 def samples(side=lambda number: {}, **changed) -> list[dict[str, bytes]]:

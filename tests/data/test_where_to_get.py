@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import RepositoryNotFoundError
-from made_data import encoded, tone
+from made_data import add_file, encoded, tone
 from tiny import REPOSITORY
 
 from modeling_part.data.corpora import read_corpora
@@ -124,9 +124,7 @@ def release(locale: str, sentences: list[str], top: str = "cv-corpus-23.0-2025-0
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, content in files.items():
-            member = tarfile.TarInfo(f"{top}/{locale}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+            add_file(tar, f"{top}/{locale}/{name}", content)
     return buffer.getvalue()
 
 

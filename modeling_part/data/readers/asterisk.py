@@ -2,22 +2,19 @@
 """The Asterisk core sounds: recorded prompts in five languages."""
 
 import gzip
-import lzma
 import re
-import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec
-from ..rows import CorpusError, audio_durations, speech_row, split_of, text_row
+from ..rows import CorpusError, audio_durations, direction, speech_row, split_of, text_row
 
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 CORPUS = "asterisk"
 MOST_CHARACTERS_PER_SECOND = 30  # nobody speaks faster: the text is not what was recorded
-TARBALL = "https://downloads.asterisk.org/pub/telephony/sounds/releases/asterisk-core-sounds-{}-wav-current.tar.gz"
 
 
 def clean_text(prompt_id: str, text: str) -> str:
@@ -66,16 +63,6 @@ def read_texts(path: Path, language: str, report: DataReport) -> dict[str, str |
             texts[prompt_id] = None
             report.drop(CORPUS, f"{language}/{prompt_id}", str(error))
     return texts
-
-
-def unpack_tarball(archive: Path, folder: Path) -> None:
-    """Unpack a release tarball; members that point outside `folder` are refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise CorpusError(f"{archive} could not be unpacked ({error}); delete it to fetch it again") from error
 
 
 def language_files(root: Path, language: str) -> tuple[Path, Path]:
@@ -176,7 +163,7 @@ def parallel_rows(
     for target, by_key in texts.items():
         if key not in by_key:
             continue
-        row_id = f"{key}/{source}" if source == target else f"{key}/{source}-{target}"
+        row_id = f"{key}/{direction(source, target)}"
         if audio is not None:
             yield speech_row(row_id, corpus, source, target, by_key[key], source_text, duration, audio)
         if source != target:

@@ -1,6 +1,7 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """Common Voice: `LANGUAGE/SPLIT.tsv` and MP3 clips."""
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from ..where_to_get import how_to_get
 from .dataset import is_hub_id
 
 
+logger = logging.getLogger(__name__)
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 FOLDERS_DEEP = 3  # an unpacked archive of the Data Collective / cv-corpus-… / LOCALE
 KEY = "MDC_API_KEY"
@@ -34,7 +36,7 @@ def read_common_voice(spec: CorpusSpec, report: DataReport, *, data_collective: 
             `MDC_API_KEY` hold the account's key. Default: nothing is downloaded.
     """
     if data_collective:
-        fetch_releases(data_collective, Path(spec.path).expanduser())
+        fetch_releases(data_collective, spec.local_path)
     if not spec.wants("asr"):
         return
     _check_folder(spec)
@@ -65,12 +67,12 @@ def check_place(spec: CorpusSpec) -> None:
     slugs = spec.settings.get("data_collective")
     if not slugs:
         _check_folder(spec)
-    elif waiting_releases(slugs, Path(spec.path).expanduser()):
+    elif waiting_releases(slugs, spec.local_path):
         _check_data_collective()
 
 
 def _check_folder(spec: CorpusSpec) -> None:
-    if not Path(spec.path).expanduser().exists() and is_hub_id(spec.path):
+    if not spec.local_path.exists() and is_hub_id(spec.path):
         raise CorpusError(
             f"common_voice: {spec.path} is no folder here. {how_to_get('common_voice')}. A copy in parquet on the Hub is "
             "read with {reader: dataset, path: fixie-ai/common_voice_17_0, config: LOCALE, columns: {text: sentence}, "
@@ -130,7 +132,7 @@ def unpacked(path: Path) -> Path:
         if archive.is_file() and ending:
             folder = archive.with_name(archive.name.removesuffix(ending))
             if not folder.exists():
-                print(f"common_voice: unpacking {archive}", flush=True)
+                logger.info("common_voice: unpacking %s", archive)
                 unpack_tar(archive, folder, flat=False)
             if archive == path:
                 return folder
@@ -148,14 +150,13 @@ def locale_folders(root: Path, split: str) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     level = [root]
     for _ in range(FOLDERS_DEEP + 1):
-        for folder in level:
-            if (folder / f"{split}.tsv").is_file():
-                locale = (root.resolve() if folder == root else folder).name  # a link to a locale has its own name
-                if locale in folders:
-                    raise CorpusError(
-                        f"common_voice: {locale} is there twice, in {folders[locale]} and {folder}; give one as `path`"
-                    )
-                folders[locale] = folder
+        for folder in (one for one in level if (one / f"{split}.tsv").is_file()):
+            locale = (root.resolve() if folder == root else folder).name  # a link to a locale has its own name
+            if locale in folders:
+                raise CorpusError(
+                    f"common_voice: {locale} is there twice, in {folders[locale]} and {folder}; give one as `path`"
+                )
+            folders[locale] = folder
         inside = (one for folder in level if folder not in folders.values() for one in sorted(folder.iterdir()))
         level = [one for one in inside if one.is_dir() and one.name != "clips" and not one.name.endswith(".partial")]
     return folders

@@ -2,7 +2,7 @@
 """CoVoST 2: translations of Common Voice 4."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..rows import BrokenRowError, CorpusError, language_code, speech_row, text_
 from .common_voice import clip_durations
 
 
-COLUMNS = ("path", "translation", "split")
+COLUMNS_OF_TABLES = ("path", "translation", "split")
 SPLITS_OF_TABLES = ("train", "train_covost", "dev", "test")
 
 
@@ -44,11 +44,7 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
         transcribed = set()
         for (_, target_name), table in ((key, table) for key, table in tables.items() if key[0] == source_name):
             target = language_code(target_name)
-            for number, record in read_table(table, COLUMNS, on_broken, escaped_fields):
-                if record["split"] not in splits:
-                    if record["split"] not in SPLITS_OF_TABLES:
-                        on_broken(f"{table}, line {number}", BrokenRowError("unknown 'split'", repr(record["split"])))
-                    continue
+            for record in records_of_split(table, splits, on_broken):
                 clip, translation = record["path"], record["translation"]
                 if clip not in sentences:
                     report.drop(spec.corpus, f"{source}-{target}/{clip}", "not in Common Voice's validated.tsv")
@@ -64,6 +60,15 @@ def read_covost2(spec: CorpusSpec, report: DataReport, *, common_voice: str | No
                     yield speech_row(row_id, spec.corpus, *row)
                 if spec.wants("mt", source, target):
                     yield text_row(row_id, spec.corpus, source, target, translation, sentence)
+
+
+def records_of_split(table: Path, splits: Collection[str], on_broken: OnBroken) -> Iterator[dict[str, str]]:
+    """The fields of the lines of a table that are of one of `splits`; of another split, that is known, nothing is said."""
+    for number, record in read_table(table, COLUMNS_OF_TABLES, on_broken, escaped_fields):
+        if record["split"] in splits:
+            yield record
+        elif record["split"] not in SPLITS_OF_TABLES:
+            on_broken(f"{table}, line {number}", BrokenRowError("unknown 'split'", repr(record["split"])))
 
 
 def check_place(spec: CorpusSpec) -> None:

@@ -1,18 +1,21 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
 """FLEURS: from the Hub, or a folder of its archives."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..files import OnBroken, filled_once, handle, text_lines, unpack_tar
-from ..rows import SPLIT_NAMES, BrokenRowError, CorpusError, language_code, speech_row, text_row
+from ..rows import SPLIT_NAMES, BrokenRowError, CorpusError, direction, language_code, speech_row, text_row
 from .dataset import errors_of_dataset, errors_of_hub, is_hub_id, refuse_settings
 
 
+logger = logging.getLogger(__name__)
 NEEDED = {"id": int, "num_samples": int, "path": str}  # columns of each record in parquet, beside its text
 
 
@@ -36,21 +39,23 @@ def read_fleurs(spec: CorpusSpec, report: DataReport, *, revision: str | None = 
 
 def fleurs_rows(spec: CorpusSpec, root: Path, on_broken: OnBroken) -> Iterator[dict]:
     """The rows of `read_fleurs` from a folder."""
-    names = {path.parent.name: language_code(path.parent.name) for path in fleurs_tables(root, "*", spec.split)}
+    tables = {path.parent.name: path for path in reversed(fleurs_tables(root, spec.split))}  # of two the first
+    names = {name: language_code(name) for name in tables}
     sources = chosen(names, spec)
     targets = chosen(names, replace(spec, languages=spec.target_languages or spec.languages))
     texts = {}
     for name, code in {**sources, **targets}.items():
-        texts[code] = fleurs_sentences(root, name, spec.split, on_broken)
+        records = fleurs_records(tables[name], on_broken=on_broken)
+        texts[code] = {record["id"]: record["raw_transcription"] for record in records}
+    spoken = spec.wants("asr") or spec.wants("s2tt")
     for name, source in sources.items():
-        spoken = spec.wants("asr") or spec.wants("s2tt")
-        recordings = fleurs_recordings(root, name, spec.split) if spoken else []
+        recordings = fleurs_recordings(tables[name]) if spoken else []
         for target in dict.fromkeys((source, *targets.values())):
             task = "asr" if source == target else "s2tt"
             for number, path, text, duration in recordings if spec.wants(task, source, target) else ():
                 if number in texts[target]:
                     answer = text if source == target else texts[target][number]
-                    row_id = f"{path.stem}/{source}" if source == target else f"{path.stem}/{source}-{target}"
+                    row_id = f"{path.stem}/{direction(source, target)}"
                     yield speech_row(row_id, spec.corpus, source, target, answer, text, duration, path)
             if source != target and spec.wants("mt", source, target):
                 for number in sorted(texts[source].keys() & texts[target].keys()):
@@ -61,7 +66,7 @@ def fleurs_rows(spec: CorpusSpec, root: Path, on_broken: OnBroken) -> Iterator[d
 def fleurs_folder(spec: CorpusSpec, revision: str | None) -> Path:
     """The folder given, or the snapshot of the Hub repository with what the spec needs of it."""
     check_place(spec)
-    if (folder := Path(spec.path).expanduser()).exists():
+    if (folder := spec.local_path).exists():
         refuse_settings(spec, ("revision",))
         return folder
     from huggingface_hub import snapshot_download
@@ -93,40 +98,19 @@ def fleurs_name(code: str) -> str:
     return code if code == "*" else "cmn_*" if code == "zh" else f"{code}_*"
 
 
-def fleurs_tables(root: Path, name: str, split: str) -> list[Path]:
-    """Of one language (or, with "*", all of them) the split's .tsv file or else the folder of its parquet files."""
-    tables = sorted(root.glob(f"data/{name}/{split}.tsv")) or sorted(root.glob(f"{name}/{split}.tsv"))
+def fleurs_tables(root: Path, split: str) -> list[Path]:
+    """The split's table of each language, a .tsv file or else the folder of its parquet files, in order of their paths."""
+    tables = sorted(root.glob(f"data/*/{split}.tsv")) or sorted(root.glob(f"*/{split}.tsv"))
     if tables:
         return tables
-    folders = (folder for each in SPLIT_NAMES[split] for folder in root.glob(f"**/{name}/{each}"))
+    folders = (folder for each in SPLIT_NAMES[split] for folder in root.glob(f"**/*/{each}"))
     return sorted(folder for folder in folders if any(folder.glob("*.parquet")))
 
 
-def fleurs_sentences(root: Path, name: str, split: str, on_broken: OnBroken) -> dict[int, str]:
-    """Number of the sentence -> raw transcription, of one language."""
-    records = fleurs_records(root, name, split, on_broken=on_broken)
-    return {record["id"]: record["raw_transcription"] for record in records}
-
-
-def fleurs_records(
-    root: Path, name: str, split: str, more: Sequence[str] = (), on_broken: OnBroken | None = None
-) -> Iterator[dict]:
+def fleurs_records(table: Path, more: Sequence[str] = (), on_broken: OnBroken | None = None) -> Iterator[dict]:
     """id, raw_transcription, num_samples and path of every recording; from parquet also the columns `more`."""
-    table = fleurs_tables(root, name, split)[0]
     if table.is_dir():
-        import pyarrow.parquet
-
-        columns = ["id", "num_samples", "path", "raw_transcription", *more]
-        for path in sorted(table.glob("*.parquet")):
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns):
-                for record in batch.to_pylist():
-                    if all(isinstance(record[column], kind) for column, kind in NEEDED.items()):
-                        yield record
-                    else:
-                        fault = BrokenRowError(
-                            f"no {', '.join(NEEDED)} in a record", repr(record["raw_transcription"])
-                        )
-                        handle(on_broken, str(path), fault)
+        yield from _parquet_records(table, more, on_broken)
         return
     for line_number, line in text_lines(table, on_broken):
         fields = line.split("\t")
@@ -139,29 +123,42 @@ def fleurs_records(
             handle(on_broken, f"{table}, line {line_number}", fault)
 
 
-def fleurs_recordings(root: Path, name: str, split: str) -> list[tuple[int, Path, str, float]]:
+def _parquet_records(folder: Path, more: Sequence[str], on_broken: OnBroken | None) -> Iterator[dict]:
+    import pyarrow.parquet
+
+    columns = ["id", "num_samples", "path", "raw_transcription", *more]
+    for path in sorted(folder.glob("*.parquet")):
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=100, columns=columns)
+        for record in chain.from_iterable(batch.to_pylist() for batch in batches):
+            if all(isinstance(record[column], kind) for column, kind in NEEDED.items()):
+                yield record
+            else:
+                fault = BrokenRowError(f"no {', '.join(NEEDED)} in a record", repr(record["raw_transcription"]))
+                handle(on_broken, str(path), fault)
+
+
+def fleurs_recordings(table: Path) -> list[tuple[int, Path, str, float]]:
     """(number of the sentence, audio file, raw transcription, seconds) of every recording; unpacks the audio."""
-    table = fleurs_tables(root, name, split)[0]
-    audio = table / "audio" if table.is_dir() else table.parent / "audio" / split
+    audio = table / "audio" if table.is_dir() else table.parent / "audio" / table.stem
     if not audio.exists():
-        print(f"fleurs: unpacking the audio of {table}", flush=True)
+        logger.info("fleurs: unpacking the audio of %s", table)
         if table.is_dir():
-            unpack_parquet(root, name, split, audio)
-        elif not (archive := table.parent / "audio" / f"{split}.tar.gz").exists():
+            unpack_parquet(table, audio)
+        elif not (archive := table.parent / "audio" / f"{table.stem}.tar.gz").exists():
             raise CorpusError(f"fleurs: neither {archive} nor the unpacked folder {audio} exists")
         else:
             unpack_tar(archive, audio)
     return [
         (record["id"], audio / Path(record["path"]).name, record["raw_transcription"], record["num_samples"] / 16000)
-        for record in fleurs_records(root, name, split, on_broken=_counted_with_texts)
+        for record in fleurs_records(table, on_broken=_counted_with_texts)
     ]
 
 
-def unpack_parquet(root: Path, name: str, split: str, folder: Path) -> None:
+def unpack_parquet(table: Path, folder: Path) -> None:
     """Write the audio in FLEURS's parquet files to files, so that the rows of many directions need not repeat it."""
     names: set[str] = set()
     with filled_once(folder) as partial:
-        for record in fleurs_records(root, name, split, ["audio"], _counted_with_texts) if partial else ():
+        for record in fleurs_records(table, ["audio"], _counted_with_texts) if partial else ():
             sound = (record["audio"] or {}).get("bytes")
             if sound is None:  # counted as a file that is not found
                 continue

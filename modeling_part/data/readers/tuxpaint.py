@@ -3,13 +3,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from ...audio_part import AudioError, load_audio
 from ..checking import DataReport
 from ..corpus_spec import CorpusSpec, chosen
 from ..files import filled_once, unpack_package
-from ..rows import CorpusError, language_code, speech_bounds, speech_row, split_of, text_row
+from ..rows import CorpusError, direction, language_code, speech_bounds, speech_row, split_of, text_row
 
 
 RATE = 16_000  # Hz, at which the recordings are looked at
@@ -46,9 +47,8 @@ def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
         for target in (source, *(code for code in targets if code != source)):
             answer = texts[stamp].get(target)
             if answer and spec.wants("asr" if source == target else "s2tt", source, target):
-                row_id = f"{name}/{source}" if source == target else f"{name}/{source}-{target}"
                 speech = (source, target, answer, text, bounds[1] - bounds[0])
-                yield speech_row(row_id, spec.corpus, *speech, path, span=bounds)
+                yield speech_row(f"{name}/{direction(source, target)}", spec.corpus, *speech, path, span=bounds)
     if spec.wants("mt"):
         by_name = {stamp.relative_to(stamps).as_posix(): found for stamp, found in texts.items()}
         yield from stamp_pairs(spec, by_name, targets)
@@ -57,11 +57,10 @@ def read_tuxpaint(spec: CorpusSpec, report: DataReport) -> Iterator[dict]:
 def stamp_pairs(spec: CorpusSpec, texts: dict[str, dict[str, str]], targets: list[str]) -> Iterator[dict]:
     """Mt rows between the texts of each stamp, from `languages` (or all targets) into all targets."""
     for name, found in texts.items():
-        for source in spec.languages or targets:
-            for target in targets:
-                if source != target and source in found and target in found:
-                    pair = found[target], found[source]
-                    yield text_row(f"{name}/{source}-{target}", spec.corpus, source, target, *pair)
+        for source, target in product(spec.languages or targets, targets):
+            if source != target and source in found and target in found:
+                pair = found[target], found[source]
+                yield text_row(f"{name}/{source}-{target}", spec.corpus, source, target, *pair)
 
 
 def stamp_folder(spec: CorpusSpec) -> Path:
