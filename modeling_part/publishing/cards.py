@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from ..data.addresses import HUB_ID
+from ..data.rows import direction
 from ..evaluation.pictures import plot_losses, save_picture
 from ..evaluation.report_file import check_report
 from ..evaluation.reports import normalizer_notes
@@ -240,7 +241,7 @@ def _metadata(stage_info: Mapping, report: Mapping | None, repo_id: str, license
 
 def _languages(stage_info: Mapping, report: Mapping | None) -> list[str] | None:
     """ISO 639 codes of all languages trained or measured."""
-    codes = {code for group in stage_info["data"]["rows"] for code in group_languages(group)}
+    codes = set(trained_languages(stage_info["data"]["rows"]))
     for group in (report or {}).get("groups", {}).values():
         codes |= {group["source_lang"], group["target_lang"]}
     languages = {re.split("[-_]", code)[0].lower() for code in codes}
@@ -338,8 +339,7 @@ def _headline(report: Mapping) -> list[str]:
 
 
 def _sample_row(row: Mapping) -> list[str]:
-    languages = row["source_lang"] if row["task"] == "asr" else f"{row['source_lang']}-{row['target_lang']}"
-    return [row["task"], languages, row["reference"], row["hypothesis"]]
+    return [row["task"], direction(row["source_lang"], row["target_lang"]), row["reference"], row["hypothesis"]]
 
 
 def _pipeline_call(rows: Mapping) -> str:

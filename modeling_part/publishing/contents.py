@@ -22,7 +22,7 @@ from ..evaluation.run_files import is_number, read_log_history, read_stage
 from ..modeling_part import PARTForSpeechSeq2Seq
 from ..processing_part import PARTProcessor
 from ..recipes.files import CheckpointError, read_json, to_json
-from ..recipes.stage_files import check_files
+from ..recipes.stage_files import INDEX, check_files, is_finite, shards_of
 from ..recipes.stage_record import read_stage_json
 from ..saved_prompt_part import edited_settings
 from .cards import check_record, render_card, stage_tag
@@ -42,7 +42,7 @@ JSON_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "model.safetensors.index.json",
+    INDEX,
     "stage.json",
     "report.json",
 )
@@ -121,7 +121,7 @@ def prepare(
     folder = Path(folder)
     check_links(folder, PUBLISHED_FILES)
     add_remote_code(folder)
-    record, report = published_record(folder, tags or {}), None
+    record = published_record(folder, tags or {})
     contents: dict[str, Path | bytes] = {}
     for name in _published_names(folder):
         path = folder / name
@@ -131,8 +131,7 @@ def prepare(
     _check_shards(contents, folder)
     check_files(folder, record, "Put the file back, or train the stage again.")
     _check_tensors([folder / name for name in contents if matches(name, WEIGHT_FILES)], folder)
-    if "report.json" in contents:
-        report = read_report(folder / "report.json")
+    report = read_report(folder / "report.json") if "report.json" in contents else None
     contents["stage.json"] = to_json(record).encode()
     examples = read_stage(folder)["examples"] if samples else []
     if (curve := _loss_picture(folder)) is not None:
@@ -262,15 +261,7 @@ def _check_weights(path: Path) -> None:
 def _check_shards(contents: Mapping[str, Path | bytes], folder: Path) -> None:
     """One file of weights, or all the shards that the index names and no other."""
     weights = {name for name in contents if matches(name, WEIGHT_FILES)}
-    wanted = {"model.safetensors"}
-    if "model.safetensors.index.json" in contents:
-        index = json.loads(contents["model.safetensors.index.json"])
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(
-                f"{folder / 'model.safetensors.index.json'} has no 'weight_map' of file names. Save the model again."
-            )
-        wanted = set(shards.values())
+    wanted = set(shards_of(folder).values()) if INDEX in contents else {"model.safetensors"}
     if weights != wanted:
         raise CheckpointError(
             f"{folder}: missing weights {sorted(wanted - weights)}, unexpected weights {sorted(weights - wanted)}. "
@@ -285,7 +276,7 @@ def _check_tensors(files: list[Path], folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
                 found[name] = list(file.get_slice(name).get_shape())
-                if not _is_finite(file.get_tensor(name)):
+                if not is_finite(file.get_tensor(name)):
                     raise CheckpointError(
                         f"{path}: {name!r} holds values that are not finite (NaN or infinite), so that the model answers "
                         "nothing. Train the stage again with a lower learning rate."
@@ -306,11 +297,3 @@ def _check_tensors(files: list[Path], folder: Path) -> None:
             f"{folder}: the weights do not fit config.json: missing {missing[:5]}, unexpected "
             f"{unexpected[:5]}, of another shape {mismatched[:5]}. Save model and config together, adapters merged."
         )
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return True
-    if tensor.element_size() == 1:  # floats of 8 bits have no such test
-        tensor = tensor.float()
-    return bool(torch.isfinite(tensor).all())

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,14 +198,10 @@ def _hashes(content: Path | bytes) -> dict[str, str]:
     """What the Hub names a content by: `git` of a small file, `sha256` of a large one."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     git, sha256 = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), hashlib.sha256()
-    if isinstance(content, bytes):
-        git.update(content)
-        sha256.update(content)
-    else:
-        with content.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                git.update(chunk)
-                sha256.update(chunk)
+    with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            git.update(chunk)
+            sha256.update(chunk)
     return {"git": git.hexdigest(), "sha256": sha256.hexdigest()}
 
 
@@ -260,12 +257,7 @@ def _check_replaced(
     """
     remote = _files(api, repo_id, head)
     record = _read_record(api, repo_id, head) if RECORD in remote else {}
-    if not record:  # published by an earlier version: what is as at a stage's tag is its work
-        for tag, commit in tags.items():
-            if tag.startswith(stage_tag("")):
-                for name, file in _files(api, repo_id, commit).items():
-                    if name in remote and file.blob_id == remote[name].blob_id and is_published(name):
-                        record[name] = {"git": file.blob_id, "sha256": file.lfs.sha256 if file.lfs else ""}
+    record = record or _unrecorded(api, repo_id, remote, tags)
     hashes = json.loads(local[RECORD])["files"]
     ours = [name for name, file in remote.items() if name == RECORD or _is_same(file, record.get(name, {}))]
     others = [
@@ -282,6 +274,18 @@ def _check_replaced(
             "overwritten. Move them away on the Hub, or choose another name."
         )
     return ours
+
+
+def _unrecorded(
+    api: HfApi, repo_id: str, remote: Mapping[str, RepoFile], tags: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Hashes by name of what an earlier version published, which kept no record: what is as at a stage's tag is its work."""
+    record = {}
+    for commit in (commit for tag, commit in tags.items() if tag.startswith(stage_tag(""))):
+        for name, file in _files(api, repo_id, commit).items():
+            if name in remote and file.blob_id == remote[name].blob_id and is_published(name):
+                record[name] = {"git": file.blob_id, "sha256": file.lfs.sha256 if file.lfs else ""}
+    return record
 
 
 def _commit(
@@ -390,10 +394,8 @@ def finished_stages(folder: str | Path, names: Sequence[str] | None = None) -> l
         CheckpointError: there is none, one of `names` is not among them, or two have one name.
     """
     folder = Path(folder)
-    if (folder / "stage.json").is_file():
-        folders = [folder]
-    else:
-        folders = sorted(path.parent for path in folder.glob("*/stage.json"))
+    is_stage = (folder / "stage.json").is_file()
+    folders = [folder] if is_stage else sorted(path.parent for path in folder.glob("*/stage.json"))
     records = {path: read_stage_json(path) for path in folders}
     by_name: dict[str, Path] = {}
     for path, record in records.items():

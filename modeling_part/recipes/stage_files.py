@@ -31,7 +31,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def checksums(paths: Iterable[Path], folder: Path) -> dict[str, dict]:
     """Size and SHA-256 of files, by their path in the folder."""
-    return {path.relative_to(folder).as_posix(): _facts(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): size_and_sha256(path) for path in paths}
 
 
 def check_files(folder: Path, record: Mapping, fix: str) -> None:
@@ -52,7 +52,7 @@ def check_files(folder: Path, record: Mapping, fix: str) -> None:
         size = path.stat().st_size
         if size != facts["size"]:
             raise CheckpointError(f"{path} has {size} bytes, but was written with {facts['size']}. {fix}")
-        if _facts(path)["sha256"] != facts["sha256"]:
+        if size_and_sha256(path)["sha256"] != facts["sha256"]:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in stage.json. {fix}")
 
 
@@ -73,8 +73,7 @@ def check_finite(folder: Path) -> None:
     for path in [*paths, *sorted((folder / LORA_FOLDER).glob("*.safetensors"))]:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():
-                tensor = tensors.get_tensor(name)
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                if not is_finite(tensors.get_tensor(name)):
                     bad.append(name)
     if bad:
         raise NotFiniteError(
@@ -82,6 +81,15 @@ def check_finite(folder: Path) -> None:
             "learning rates, or look for the rows of the skipped steps in the log, and start again with "
             f"--stage {folder.name} --force."
         )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; whole numbers never are."""
+    if not tensor.is_floating_point():
+        return True
+    if tensor.element_size() == 1:  # floats of 8 bits have no such test
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor).all())
 
 
 def shards_of(folder: Path) -> dict[str, str]:
@@ -108,7 +116,8 @@ def _check_readable(folder: Path, fix: str) -> None:
                 raise CheckpointError(f"{path} cannot be read: {error}. {fix}") from error
 
 
-def _facts(path: Path) -> dict:
+def size_and_sha256(path: Path) -> dict:
+    """`size` in bytes and `sha256` in hexadecimal digits of a file."""
     status = path.stat()
     return {"size": status.st_size, "sha256": _sha256(path, status.st_size, status.st_mtime_ns)}
 

@@ -378,11 +378,11 @@ def test_a_tarball_cannot_write_outside_its_folder(tmp_path):
     with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
         add_file(tar, "../evil.txt", b"evil")
     with pytest.raises(CorpusError, match="could not be unpacked"):
-        asterisk.unpack(tmp_path / "evil.tar.gz", tmp_path / "inside")
+        asterisk.unpack_tarball(tmp_path / "evil.tar.gz", tmp_path / "inside")
     assert not list(tmp_path.rglob("evil.txt"))
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "evil.tar.gz").read_bytes()[:60])
     with pytest.raises(CorpusError, match="delete it to fetch it again"):
-        asterisk.unpack(tmp_path / "cut.tar.gz", tmp_path / "inside")
+        asterisk.unpack_tarball(tmp_path / "cut.tar.gz", tmp_path / "inside")
 
 
 def test_a_download_that_was_interrupted_is_begun_again(tmp_path, monkeypatch):

@@ -457,7 +457,7 @@ def test_a_text_that_is_not_utf8_is_named(checkpoint):
         ("processor_config.json", '{"feature_extractor": [1]}', "'feature_extractor' is no object"),
         ("report.json", "null", r"report\.json is missing, but must be an object"),
         ("report.json", '{"groups": {"asr/en": null}}', r"report\.json: group 'asr/en' is missing"),
-        ("model.safetensors.index.json", "{}", r"has no 'weight_map'"),
+        ("model.safetensors.index.json", "{}", r"has no `weight_map`"),
         ("tokenizer.json", "{", r"tokenizer\.json is not JSON"),
         ("generation_config.json", "{", r"generation_config\.json is not JSON"),
     ],
