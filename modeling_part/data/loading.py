@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import chain
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 
 LONGEST_WAIT = timedelta(days=7)
+STREAMED_ROWS = 2000  # of each stream, whose transcripts stand for all
+STREAMED_COLUMNS = ("task", "source_lang", "text", "source_text", "duration")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class Rows:
         """Those that can be looked into, by name: streams cannot."""
         named = {"train": None if self.is_streamed else self.train, "eval": self.eval, "test": self.test}
         return {name: dataset for name, dataset in named.items() if dataset is not None}
+
+    @cached_property
+    def beginnings(self) -> datasets.Dataset:
+        """The texts of the first rows of each stream, which are fetched once for all stages."""
+        from datasets import Dataset
+
+        first = chain.from_iterable(islice(stream, STREAMED_ROWS) for stream in self.train.values())
+        return Dataset.from_list([{name: row[name] for name in STREAMED_COLUMNS} for row in first])
 
 
 def load_rows(recipe: Recipe) -> Rows:
@@ -154,15 +165,13 @@ def _read_streams(recipe: Recipe) -> tuple[dict[str, datasets.IterableDataset], 
 
     Corpora that are not streamed are read first, and interleaved with the others by weight.
     """
-    entries = recipe.data.train_data
-    rows, report = _read("train", recipe, [entry for entry in entries if not is_streamed(entry)])
+    streamed = list(filter(is_streamed, recipe.data.train_data))
+    rows, report = _read("train", recipe, [entry for entry in recipe.data.train_data if entry not in streamed])
     streams, said = {}, [report["fingerprint"], sorted(report["weights"].items())]
     for task in TASKS:
         parts = [] if rows is None else _of_task(rows, task, report["weights"])
         specs = [
-            {**entry, "tasks": [task]}
-            for entry in entries
-            if is_streamed(entry) and any(spec.wants(task) for spec in corpus_specs([entry]))
+            {**entry, "tasks": [task]} for entry in streamed if any(spec.wants(task) for spec in corpus_specs([entry]))
         ]
         if specs:
             stream, read = read_corpora(specs, **_filters(recipe.data))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 BATCH = 250_000  # rows whose words are gathered by one thread
 TOGETHER = 16  # batches whose words are tokenised together, once: as many as memory takes without being noticed
-COLUMNS = ["task", "text", "source_text"]
+TEXT_COLUMNS = ["task", "text", "source_text"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _counted(dataset: "datasets.Dataset", processor: PARTProcessor, with_transcr
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # what looks like one in a text is text, as for the model
-    names = [*COLUMNS, *(name for name in QUESTION if name in dataset.column_names)]
+    names = [*TEXT_COLUMNS, *(name for name in QUESTION if name in dataset.column_names)]
     columns = dataset.select_columns(names).with_format("arrow")
 
     def texts_of(start: int) -> _Texts:
@@ -180,7 +180,7 @@ class _Texts:
 
 
 def _texts(batch: pyarrow.Table, with_transcripts: bool) -> _Texts:
-    task, text, source = (_strings(batch, name) for name in COLUMNS)
+    task, text, source = (_strings(batch, name) for name in TEXT_COLUMNS)
     own = [_strings(batch, name) for name in QUESTION if name in batch.column_names]
     asked = []
     if any(column.null_count < len(column) for column in own):

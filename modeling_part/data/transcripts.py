@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +17,6 @@ from .row_tokens import RowTokens, audio_tokens, row_tokens
 
 if TYPE_CHECKING:
     import datasets
-
-
-# Of each stream; all rows of datasets are counted.
-STREAMED_ROWS = 2000
-TEXT_COLUMNS = ("task", "source_lang", "text", "source_text", "duration")
 
 
 def count_transcript_tokens(rows: Rows, processor: PARTProcessor, vocabulary_size: int) -> torch.Tensor:
@@ -62,8 +56,4 @@ def _text_rows(rows: Rows, processor: PARTProcessor) -> tuple[datasets.Dataset, 
     """The training rows without their audio, and their tokens; of streams, those at their beginning."""
     if not rows.is_streamed:
         return rows.train, row_tokens(rows.train, processor, True, rows.folder, rows.fingerprint)
-    from datasets import Dataset
-
-    first = chain.from_iterable(islice(stream, STREAMED_ROWS) for stream in rows.train.values())
-    dataset = Dataset.from_list([{name: row[name] for name in TEXT_COLUMNS} for row in first])
-    return dataset, row_tokens(dataset, processor, True)
+    return rows.beginnings, row_tokens(rows.beginnings, processor, True)

@@ -152,6 +152,22 @@ def test_transcripts_are_counted_and_those_that_do_not_fit_are_found():
     assert "eval_loss" not in DevSums().figures("eval_")
 
 
+def test_the_beginning_of_a_stream_is_fetched_once_for_all_stages():
+    _, processor = tiny_training.tiny_model()
+    fetched = []
+
+    class Stream:
+        def __iter__(self):
+            for row in tiny_training.tiny_dataset(tasks=("asr",), count=2):
+                fetched.append(row["id"])
+                yield row
+
+    rows = Rows(train={"asr": Stream()}, is_streamed=True)
+    assert count_transcript_tokens(rows, processor, 300).sum() > 0
+    assert count_too_long(rows, processor) == count_too_long(rows, processor) != {}
+    assert len(fetched) == len(set(fetched)) > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
