@@ -65,9 +65,6 @@ def clip_key(row: Mapping) -> str:
 class EncoderOutputs:
     """Frames by row, from the files that [`write_encoder_outputs`] has written.
 
-    `outputs[row]` gives `(F, encoder hidden)` frames and the number of feature steps that they come from; it raises
-    KeyError, naming the row, where the row's clip is not there. [`frames_or_silence`] knows of `broken` clips too.
-
     Args:
         folder: that of the files.
         broken: by [`clip_key`], what is wrong with clips that could not be decoded.
@@ -94,23 +91,22 @@ class EncoderOutputs:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __contains__(self, row: Mapping) -> bool:
-        return self.has_clip(clip_key(row))
-
-    def has_clip(self, key: str) -> bool:
+    def __contains__(self, key: str) -> bool:
         """Whether the frames of a clip, by its [`clip_key`], are there."""
         return key in self._places
 
-    def __getitem__(self, row: Mapping) -> tuple[torch.Tensor, int]:
-        return self._read(clip_key(row), row)
-
     def frames_or_silence(self, row: Mapping) -> tuple[torch.Tensor, int, str | None]:
-        """As `outputs[row]`, and None; of a clip that could not be decoded those of silence, and why it could not."""
+        """Of a row's clip the `(F, encoder hidden)` frames, the number of feature steps that they come from, and None.
+
+        Of a clip that could not be decoded those of silence, and why it could not.
+
+        Raises:
+            KeyError: the clip is not there; the message names the row.
+            ValueError: the file is damaged.
+        """
         key = clip_key(row)
         fault = self.broken.get(key)
-        return *self._read(key if fault is None else SILENCE, row), fault
-
-    def _read(self, key: str, row: Mapping) -> tuple[torch.Tensor, int]:
+        key = key if fault is None else SILENCE
         if key not in self._places:
             raise KeyError(
                 f"Row {row['id']!r} has no encoder outputs in {self.folder}: its audio has changed; run again."
@@ -123,7 +119,7 @@ class EncoderOutputs:
             raise ValueError(
                 f"{self.folder / name} is damaged (row {row['id']!r}); remove it and run again with `resume`."
             )
-        return frames, steps
+        return frames, steps, fault
 
 
 def write_encoder_outputs(
@@ -198,7 +194,7 @@ def _missing_clips(dataset, rows: Sequence[int], outputs: EncoderOutputs) -> tup
         row = dataset[index]
         if row["audio"] is not None and row["task"] not in TEXT_TASKS:
             found.setdefault(clip_key(row), (index, row["duration"] or 0.0))
-    missing = [clip for key, clip in found.items() if not outputs.has_clip(key)]
+    missing = [clip for key, clip in found.items() if key not in outputs]
     return sorted(missing, key=lambda clip: -clip[1]), len(found)
 
 
