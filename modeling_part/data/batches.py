@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     import datasets
 
 Batch = dict  # what a collator gives
+
+
+def _uncounted(steps: int) -> dict:
+    """The `report` of [`Batches`] of streams, whose rows nobody has counted."""
+    return {"steps": steps, "rows": {}, "hours": {}, "padding_share": 0.0}
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Batches:
     eval_rows: datasets.Dataset | None = None
     eval_batches: list[list[int]] | None = None
     eval_collator: Callable[[list[dict]], Batch] | None = None
-    report: Mapping = field(default_factory=lambda: {"steps": 0, "rows": {}, "hours": {}, "padding_share": 0.0})
+    report: Mapping = field(default_factory=partial(_uncounted, 0))
     max_bad_fraction: float = 0.01
     progress: Progress = Progress()
 
@@ -87,7 +93,7 @@ def plan_batches(stage: Stage, rows: Rows, processor: PARTProcessor, recipe: Rec
     aligns = bool(stage.losses.get("ctc"))
     if rows.is_streamed:
         sampler = _stream(stage, rows.train, processor, budget, recipe, progress)
-        report = {"steps": stage.max_steps, "rows": {}, "hours": {}, "padding_share": 0.0}
+        report = _uncounted(stage.max_steps)
     else:
         tokens = row_tokens(rows.train, processor, aligns, rows.folder, rows.fingerprint)
         table = RowTable.from_dataset(rows.train, tokens.answers, rows.corpus_weights)

@@ -60,6 +60,11 @@ class RowTable:
     def __len__(self) -> int:
         return len(self.task)
 
+    @property
+    def labels(self) -> list[str]:
+        """The groups in words, as [`rows.group_name`] gives them."""
+        return [f"{task}/{direction(source, target)}" for task, source, target in self.groups]
+
     @classmethod
     def from_dataset(
         cls,

@@ -19,7 +19,6 @@ import torch
 from ..prompts_part import TASKS, TEXT_TASKS
 from .budget import Budget, refuse_not_positive, round_up
 from .mixture import Mixture, RowTable, largest_remainder
-from .rows import direction
 
 
 logger = logging.getLogger(__name__)
@@ -138,21 +137,16 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         if num_steps is None:
             plans = (self.plan(epoch) for epoch in range(self._first_epoch, epochs))
             num_steps = self._steps_before + sum(len(plan.step_order) for plan in plans)
-        self._num_steps = num_steps
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the whole stage."""
-        return self._num_steps
+        self.num_steps = num_steps  # optimizer steps of the whole stage
 
     def __len__(self) -> int:
         """Batches of the whole stage over all ranks."""
-        return self._num_steps * self.batches_per_step
+        return self.num_steps * self.batches_per_step
 
     def __iter__(self) -> Iterator[list[int]]:
         for _ in range(self._steps_before * self.batches_per_step):
             yield []
-        steps_left = self._num_steps - self._steps_before
+        steps_left = self.num_steps - self._steps_before
         for epoch in count(self._first_epoch):
             if steps_left <= 0:
                 return
@@ -188,14 +182,13 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
         rows = np.bincount(table.group[plan.rows], minlength=len(table.groups))
         seconds = table.audio_seconds[plan.rows].astype(np.float64)
         hours = np.bincount(table.group[plan.rows], weights=seconds, minlength=len(table.groups)) / 3600
-        labels = [f"{group[0]}/{direction(*group[1:])}" for group in table.groups]
         longest = np.maximum.reduceat(self._seconds[plan.rows], plan.bounds[:-1]) if len(plan.rows) else np.zeros(0)
         padded = float((longest * np.diff(plan.bounds)).sum()) * self.budget.pad_seconds_multiple
         return {
             "epoch": epoch,
             "steps": len(plan.step_order),
-            "rows": {label: int(n) for label, n in zip(labels, rows, strict=True) if n},
-            "hours": {label: float(h) for label, h, n in zip(labels, hours, rows, strict=True) if n},
+            "rows": {label: int(n) for label, n in zip(table.labels, rows, strict=True) if n},
+            "hours": {label: float(h) for label, h, n in zip(table.labels, hours, rows, strict=True) if n},
             "carried_rows": len(plan.carried),
             "repeated_rows": plan.repeated,
             "padding_share": 1.0 - float(seconds.sum()) / padded if padded else 0.0,
@@ -240,7 +233,7 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
             logger.warning(
                 "Some rows of %s are never drawn: weights of corpora, tasks and directions leave them less than one draw in an "
                 "epoch; raise the weights",
-                ", ".join(f"{table.groups[i][0]}/{direction(*table.groups[i][1:])}" for i in never),
+                ", ".join(table.labels[i] for i in never),
             )
         draws = draws.ravel()
         if not draws.sum():
@@ -266,10 +259,10 @@ class TaskBatchSampler(torch.utils.data.Sampler[list[int]]):
             too_long = np.flatnonzero(drawn & (lengths > budget))
             if len(too_long):
                 row = too_long[np.argmax(lengths[too_long])]
-                group = self.table.groups[self.table.group[row]]
+                group = self.table.labels[self.table.group[row]]
                 raise ValueError(
-                    f"{len(too_long)} rows are over the budget alone; the longest is row {row} ({group[0]}/"
-                    f"{direction(*group[1:])}, {self.table.audio_seconds[row]:.2f} s, {self.table.target_tokens[row]}"
+                    f"{len(too_long)} rows are over the budget alone; the longest is row {row} ({group}, "
+                    f"{self.table.audio_seconds[row]:.2f} s, {self.table.target_tokens[row]}"
                     f" tokens) with {name}={value}: raise {name} or filter such rows out"
                 )
 
