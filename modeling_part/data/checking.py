@@ -322,10 +322,7 @@ def misread(text: str) -> bool:
 
 def measure_durations(rows: Sequence[dict]) -> dict[str | bytes, float | CorpusError]:
     """Length of the audio, or the error, for the rows that do not know their duration; each file is opened once."""
-    unknown = {}
-    for row in rows:
-        if row["duration"] is None and row["end"] is None:
-            unknown[_source(row["audio"])] = None
+    unknown = dict.fromkeys(_source(row["audio"]) for row in rows if row["duration"] is None and row["end"] is None)
     wanted = [audio for audio in unknown if audio is not None]
     return dict(zip(wanted, audio_durations(wanted), strict=True))
 

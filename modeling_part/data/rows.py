@@ -29,6 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..audio_part import AudioError, audio_seconds
 from ..prompts_part import TASKS, context_of
 from .addresses import AddressError, fetched
@@ -261,10 +263,8 @@ def audio_durations(audios: Sequence[str | Path | bytes]) -> list[float | Corpus
         return list(pool.map(measure, audios))
 
 
-def speech_bounds(samples, sampling_rate: int, margin: float = 0.03) -> tuple[int, int]:
+def speech_bounds(samples: np.ndarray, sampling_rate: int, margin: float = 0.03) -> tuple[int, int]:
     """First and last sample of (samples,) where 10 ms frames exceed 3 % of the peak, with `margin` seconds around."""
-    import numpy as np
-
     frame, around = sampling_rate // 100, round(margin * sampling_rate)
     frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
     if not len(frames):

@@ -146,5 +146,5 @@ def _check_keys(mapping: Mapping, required: dict, optional: dict | None, name: s
             )
 
 
-def _type_name(kind) -> str:
+def _type_name(kind: type | tuple[type, ...]) -> str:
     return " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))

@@ -97,36 +97,34 @@ class Stage:
                 f"Stage name {self.name!r}: a run has a folder of that name for other things; choose another."
             )
         if not any(self.tasks.values()) or not self.learning_rates:
-            raise ValueError(f"Stage {self.name!r} trains nothing: give it `tasks` and `learning_rates`.")
+            raise ValueError(f"{where} trains nothing: give it `tasks` and `learning_rates`.")
         if self.epochs is None and self.max_steps is None:
-            raise ValueError(f"Stage {self.name!r} has no length: give `epochs` or `max_steps`.")
+            raise ValueError(f"{where} has no length: give `epochs` or `max_steps`.")
         if not 0.0 <= self.warmup_ratio < 1.0:
-            raise ValueError(f"Stage {self.name!r}: `warmup_ratio` is {self.warmup_ratio}; it must be in [0, 1).")
-        if self.encoder_layers is not None and "encoder" not in self.learning_rates:
-            raise ValueError(f"Stage {self.name!r}: `encoder_layers` needs a learning rate for `encoder`.")
+            raise ValueError(f"{where}: `warmup_ratio` is {self.warmup_ratio}; it must be in [0, 1).")
         if self.encoder_layers is not None and self.encoder_layers < 1:
             raise ValueError(
-                f"Stage {self.name!r}: `encoder_layers` is {self.encoder_layers}; give at least 1, or leave `encoder` out "
-                "of `learning_rates`."
+                f"{where}: `encoder_layers` is {self.encoder_layers}; give at least 1, or leave `encoder` out of "
+                "`learning_rates`."
             )
+        if self.encoder_layers is not None and "encoder" not in self.learning_rates:
+            raise ValueError(f"{where}: `encoder_layers` needs a learning rate for `encoder`.")
         for part, rate in self.learning_rates.items():
             if not rate > 0.0:
-                raise ValueError(f"Stage {self.name!r}: the learning rate of {part} is {rate}; leave the part out.")
+                raise ValueError(f"{where}: the learning rate of {part} is {rate}; leave the part out.")
         if not any(self.losses.values()) or any(weight < 0 for weight in self.losses.values()):
-            raise ValueError(
-                f"Stage {self.name!r}: `losses` is {self.losses}; give {' or '.join(LOSSES)} a positive weight."
-            )
+            raise ValueError(f"{where}: `losses` is {self.losses}; give {' or '.join(LOSSES)} a positive weight.")
         self._check_kl()
         of_text = [task for task in TEXT_TASKS if task in self.active_tasks]
         if not self.losses.get("nll") and (of_text or "language_model" in self.learning_rates):
             raise ValueError(
-                f"Stage {self.name!r}: without `nll` in `losses` the language model does not run; leave it out of "
+                f"{where}: without `nll` in `losses` the language model does not run; leave it out of "
                 f"`learning_rates`, and `{of_text[0] if of_text else 'mt'}` out of `tasks`."
             )
         for task in of_text:
             if not self.opens_language_model(task):
                 raise ValueError(
-                    f"Stage {self.name!r}: `{task}` can only train the language model, which stays frozen; leave `{task}` out "
+                    f"{where}: `{task}` can only train the language model, which stays frozen; leave `{task}` out "
                     "of `tasks`."
                 )
 

@@ -85,3 +85,10 @@ def test_the_gate_opens_as_the_method_says(gate, task, has_rate):
     stage = Stage("x", tasks={"asr": 1.0, "s2tt": 1.0}, learning_rates=rates, gate=gate)
     expected = {"task_gated": task != "asr", "always": True, "frozen": False}[gate] and has_rate
     assert stage.opens_language_model(task) == expected
+
+
+@pytest.mark.parametrize("setting", [{"warmup_ratio": 1.0}, {"encoder_layers": 0}])
+def test_a_stage_built_in_python_has_the_bounds_of_a_recipe(setting):
+    settings = {"name": "encoder", "tasks": {"asr": 1.0}, "learning_rates": {"encoder": 1e-4}, "max_steps": 1}
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        Stage(**settings, **setting)
