@@ -267,6 +267,9 @@ def audio_source(audio: object, column: str, folder: Path | None) -> str | bytes
     """
     if isinstance(audio, Mapping) and not {"bytes", "path"} & audio.keys():
         raise _no_audio(column, f"a mapping of {', '.join(map(str, audio))}")
+    if isinstance(audio, Mapping) and audio.get("bytes") is None and audio.get("array") is not None:
+        # Not those of the file, where somebody trimmed or cleaned them.
+        raise _no_audio(column, "samples (`array`), which casting the column to `datasets.Audio()` makes a file of")
     if isinstance(audio, Mapping):
         audio = audio["bytes"] if audio.get("bytes") is not None else audio.get("path")
     if audio is not None and not isinstance(audio, (str, bytes)):

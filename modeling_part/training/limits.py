@@ -1,9 +1,10 @@
 # Copyright 2026 The PART authors. Licensed under the Apache License, Version 2.0.
-"""The longest row against what encoder and language model have positions for, before the first step."""
+"""The rows against what encoder and language model have positions and tokens for, before the first step."""
 
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP = ["task", "source_lang", "target_lang"]
+IN_NO_VOCABULARY = "\U0010fffd"  # a private character: who can write it, in bytes, can write all
 
 
 class TooLongError(ValueError):
@@ -37,9 +39,10 @@ class TooLongError(ValueError):
 
 
 def check_lengths(model: nn.Module, processor: PARTProcessor, rows: Rows, recipe: Recipe) -> None:
-    """Compare the rows with the encoder's window and the language model's positions; streams cannot be looked into.
+    """Compare the rows with the encoder's window and the language model's positions and tokens; streams cannot be looked into.
 
-    A language model whose positions are rotations may go beyond what it was trained on: that is a warning.
+    A language model whose positions are rotations may go beyond what it was trained on: that is a warning, as are texts that
+    its tokenizer cannot write.
 
     Raises:
         TooLongError: names the first row that is too long for the encoder, or the longest for the language model.
@@ -53,6 +56,7 @@ def check_lengths(model: nn.Module, processor: PARTProcessor, rows: Rows, recipe
         answers = name == "test" or (name == "eval" and recipe.training.predict_with_generate)
         durations = _durations(dataset, recipe if training else None)
         _check_window(dataset, durations, processor, name)
+        _warn_of_lost_characters(dataset, processor, name)
         if answers:
             _warn_of_cut_answers(dataset, processor, recipe.training.max_new_tokens, name)
         if not limit or not len(dataset):
@@ -83,6 +87,36 @@ def _warn_of_cut_answers(dataset: datasets.Dataset, processor: PARTProcessor, mo
             "%d of %d texts of `%s_data` have more tokens than `max_new_tokens` (%d): answers to them are cut off"
         )
         logger.warning(message, cut, len(speech), name, most)
+
+
+def _warn_of_lost_characters(dataset: datasets.Dataset, processor: PARTProcessor, name: str) -> None:
+    """Say how many rows hold characters that the tokenizer does not give back: it drops them, or has one token for all unknown."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = None if backend is None else backend.normalizer
+
+    @cache
+    def is_lost(character: str) -> bool:
+        written = tokenizer.decode(processor.text_ids(character), skip_special_tokens=True)
+        return not character.isspace() and character not in written
+
+    if not is_lost(IN_NO_VOCABULARY):
+        return
+    lost: dict[str, None] = {}
+    rows = []
+    for index, texts in enumerate(zip(dataset["text"], dataset["source_text"], strict=True)):
+        text = "".join(filter(None, texts))
+        text = text if normalizer is None else normalizer.normalize_str(text)
+        if here := dict.fromkeys(filter(is_lost, text)):
+            lost |= here
+            rows.append(index)
+    if rows:
+        message = (
+            "%d of %d rows of `%s_data`, the first is %r, hold characters that the language model's tokenizer cannot write, and "
+            "learn without them: %s. Write them otherwise, or take a language model that has them, such as Qwen2.5"
+        )
+        told = " ".join([*list(lost)[:20], *(["..."] if len(lost) > 20 else [])])
+        logger.warning(message, len(rows), len(dataset), name, dataset[rows[0]]["id"], told)
 
 
 def _check_vocabulary(model: nn.Module, processor: PARTProcessor) -> None:

@@ -7,6 +7,7 @@ import unicodedata
 from unittest import mock
 
 import datasets
+import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
@@ -189,6 +190,10 @@ def test_the_number_0_is_no_language_and_no_task(tmp_path, column):
             {"array": [0.0] * 40, "sampling_rate": 16_000},
             r"'audio' \(column 'audio'\) holds a mapping of array, sampling_rate",
         ),
+        (
+            {"path": "there.wav", "array": [0.0] * 4000, "sampling_rate": 16_000},  # the file's own may be others
+            r"'audio' \(column 'audio'\) holds samples \(`array`\), which casting the column",
+        ),
         (5, r"'audio' \(column 'audio'\) holds"),
         ({"path": None, "bytes": b""}, "audio file is empty"),
         ({"path": "x" * 4000, "bytes": None}, "audio file not found"),
@@ -196,6 +201,7 @@ def test_the_number_0_is_no_language_and_no_task(tmp_path, column):
 )
 def test_audio_of_a_dataset_that_is_no_file_is_counted(tmp_path, audio, reason):
     path = tmp_path / "x.parquet"
+    soundfile.write(tmp_path / "there.wav", np.zeros(8000), 16_000)
     datasets.Dataset.from_list([{"audio": audio, "text": "un"}]).to_parquet(path)
     spec = {"reader": "dataset", "path": str(path), "tasks": ["asr"], "languages": ["fr"]}
     with pytest.raises(CorpusError, match=f"1 row: {reason}"):

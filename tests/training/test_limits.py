@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_training
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, Qwen2Config
 
 from modeling_part import PARTForSpeechSeq2Seq
@@ -74,6 +75,25 @@ def test_a_token_without_an_embedding_is_refused(tmp_path):
     processor.tokenizer.add_tokens([f"<new {number}>" for number in range(known)])
     with pytest.raises(ValueError, match=rf"Token '<new \d+>' .* has embeddings of {known}: call"):
         check_lengths(model, processor, Rows(test=tiny_training.tiny_dataset(("asr",))), recipe(tmp_path))
+
+
+@pytest.mark.parametrize("unknown", ["<|endoftext|>", None])
+def test_characters_that_the_tokenizer_cannot_write_are_told(tmp_path, caplog, unknown):
+    model, processor = tiny_training.tiny_model()
+    texts = ["un œuf", "un", "\u0065\u0301te\u0301", "ça"]
+    dataset = tiny_training.tiny_dataset(("asr",), count=2).map(lambda _, i: {"text": texts[i]}, with_indices=True)
+    dataset = dataset.map(lambda row: {"source_text": row["text"]})
+    check_lengths(model, processor, Rows(train=dataset), recipe(tmp_path))
+    assert "cannot write" not in caplog.text  # in bytes everything can
+    backend = processor.tokenizer.backend_tokenizer
+    known = sorted({*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,\né"})
+    backend.model = models.BPE({token: number for number, token in enumerate(["<|endoftext|>", *known])}, [])
+    backend.model.unk_token = unknown
+    backend.normalizer, backend.decoder = normalizers.NFC(), decoders.Fuse()
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    check_lengths(model, processor, Rows(train=dataset), recipe(tmp_path))
+    assert f"2 of 4 rows of `train_data`, the first is {dataset[0]['id']!r}, hold characters" in caplog.text
+    assert "learn without them: œ ç." in caplog.text
 
 
 @pytest.mark.parametrize("new_tokens", [0, 7])
