@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import copy
+import logging
+from itertools import chain
 from typing import TYPE_CHECKING
 
+import pyarrow
 import pyarrow.compute
 import torch
 from transformers import SchedulerType, Trainer, get_scheduler
 
 from ..data.expansion import corpus_specs
+from ..data.sounds import FILE as SOUNDS
 from ..evaluation.prediction import planning_table
 from ..evaluation.scoring import check_prediction, check_scorable, prediction_key, refuse_same_keys
 from ..publishing.cards import render_card
@@ -24,9 +28,13 @@ if TYPE_CHECKING:
     import datasets
 
     from ..configuration_part import PARTConfig
+    from ..data.loading import Rows
     from ..processing_part import PARTProcessor
 
 
+logger = logging.getLogger(__name__)
+
+AT_A_TIME = 250_000  # rows whose clips are looked up together
 # Schedules that `get_scheduler` makes without `lr_scheduler_kwargs`.
 WITHOUT_KWARGS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 
@@ -44,6 +52,39 @@ def check_languages_of(dataset: datasets.Dataset) -> None:
     table = dataset.select_columns(["task", "target_lang"]).with_format("arrow")[:]
     targets = table["target_lang"].filter(pyarrow.compute.not_equal(table["task"], "asr")).unique()
     check_scorable(dataset.unique("source_lang"), set(targets.to_pylist()))
+
+
+def warn_of_clips_trained_on(rows: Rows) -> None:
+    """Say how many clips of the dev and test data are those of training rows; of sounds without a file nobody can tell."""
+    if "train" not in rows.datasets:  # streams
+        return
+    others = {name: dataset for name, dataset in rows.datasets.items() if name != "train"}
+    clips = {name: _clips(dataset).to_pylist() for name, dataset in others.items()}
+    asked = pyarrow.array({*chain(*clips.values())} - {None}, pyarrow.string())
+    known = set()
+    for first in range(0, len(rows.train) if len(asked) else 0, AT_A_TIME):
+        trained = _clips(rows.train.select(range(first, min(first + AT_A_TIME, len(rows.train)))))
+        known |= {*trained.filter(pyarrow.compute.is_in(trained, asked)).to_pylist()}
+    for name, of_rows in clips.items():
+        if found := [index for index, clip in enumerate(of_rows) if clip in known]:
+            logger.warning(
+                "%d of %d rows of `%s_data`, such as %r, have a clip of `train_data`: what is measured on them does not say how "
+                "the model does on speech that is new to it",
+                len(found),
+                len(of_rows),
+                name,
+                others[name][found[0]]["id"],
+            )
+
+
+def _clips(dataset: datasets.Dataset) -> pyarrow.ChunkedArray:
+    """`(rows,)`, what tells a row's clip from others: its file, and where it begins and ends in it; None without a file."""
+    table = dataset.select_columns(["audio", "start", "end"]).with_format("arrow")[:]
+    path = pyarrow.compute.struct_field(table["audio"], "path")
+    is_file = pyarrow.compute.invert(pyarrow.compute.starts_with(path, SOUNDS))  # numbers in the split's own file
+    span = [pyarrow.compute.fill_null(table[name].cast(pyarrow.string()), "") for name in ("start", "end")]
+    clips = pyarrow.compute.binary_join_element_wise(path, *span, "\t")
+    return pyarrow.compute.if_else(is_file, clips, pyarrow.scalar(None, pyarrow.string()))
 
 
 def check_test_rows(dataset: datasets.Dataset, name: str = "test_data") -> None:

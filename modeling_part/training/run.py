@@ -21,7 +21,13 @@ from ..recipes.arguments import Recipe
 from ..recipes.stage_files import check_files
 from ..recipes.stage_record import ancestry, read_stage_json
 from ..recipes.stages import build_plan
-from .checks import check_languages_named, check_languages_of, check_optimizer, check_test_rows
+from .checks import (
+    check_languages_named,
+    check_languages_of,
+    check_optimizer,
+    check_test_rows,
+    warn_of_clips_trained_on,
+)
 from .lock import only_run_in
 from .recorded_settings import base_models, hyperparameters
 from .resuming import DEVICES, NOT_RECORDED, differences, in_words
@@ -126,6 +132,7 @@ class Run:
             check_test_rows(rows.test)
         if rows.eval is not None and args.predict_with_generate:
             check_test_rows(rows.eval, "eval_data")
+        warn_of_clips_trained_on(rows)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def stages_to_train(self, rows: Rows) -> Iterator[StageRun]:

@@ -24,12 +24,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import train_part
+from modeling_part.data.loading import Rows
+from modeling_part.data.rows import canonical_features
 from modeling_part.publishing.hub import PublishingError
 from modeling_part.recipes.files import CheckpointError, write_json
 from modeling_part.recipes.stage_files import NotFiniteError, check_files, check_finite, checksums, weight_files
 from modeling_part.recipes.stage_record import ancestry, find_alike, read_stage_json
 from modeling_part.training.checkpoints import last_checkpoint
-from modeling_part.training.checks import check_test_rows
+from modeling_part.training.checks import check_test_rows, warn_of_clips_trained_on
 from modeling_part.training.lock import LOCK_FILE, FolderInUseError, only_run_in
 from modeling_part.training.set_aside import ASIDE, set_aside, written_by_training
 from modeling_part.training.stage_run import StageRun
@@ -503,6 +505,25 @@ class TestBeforeTraining:
 
     def test_test_data_that_can(self):
         check_test_rows(Dataset.from_list([ROW, ROW | {"corpus": "b"}, ROW | {"id": "2"}]))
+
+    def test_clips_of_the_test_data_that_are_trained_on_are_told(self, caplog):
+        def rows(*clips):
+            found = []
+            for path, start in clips:
+                audio = path and {"path": path, "bytes": None}
+                row = {**ROW, "id": f"{path} {start}", "audio": audio, "start": start}
+                found.append({**dict.fromkeys(canonical_features()), **row})
+            return Dataset.from_list(found, features=canonical_features())
+
+        numbers = [("sounds.arrow#0", None), (None, None)]  # of another file in each split, and of no clip
+        train = rows(("a.wav", None), ("long.wav", 0.0), ("long.wav", 2.5), *numbers)
+        warn_of_clips_trained_on(Rows(train, test=rows(("b.wav", None), ("long.wav", 7.5), *numbers)))
+        assert not caplog.text
+        warn_of_clips_trained_on(
+            Rows(train, eval=rows(("b.wav", None)), test=rows(("b.wav", None), ("long.wav", 2.5)))
+        )
+        assert "1 of 2 rows of `test_data`, such as 'long.wav 2.5', have a clip of `train_data`" in caplog.text
+        assert "`eval_data`" not in caplog.text
 
     def test_it_is_looked_at_before_training(self, run, monkeypatch):
         monkeypatch.setattr(PARTTrainer, "train", lambda *args, **kwargs: pytest.fail("it trains"))
