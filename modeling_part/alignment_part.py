@@ -443,9 +443,21 @@ class AlignmentMixin:
         items = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return PARTCausalLMOutputWithPast(loss=ctc_weight * alignment["ctc_losses"].sum() / items, **alignment)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """As of every model; the bias of new tokens is that of tokens which were never counted."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As of every model; the bias of new tokens is that of tokens which were never counted.
+
+        Raises:
+            ValueError: the placeholder of the audio would be cut off.
+        """
+        if new_num_tokens is not None and pad_to_multiple_of is None and new_num_tokens <= self.config.audio_token_id:
+            raise ValueError(
+                f"With {new_num_tokens} embeddings there would be none of the placeholder of the audio, token "
+                f"{self.config.audio_token_id}, and a saved checkpoint could not be loaded: keep "
+                f"{self.config.audio_token_id + 1} or more (`len(processor.tokenizer)`)."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         if (head := self.alignment_head) is not None:
             size, bias = embeddings.num_embeddings, head.token_bias
             more = max(0, size - len(bias))

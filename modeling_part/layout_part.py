@@ -100,6 +100,20 @@ def batch_layout(batch: dict, audio_token_id: int) -> BatchLayout:
     return layout
 
 
+def check_labels(labels: torch.Tensor, prompt: torch.Tensor) -> None:
+    """Refuse labels that do not lie on the prompt's positions: theirs would be positions of other rows.
+
+    Raises:
+        ValueError: they are not `(B, L)` as the prompt's ids, or the embeddings `(B, L, H)`, are.
+    """
+    if labels.shape != prompt.shape[:2]:
+        raise ValueError(
+            f"`labels` are of shape {tuple(labels.shape)} and the prompt of {tuple(prompt.shape[:2])}: they lie on the same "
+            "positions, -100 on all but the answer and its end token, and are not the answer alone as an encoder-decoder's. "
+            "The processor makes both: `model(**processor(audio, text=answer))`."
+        )
+
+
 def predicting_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`(B, L)` labels -> positions `(targets,)` whose hidden state predicts one, and these labels `(targets,)`."""
     # Position i predicts label i + 1.

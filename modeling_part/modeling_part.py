@@ -25,6 +25,7 @@ from .generation_part import AudioGenerationMixin
 from .layout_part import (
     BatchLayout,
     answer_positions,
+    check_labels,
     prepared_mask,
     put_positions,
     row_bounds,
@@ -206,6 +207,11 @@ class PARTModel(PARTPreTrainedModel):
             alone, `(1, valid positions, H)`.
         """
         audio_embeds = None
+        if inputs_embeds is None and input_ids is None:
+            raise ValueError(
+                "There are neither `input_ids` nor `inputs_embeds`, the prompt that says where the audio is and what is asked: "
+                "give all that the processor gives, `model(**processor(audio))`."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None or encoder_frames is not None:
@@ -359,6 +365,9 @@ class PARTForSpeechSeq2Seq(AlignmentMixin, PARTPreTrainedModel, AudioGenerationM
             [`PARTCausalLMOutputWithPast`].
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        prompt = input_ids if inputs_embeds is None else inputs_embeds
+        if labels is not None and prompt is not None:
+            check_labels(labels, prompt)
         alignment = {}
         if ctc_weight and (input_features is not None or kwargs.get("encoder_frames") is not None):
             frames = kwargs.pop("encoder_frames", None)

@@ -194,6 +194,30 @@ class TestLoss:
         with pytest.raises(ValueError, match=message):
             model.generate(**inputs, max_new_tokens=2)
 
+    @pytest.mark.parametrize("padding_free", [False, True])
+    def test_labels_of_another_shape_are_refused(self, padding_free):
+        """An encoder-decoder's labels, the answer alone, would be taken for positions of the first row."""
+        model = build()
+        inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS))
+        answers = torch.full((len(LENGTHS), 2), 5)
+        with pytest.raises(
+            ValueError, match=r"`labels` are of shape \(3, 2\) and the prompt of \(3, .*-100 on all but"
+        ):
+            model(**inputs, labels=answers, padding_free=padding_free)
+        embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+        with pytest.raises(ValueError, match=r"`labels` are of shape \(3, 2\)"):
+            model(**inputs, inputs_embeds=embeds, labels=answers)
+
+    @pytest.mark.parametrize("labels", [None, torch.tensor([[5, 6]])])
+    def test_audio_without_a_prompt_is_refused(self, labels):
+        model = build()
+        inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS[:1]))
+        features = {name: inputs[name] for name in ("input_features", "input_features_mask")}
+        with pytest.raises(
+            ValueError, match=r"neither `input_ids` nor `inputs_embeds`.* all that the processor gives"
+        ):
+            model(**features, labels=labels)
+
     def test_an_answer_ends_with_the_last_learned_position(self):
         model = build(text="gpt2")
         inputs = inputs_of(model, "whisper", random_clips("whisper", LENGTHS[:1]))
@@ -511,6 +535,13 @@ class TestLanguageModels:
             options = {"nll_weight": 0.0, "ctc_weight": 1.0, "num_items_in_batch": 1}
             losses = [one(**inputs, **options).ctc_losses for one in (model, loaded)]
         assert torch.equal(*losses) and losses[0].min() > 0
+
+    def test_the_placeholder_is_not_cut_off(self):
+        model = build()
+        with pytest.raises(ValueError, match=rf"With {AUDIO_TOKEN} embeddings .* keep {AUDIO_TOKEN + 1} or more"):
+            model.resize_token_embeddings(AUDIO_TOKEN)
+        assert model.get_input_embeddings().num_embeddings == VOCABULARY
+        assert model.resize_token_embeddings(AUDIO_TOKEN + 1).num_embeddings == AUDIO_TOKEN + 1
 
     @pytest.mark.parametrize("text", list(TEXT_CONFIGS))
     def test_saved_loaded_resized(self, text, tmp_path):
