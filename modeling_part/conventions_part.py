@@ -40,6 +40,13 @@ ONLY_OF_PROMPTS = (
 )
 
 
+# What may be said of lengths in words.
+WORDS = {
+    "padding": ("longest", "max_length", "do_not_pad"),
+    "truncation": ("longest_first", "only_first", "only_second", "do_not_truncate"),
+}
+
+
 class PARTAudioKwargs(AudioKwargs, total=False):
     """`AudioKwargs`, and `pad_features_to_multiple_of`: feature steps, for few distinct shapes."""
 
@@ -252,6 +259,9 @@ class ConventionalProcessor(FeatureProcessor):
             text[name] = next((group[name] for group in groups if group.get(name) is not None), None)
         text.setdefault("return_tensors", "pt")
         text["padding"] = True if text.get("padding") is None else text["padding"]
+        for name, known in WORDS.items():
+            if isinstance(text[name], str) and text[name] not in known:
+                raise ValueError(f"`{name}` is {text[name]!r}; it is True, False, or one of {', '.join(known)}.")
         return CallOptions(
             padding=text["padding"],
             padding_side=text["padding_side"],

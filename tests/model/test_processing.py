@@ -380,6 +380,12 @@ class TestConventions:
             call(padding=False)
         with pytest.raises(ValueError, match="unequal lengths"):
             call(padding="do_not_pad")
+        with pytest.raises(
+            ValueError, match="`padding` is 'max-length'; it is True, False, or one of longest, max_length"
+        ):
+            call(padding="max-length", max_length=longest + 7)
+        with pytest.raises(ValueError, match="`truncation` is 'first'"):
+            call(truncation="first")
 
     def test_kinds_of_arrays(self, processor):
         tensors = processor([sine(0.1), sine(0.3)], text=["a", "b"])
