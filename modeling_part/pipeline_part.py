@@ -34,6 +34,8 @@ from .word_times_part import word_chunks, word_times
 CUSTOM_PIPELINES = {
     "automatic-speech-recognition": {"impl": "pipeline_part.PARTPipeline", "pt": ["AutoModelForSpeechSeq2Seq"]}
 }
+# Arguments of `save_pretrained` that say what is sent where.
+OF_THE_HUB = ("push_to_hub", "repo_id", "token", "private", "commit_message", "create_pr", "revision")
 RELAXED = ("ctc_draft", "assistant_ensemble_weight")
 
 
@@ -182,9 +184,9 @@ class PARTPipeline(ChunkPipeline):
         return transcribe_live(self, pieces, **given)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Save the model and the processor; `kwargs` go to the model's `save_pretrained`."""
+        """Save the model and the processor; `kwargs` go to the model's `save_pretrained`, what is of the Hub to both."""
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory, **{name: kwargs[name] for name in OF_THE_HUB if name in kwargs})
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
         return *sorted_options(options, self.processor, self.model.alignment_head is not None), {}
@@ -387,6 +389,11 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         for name in ("tokenizer", "feature_extractor", "decoder"):
             kwargs.pop(name, None)
         processor = kwargs.pop("processor", None)
+        if processor is None and not model.name_or_path:  # it was built, not loaded
+            raise ValueError(
+                "The model comes from no folder or repository whose processor could be loaded: give it, "
+                "`pipeline(..., model=model, processor=processor)`, in place of its tokenizer and feature extractor."
+            )
         if processor is None:
             commit = getattr(model.config, "_commit_hash", None)  # of a checkpoint on the Hub
             processor = AutoProcessor.from_pretrained(model.name_or_path, revision=commit or "main")

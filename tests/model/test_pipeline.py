@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_part import PARTPipeline
+from modeling_part import PARTConfig, PARTForSpeechSeq2Seq, PARTPipeline
 from modeling_part.publishing.remote_code import add_remote_code
 from modeling_part.windows_part import cut_windows, merge_texts, overlap_share, split_units
 
@@ -473,6 +473,14 @@ def test_the_task_of_transformers_makes_our_pipeline(tiny_checkpoint, pipe, clip
     assert isinstance(stock(clip)["text"], str)
 
 
+def test_a_model_that_was_built_needs_its_processor(pipe):
+    parts = {"tokenizer": pipe.processor.tokenizer, "feature_extractor": pipe.processor.feature_extractor}
+    built = PARTForSpeechSeq2Seq(PARTConfig.from_dict(pipe.model.config.to_dict()))
+    built.config.name_or_path = built.name_or_path = ""
+    with pytest.raises(ValueError, match=r"no folder or repository .*processor=processor"):
+        pipeline("automatic-speech-recognition", model=built, **parts)
+
+
 def test_unknown_options_and_inputs_are_refused(pipe, clip):
     with pytest.raises(ValueError, match="`return_timestamps` is 'sentence'"):
         pipe(clip, return_timestamps="sentence")
@@ -507,6 +515,15 @@ def test_saved_pipeline_loads_again(pipe, clip, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_sent_to_the_hub_has_its_processor(pipe, tmp_path, monkeypatch):
+    sent = []
+    for one in (pipe.model, pipe.processor):
+        monkeypatch.setattr(one, "save_pretrained", lambda folder, **kwargs: sent.append(kwargs))
+    of_the_hub = {"push_to_hub": True, "repo_id": "user/name", "private": True}
+    pipe.save_pretrained(tmp_path, max_shard_size="1GB", **of_the_hub)
+    assert sent == [{"max_shard_size": "1GB", **of_the_hub}, of_the_hub]
+
+
 def test_repository_brings_its_own_pipeline(tiny_checkpoint, clip, pipe, tmp_path):
     """In a fresh process without this package: the task named as on the Hub, or not named at all."""
     folder = tmp_path / "repository"
