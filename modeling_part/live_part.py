@@ -2,7 +2,8 @@
 """Audio as it comes: a text that grows, whose words are kept once two hypotheses in a row agree on them.
 
 Local agreement (Liu et al. 2020, arXiv 2005.11185; Whisper-Streaming, arXiv 2307.14743) with n = 2: all that was heard is
-transcribed again and again, and the words that two transcripts in a row begin with are final.
+transcribed again and again, and the words that two transcripts in a row begin with are final. Where a model is too unsure
+to write the same twice, all but the newest words are final in time: else it would hear ever more at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from .windows_part import split_units, unit_key
 
 
 PAUSE_SECONDS = 2  # of a long pause stay: a word may have begun in them
+MOST_HEARD = 2  # times `longest`: of more, words are final whether or not two transcripts agree on them
 
 
 class LiveText(NamedTuple):
@@ -35,7 +37,8 @@ def transcribe_live(
     """Transcribe audio while it is recorded.
 
     What has been transcribed for good is cut off once the rest is longer than `longest`, at the end of a word or in a pause, where the
-    checkpoint has an alignment head that knows it; without one, and of translations, all is heard each time, in windows.
+    checkpoint has an alignment head that knows it; without one, and of translations, all is heard each time, in windows. Of more
+    than twice `longest` the words before the last `longest` are final as they are.
 
     Args:
         pipe: a `PARTPipeline`.
@@ -61,6 +64,8 @@ def transcribe_live(
         if heard.new >= interval * rate:
             yield heard.update()
             if has_times and len(heard.audio) > longest * rate:
+                if len(heard.audio) > MOST_HEARD * longest * rate:
+                    heard.settle(longest)
                 heard.forget()
     yield heard.finish()
 
@@ -74,6 +79,7 @@ class _Heard:
         self.final: list[str] = []  # of all audio
         self.inside = 0  # how many of these are of the audio that is not forgotten
         self.before: list[str] = []  # what followed the final words in the last transcript
+        self.before_times: list[tuple[float | None, float | None]] = []
         self.times: list[tuple[float | None, float | None]] = []
         self.remarks: tuple[str, ...] = ()
 
@@ -98,8 +104,8 @@ class _Heard:
             if unit_key(one) != unit_key(other):
                 break
             agreed += 1
-        self._keep(following[:agreed], times[:agreed])
-        self.before, self.new = following[agreed:], 0
+        self.before, self.before_times, self.new = following, times, 0
+        self._settle(agreed)
         return self._text()
 
     def finish(self) -> LiveText:
@@ -111,6 +117,12 @@ class _Heard:
             self._keep(self.before, [])
         self.before = []
         return self._text()
+
+    def settle(self, newest: float) -> None:
+        """Make final what the last transcript has before the newest seconds, of which two transcripts may yet agree."""
+        until = len(self.audio) / self.rate - newest
+        ended = [place for place, (_, end) in enumerate(self.before_times) if end is not None and end <= until]
+        self._settle(max(ended, default=-1) + 1)
 
     def forget(self) -> None:
         """Cut the audio after the last final word whose end is known, or all but the end of a long pause."""
@@ -145,6 +157,11 @@ class _Heard:
     def _is_heard(self) -> bool:
         """Whether there is enough audio for a transcript."""
         return len(self.audio) >= 0.1 * self.rate
+
+    def _settle(self, count: int) -> None:
+        """Make so many words of the last transcript final."""
+        self._keep(self.before[:count], self.before_times[:count])
+        self.before, self.before_times = self.before[count:], self.before_times[count:]
 
     def _keep(self, words: list[str], times: list) -> None:
         self.final += words

@@ -80,6 +80,25 @@ def test_what_is_final_is_what_was_said(numbers, lengths, interval, has_times, r
         assert pipe.heard / pipe.calls < 6 + interval
 
 
+def test_a_model_that_never_writes_the_same_twice_does_not_hear_ever_more():
+    class Unsure(Listener):
+        longest = 0.0
+
+        def __call__(self, inputs, **options):
+            self.longest = max(self.longest, len(inputs["raw"]) / RATE)
+            answer = super().__call__(inputs, **options)
+            for chunk in answer["chunks"]:
+                chunk["text"] += "ab"[self.calls % 2]
+            return answer
+
+    pipe, numbers = Unsure(True), [number % len(NAMES) for number in range(80)]
+    texts = list(transcribe_live(pipe, cut(speech(numbers), [250]), interval=0.5, longest=3.0))
+    assert [word[:-1] for word in texts[-1].text.split()] == [NAMES[number] for number in numbers]
+    for one, other in pairwise(texts):
+        assert other.text.startswith(one.text)
+    assert pipe.longest <= 2 * 3.0 + 1.0
+
+
 @pytest.mark.parametrize(
     "given",
     [
