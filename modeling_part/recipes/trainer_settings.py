@@ -117,6 +117,9 @@ REFUSED_VALUES = {
         "it projects gradients or steps inside the backward pass, past the task gate and the skipped steps",
     )
     | {"schedule_free": "its weights while it trains are not those to evaluate and save; take one with a schedule"},
+    "debug": {
+        "underflow_overflow": "it fails on masks; steps that are not finite are skipped and told, with `grad_norm/PART`"
+    },
 }
 
 

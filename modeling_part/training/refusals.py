@@ -31,10 +31,19 @@ WITHOUT_EFFECT = {
 # Fields of `TrainingArguments`, with the value that changes nothing.
 NOT_FOLLOWED = {
     "auto_find_batch_size": False,
+    "batch_eval_metrics": False,
+    "bf16_full_eval": False,
+    "data_seed": None,
     "dataloader_drop_last": False,
+    "eval_accumulation_steps": None,
+    "fp16_full_eval": False,
+    "include_for_metrics": [],
     "label_smoothing_factor": 0.0,
     "load_best_model_at_end": False,
+    "neftune_noise_alpha": None,
+    "optim_target_modules": None,
     "per_device_train_batch_size": 8,
+    "prediction_loss_only": False,
     "train_sampling_strategy": "random",
 }
 # Fields of accelerate's `ParallelismConfig` -> what processes then have in common.

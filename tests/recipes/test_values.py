@@ -263,6 +263,8 @@ class TestTrainerSettings:
     def test_single_values(self, parsed):
         with pytest.raises(ValueError, match="`save_strategy: best` is not supported"):
             parsed(save_strategy="best", eval_strategy="steps")
+        with pytest.raises(ValueError, match="`debug: underflow_overflow` is not supported: it fails on masks"):
+            parsed(debug="underflow_overflow")
         with pytest.raises(ValueError, match="`optim: galore` is not supported"):
             parsed("--optim", "galore_adamw")
         with pytest.raises(ValueError, match="`optim: schedule_free` is not supported: its weights"):
