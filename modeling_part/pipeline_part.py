@@ -212,6 +212,13 @@ class PARTPipeline(ChunkPipeline):
         if task in TEXT_TASKS:
             yield {"row": {**row, "source_text": inputs}, "span": None, "is_silent": False, "is_last": True}
             return
+        if (
+            isinstance(inputs, dict) and inputs.get("stride") is not None
+        ):  # which transformers' own pipelines leave out
+            raise ValueError(
+                "`stride` of an input is not followed: give the samples that are to be transcribed, or the whole recording, "
+                "which is cut into windows that overlap by `stride_length_s`."
+            )
         if isinstance(inputs, dict) and inputs.get("raw") is not None:  # transformers' name for an array
             inputs = {**inputs, "array": inputs["raw"]}
         waveform = self.processor.waveform(inputs, None)

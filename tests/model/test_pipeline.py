@@ -494,6 +494,8 @@ def test_unknown_options_and_inputs_are_refused(pipe, clip):
         with pytest.raises(ValueError, match="needs its `sampling_rate` in Hz"):
             pipe(mapping)
     assert pipe({"array": clip.tolist(), "sampling_rate": RATE}) == pipe(clip)
+    with pytest.raises(ValueError, match=r"`stride` of an input is not followed.*`stride_length_s`"):
+        pipe({"raw": clip, "sampling_rate": RATE, "stride": (RATE, 0)})
     for switch in ("ctc_draft", "return_confidence", "voice_activity"):
         with pytest.raises(ValueError, match=f"`{switch}` is 'no'; give True or False"):
             pipe(clip, **{switch: "no"})
