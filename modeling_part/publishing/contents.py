@@ -195,7 +195,8 @@ def _check_processor(folder: Path, cleaned: dict) -> None:
 def _loss_picture(folder: Path) -> bytes | None:
     """The loss over the steps of a stage as PNG; None where its log has none."""
     history = [entry for entry in read_log_history(folder) if is_number(entry.get("step"))]
-    figure = plot_losses([{"name": folder.resolve().name, "log_history": history}])
+    steps = history[-1]["step"] if history else 0
+    figure = plot_losses([{"name": folder.resolve().name, "log_history": history, "steps": steps}])
     return None if figure is None else picture_bytes(figure)
 
 

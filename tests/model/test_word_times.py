@@ -107,9 +107,9 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-def sound(speech: Speech, loudness: float = 0.1) -> np.ndarray:
+def sound(speech: Speech, loudness: float = 0.1, elsewhere: float = 0.001) -> np.ndarray:
     """Noise where words are said, less of it elsewhere: what is said the model knows from the speech itself."""
-    levels = np.full(round(speech.seconds * RATE), 0.001)
+    levels = np.full(round(speech.seconds * RATE), elsewhere)
     for start, word in zip(speech.starts, speech.words, strict=True):
         levels[round(start * RATE) : round((start + CHARACTER * len(word.encode())) * RATE)] = loudness
     return (levels * np.random.default_rng(0).standard_normal(len(levels))).astype(np.float32)
@@ -177,7 +177,7 @@ def test_words_stand_where_they_were_said(listen):
 def test_without_silence_words_stand_where_they_are_emitted(listen):
     """Steady noise says nothing of words: a start is an audio token before the first that emits it, an end the next start."""
     speech = Speech(["one", "two,", "Red", "sun"])
-    result = listen(speech)(sound(speech, loudness=0.001), return_timestamps="word")
+    result = listen(speech)(sound(speech, elsewhere=0.1), return_timestamps="word")
     starts, ends = starts_and_ends(result["chunks"])
     np.testing.assert_allclose(starts, np.array(speech.starts) - STEP, atol=1.1 * STEP)
     assert ends[:-1] == starts[1:] and ends[-1] <= speech.seconds
