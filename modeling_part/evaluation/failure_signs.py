@@ -101,7 +101,8 @@ def instability(log: Sequence[Mapping], warm_up: float = 0) -> dict[str, str]:
     - A loss spikes: the last `WINDOW` entries of a task's loss are all more than `SPIKE` times its best mean of as many
       entries before, and their mean more than `SPIKE_NATS` above it.
     - A gradient norm keeps growing: its medians over the last two windows each are more than `GROWTH` times those of the
-      window before, and the last is more than `GROWN` times the lowest.
+      window before, and the last is more than `GROWN` times the lowest, while the loss over these windows does not fall:
+      of a loss near its end gradients are as uneven as its batches.
 
     Entries of the warm-up, whose rates still rise, and those without a finite value count for nothing.
 
@@ -111,18 +112,22 @@ def instability(log: Sequence[Mapping], warm_up: float = 0) -> dict[str, str]:
     """
     signs = {}
     after = [entry for entry in log if entry["step"] > warm_up]
+    losses = dict(_finite(after, "loss"))
     for name in dict.fromkeys(chain.from_iterable(after)):
+        found = None  # for most: the whole log is looked at with each new line
         if name == "loss" or (name.endswith("_loss") and "/" not in name and "ctc" not in name):
-            look = _spike
+            found = _spike(_finite(after, name))
         elif name.startswith("grad_norm"):
-            look = _growth
-        else:  # most, and the whole log is looked at with each new line
-            continue
-        values = [(entry["step"], entry[name]) for entry in after if isinstance(entry.get(name), (int, float))]
-        found = look([(step, value) for step, value in values if math.isfinite(value)])
+            found = _growth(_finite(after, name), losses)
         if found is not None:
             signs[name] = f"{name} {found}"
     return signs
+
+
+def _finite(log: Sequence[Mapping], name: str) -> list[tuple[int, float]]:
+    """(step, value) of the entries with a finite value."""
+    values = [(entry["step"], entry.get(name)) for entry in log]
+    return [(step, value) for step, value in values if isinstance(value, (int, float)) and math.isfinite(value)]
 
 
 def _spike(values: Sequence[tuple[int, float]]) -> str | None:
@@ -136,9 +141,10 @@ def _spike(values: Sequence[tuple[int, float]]) -> str | None:
     return None
 
 
-def _growth(values: Sequence[tuple[int, float]]) -> str | None:
+def _growth(values: Sequence[tuple[int, float]], losses: Mapping[int, float]) -> str | None:
+    """Of the norms at steps, with the losses there."""
     windows = len(values) // WINDOW
-    if windows < 4:
+    if windows < 4 or _falls([losses[step] for step, _ in values[-3 * WINDOW :] if step in losses]):
         return None
     norms = np.array([value for _, value in values[-windows * WINDOW :]], dtype=float)
     medians = np.median(norms.reshape(windows, WINDOW), axis=1)
@@ -146,3 +152,8 @@ def _growth(values: Sequence[tuple[int, float]]) -> str | None:
     if last > GROWTH * middle > GROWTH**2 * before and last > GROWN * min(medians):
         return f"grows: {before:.3g}, {middle:.3g}, {last:.3g} (medians of {WINDOW} entries; the lowest was {min(medians):.3g})"
     return None
+
+
+def _falls(losses: Sequence[float]) -> bool:
+    """Whether the last of them are lower than the first."""
+    return len(losses) > WINDOW and np.mean(losses[-WINDOW:]) < np.mean(losses[:WINDOW])
