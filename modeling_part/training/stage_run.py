@@ -190,9 +190,8 @@ class StageRun:
         """Raise OSError where the stage's folder and its checkpoints (weights, gradients' averages) do not fit."""
         weights = sum(parameter.numel() * 4 for parameter in model.parameters())
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        kept = max(
-            args.save_total_limit or 1, 1 if args.metric_for_best_model is None else 2
-        )  # the best, and the newest
+        # The newest, and beside it the best where one is known.
+        kept = max(args.save_total_limit or 1, 1 if args.metric_for_best_model is None else 2)
         checkpoints = int(self.predicts) if args.save_strategy == "no" else kept + 1
         needed = weights * (1 + checkpoints) + 8 * trained * checkpoints
         if not self.restarts:  # those of an interrupted run are there already, and replaced one by one
